@@ -1,0 +1,40 @@
+"""The two terms of the transport cost that shape the residual r = z - b (BaryIR, arXiv 2505.21637, the MLOT cost).
+
+Both couple the samples of a batch; in a run on several processes they see the samples of all of them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.distributed import gather
+
+
+def normalized(latent: Tensor) -> Tensor:
+    """[B,...] -> [B,D]: each sample flattened to a vector and divided by its L2 norm."""
+    return F.normalize(latent.flatten(1), dim=1)
+
+
+def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
+    """L_ctr,i = -log( sum_{j: k_j = k_i} exp(<r^_i, r^_j>/tau) / sum_j exp(<r^_i, r^_j>/tau) ), j = i included.
+
+    Args:
+        r: residual latents [B,8C,h,w].
+        source: index of each sample's source, [B] int.
+        tau: temperature (0.07 in the release).
+
+    Returns [B]; zero where all samples share one source.
+    """
+    r = normalized(r)
+    logits = r @ gather(r).T / tau                                              # [B,N*B]
+    other_source = source[:, None] != gather(source)[None, :]
+    same = logits.masked_fill(other_source, -torch.inf)
+    return logits.logsumexp(dim=1) - same.logsumexp(dim=1)
+
+
+def orthogonality(b: Tensor, r: Tensor) -> Tensor:
+    """L_ort,i = sum_j <b^_i, r^_j>^2 over all samples j: barycenter latents carry nothing of any residual.
+
+    b, r: [B,8C,h,w]. Returns [B].
+    """
+    return (normalized(b) @ gather(normalized(r)).T).square().sum(dim=1)

@@ -1,0 +1,47 @@
+"""The K dual potentials of the barycenter problem, congruent by construction."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Potentials(nn.Module):
+    """K scalar functions f_k of a latent, with sum_k lambda_k f_k = 0 everywhere.
+
+    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped convolution computes
+    all K) give f_k = g_k - sum_j lambda_j g_j, which is congruent for any weights that sum to 1 (Kolesov et al., ICML
+    2024, arXiv 2402.03828). The mean over pixels makes the size independent of the latent's. SiLU, not ReLU: smoother
+    potentials gave more accurate maps on Gaussians with known barycenter.
+
+    Args:
+        lambdas: [K], source weights, > 0 with sum 1.
+        channels: channels of the latent (8C).
+        width: hidden channels of each g_k.
+        congruent: False leaves f_k = g_k, for use with the penalty of the authors' release
+            (losses.barycenter.congruence_penalty).
+    """
+
+    def __init__(self, lambdas: Tensor, channels: int = 384, width: int = 64, congruent: bool = True) -> None:
+        super().__init__()
+        sources = len(lambdas)
+        if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
+            raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
+        self.congruent = congruent
+        self.register_buffer("lambdas", lambdas.float())
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, sources * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(sources * width, sources * 2 * width, 3, stride=2, padding=1, groups=sources),
+            nn.SiLU(),
+        )
+        self.head = nn.Sequential(
+            nn.Conv2d(sources * 2 * width, sources * 2 * width, 1, groups=sources),
+            nn.SiLU(),
+            nn.Conv2d(sources * 2 * width, sources, 1, groups=sources),
+        )
+
+    def forward(self, b: Tensor) -> Tensor:
+        """Latents [B,8C,h,w] of any size -> values of all K potentials [B,K]."""
+        g = self.head(self.features(b).mean(dim=(2, 3), keepdim=True)).flatten(1)     # [B,K]
+        if self.congruent:
+            g = g - (self.lambdas * g).sum(dim=1, keepdim=True)
+        return g

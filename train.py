@@ -1,0 +1,309 @@
+"""Train BaryIR: one network for many degradations, its latent split by optimal transport.
+
+    python train.py --opt options/train_5d.yml                                   one GPU, or a CPU
+    torchrun --nproc_per_node 4 train.py --opt options/train_5d.yml              four GPUs
+    python train.py --opt options/train_5d.yml --resume                          continue exactly where it stopped
+    python train.py --opt options/train_5d.yml --dry-run                         check options and data, take no step
+
+Each batch trains two sides of   max_f min_T  sum_k lambda_k E_k[ C_k(z, T(z)) - f_k(T(z)) ],   sum_k lambda_k f_k = 0:
+the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
+"""
+
+import argparse
+import csv
+import dataclasses
+import math
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all, stop_interrupts
+from losses.barycenter import map_objective, potential_objective, sample_weights, source_weights
+from models.baryir import BaryIR
+from models.potentials import Potentials
+from utils import distributed
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import InputError, one_line_errors
+from utils.evaluation import average_row, evaluate
+from utils.images import write_atomically
+from utils.options import TrainOptions, dump, load_options
+
+TERMS = ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
+    parser.add_argument("--resume", action="store_true", help="continue the run from its last.pth")
+    parser.add_argument("--dry-run", action="store_true", help="print options, data and one step's losses, decode every image")
+    return parser.parse_args(arguments)
+
+
+def learning_rate_factor(options: TrainOptions, step: int, steps: int, steps_per_epoch: float) -> float:
+    """Share of the first learning rate that holds at a step."""
+    schedule = options.schedule
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    if schedule.name == "cosine":
+        progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
+        return schedule.minimum + (1 - schedule.minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.name == "step":
+        return schedule.factor ** int(step / (schedule.every * steps_per_epoch))
+    return 1.0
+
+
+def make_optimizer(options: TrainOptions, parameters: list, learning_rate: float) -> torch.optim.Optimizer:
+    kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    return kind(parameters, lr=learning_rate, weight_decay=options.weight_decay)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    # Setup options:
+    flags = parse_arguments(arguments)
+    options = load_options(TrainOptions, flags.opt, flags.set)
+    rank, processes, device = distributed.setup(options.device)
+    torch.manual_seed(options.seed)
+    folder = Path(options.output) / options.name
+    if not flags.dry_run and not flags.resume and (folder / "last.pth").exists():
+        raise InputError(f"{folder} holds a run already: continue it with --resume, or give this one another name")
+    log_file = None
+
+    def log(message: str) -> None:
+        if rank == 0:
+            tqdm.write(message)
+            if log_file:
+                log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+                log_file.flush()
+
+    # Setup data:
+    sources = [ImageSet(s, options.root, f"{options.file}: sources[{k}]") for k, s in enumerate(options.sources)]
+    sets = [ImageSet(s, options.root, f"{options.file}: validation.sets[{i}]") for i, s in enumerate(options.validation.sets)]
+    cache = None
+    if options.cache or flags.dry_run:
+        cache = decode_all(sources, lambda it, total: tqdm(it, "decoding", total, leave=False, disable=rank > 0))
+    training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache if options.cache else None)
+    stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
+    steps_per_epoch = len(training_set) / (options.batch * processes)
+    steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
+
+    # Setup networks: lambda, the sampler's probabilities, BaryIR (encoder, T, decoder) and the potentials.
+    try:
+        lambdas = source_weights(training_set.samples_per_epoch, options.objective.lambdas).to(device)
+    except ValueError as error:
+        raise InputError(f"{options.file}: objective.lambdas: {error}") from None
+    counts = torch.tensor(training_set.samples_per_epoch, dtype=torch.float64)
+    probabilities = (counts / counts.sum()).float().to(device)
+    try:
+        net = BaryIR(**dataclasses.asdict(options.network)).to(device)
+    except ValueError as error:
+        raise InputError(f"{options.file}: network: {error}") from None
+    exact = options.potentials.congruence == "exact"
+    potentials = Potentials(lambdas, net.latent_channels, options.potentials.width, congruent=exact).to(device)
+    rho = 0.0 if exact else options.potentials.penalty
+    if options.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+    deployed = ema.module if ema else net                       # what validation measures and checkpoints offer
+    bfloat16 = options.precision == "bfloat16" and device.type == "cuda"
+
+    # Setup optimizers; everything is frozen, each phase thaws its own side.
+    map_optimizer = make_optimizer(options, list(net.parameters()), options.learning_rate)
+    potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
+    net.requires_grad_(False)
+    potentials.requires_grad_(False)
+
+    def phase(batch: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch on the device: degraded, clean [B,3,P,P], source [B], weights lambda_k / (B p_k) [B]."""
+        degraded, clean, source = (t.to(device, non_blocking=True) for t in batch)
+        if options.channels_last:
+            degraded = degraded.contiguous(memory_format=torch.channels_last)
+        return degraded, clean, source, sample_weights(source, lambdas, probabilities)
+
+    def map_step(batch: tuple) -> dict[str, torch.Tensor]:
+        """Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1)."""
+        degraded, clean, source, weights = phase(batch)
+        net.requires_grad_(True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            restored, z, b = net(degraded)
+        restored, z, b = restored.float(), z.float(), b.float()
+        loss, terms = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
+                                    options.objective.gamma, options.objective.tau)
+        map_optimizer.zero_grad()
+        loss.backward()
+        distributed.average_gradients(net.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), options.clip or math.inf)
+        net.requires_grad_(False)
+        return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}
+
+    def potential_step(batch: tuple) -> dict[str, torch.Tensor]:
+        """Potential step: the potentials move on b of the updated T, the network is frozen (METHOD 2.2)."""
+        degraded, _, source, weights = phase(batch)
+        potentials.requires_grad_(True)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            z, _ = net.encode(degraded)
+            b = net.transport(z)                                # encoder and T only, never the decoder
+        loss = potential_objective(potentials(b.float()), source, weights, lambdas, rho)
+        potential_optimizer.zero_grad()
+        loss.backward()
+        distributed.average_gradients(potentials.parameters())
+        potentials.requires_grad_(False)
+        return {"potential_loss": loss.detach()}
+
+    def finite(terms: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The terms as numbers, averaged over the processes; stops the run where one is not finite."""
+        values = dict(zip(terms, distributed.average(torch.stack(list(terms.values()))).tolist()))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            kept = f"the last good checkpoint is {folder / 'last.pth'}" if (folder / "last.pth").exists() else "no checkpoint yet"
+            raise InputError(f"step {step}: {', '.join(f'{name} = {values[name]}' for name in bad)}; {kept}")
+        return values
+
+    # Report what will run:
+    log(dump(options).rstrip())
+    for images, options_k, count, weight in zip(sources, options.sources, training_set.samples_per_epoch, lambdas.tolist()):
+        log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
+    for images in sets:
+        log(f"validation {images.name}: {images.describe()}")
+    log(f"network {sum(p.numel() for p in net.parameters()):,} parameters, potentials "
+        f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps of "
+        f"{options.batch * processes} samples, {steps / steps_per_epoch:.1f} epochs, on {processes} x {device} in "
+        f"{'bfloat16' if bfloat16 else 'float32'}"
+        + (" (bfloat16 is for CUDA)" if options.precision == "bfloat16" and not bfloat16 else ""))
+
+    # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
+    step, best = 0, -math.inf
+    if flags.resume:
+        checkpoint = read_checkpoint(folder / "last.pth")
+        if "train" not in checkpoint:
+            raise InputError(f"{folder / 'last.pth'}: holds weights only, expected a checkpoint of train.py to resume from")
+        state = checkpoint["train"]
+        net.load_state_dict(state["net"])
+        potentials.load_state_dict(state["potentials"])
+        map_optimizer.load_state_dict(state["map_optimizer"])
+        potential_optimizer.load_state_dict(state["potential_optimizer"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["random"])
+        if device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], device)
+        step, best = checkpoint["step"], state["best"]
+        del checkpoint, state
+        log(f"resumed {folder / 'last.pth'} at step {step}")
+
+    sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
+    loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
+                        worker_init_fn=stop_interrupts, pin_memory=device.type == "cuda", persistent_workers=False)
+
+    if flags.dry_run:
+        batch = next(iter(loader))
+        terms = finite({**map_step(batch), **potential_step(batch)})
+        log("one step: " + ", ".join(f"{name} {terms[name]:.4g}" for name in TERMS))
+        return
+
+    # Setup logs, cut back to the step from which a resumed run continues:
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "options.yml").write_text(dump(options))
+        log_file = open(folder / "train.log", "a", encoding="utf-8")
+        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS), step)
+        start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
+
+    def save() -> None:
+        if rank == 0:
+            weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
+            save_checkpoint(folder / "last.pth", {
+                "net": weights, "network": dataclasses.asdict(options.network), "step": step,
+                "train": {
+                    "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
+                    "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
+                    "best": best, "random": torch.get_rng_state(),
+                    "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                },
+            })
+
+    def validate() -> None:
+        nonlocal best
+        rows = evaluate(deployed, sets, options.validation.protocol) if rank == 0 else []
+        rows += [average] if (average := average_row(rows)) else []
+        for row in rows:
+            if row.psnr is not None:
+                log(f"step {step} {row.set}: {row.psnr:.2f} dB / {row.ssim:.4f} ({row.images} images)")
+            append_row(folder / "validation.csv", (step, *dataclasses.astuple(row)))
+        if rows and rows[-1].set == "average" and rows[-1].psnr > best:
+            best = rows[-1].psnr
+            weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
+            save_checkpoint(folder / "best.pth", {"net": weights, "network": dataclasses.asdict(options.network), "step": step})
+
+    # Train: the alternation, batch by batch.
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
+    sums, seconds = dict.fromkeys(TERMS, 0.0), time.monotonic()
+    counts = dict.fromkeys(TERMS, 0)
+    bar = tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0)
+    for batch in loader:
+        factor = learning_rate_factor(options, step, steps, steps_per_epoch)
+        for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+        terms = finite(map_step(batch))
+        map_optimizer.step()
+        if ema:
+            ema.update_parameters(net)
+
+        if (step + 1) % options.map_steps == 0:
+            terms |= finite(potential_step(batch))
+            potential_optimizer.step()
+
+        step += 1
+        bar.update()
+        for name, value in terms.items():
+            sums[name] += value
+            counts[name] += 1
+        if step % options.log_every == 0 or step == steps:
+            means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
+            sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
+            bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if name != "gradient_norm"})
+            if rank == 0:
+                append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
+                                                   *(f"{means[name]:.6g}" for name in TERMS)))
+        if sets and (step % options.validation.every == 0 or step == steps):
+            validate()
+        stopping = distributed.average(torch.tensor(float(bool(stop)), device=device)).item() > 0
+        if step % options.save_every == 0 or step == steps or stopping:
+            save()
+        if stopping:
+            raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
+    bar.close()
+    log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if sets else ""))
+
+
+def start_table(path: Path, columns: tuple, step: int) -> None:
+    """Begin a CSV file, or cut an earlier one back to its rows up to `step`."""
+    rows = []
+    if step and path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+    write_atomically(path, write)
+
+
+def append_row(path: Path, row: tuple) -> None:
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(row)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

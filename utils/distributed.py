@@ -1,0 +1,71 @@
+"""Several processes (torchrun): set-up, the gradient mean, and a gather through which gradients flow."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def setup(device: str) -> tuple[int, int, torch.device]:
+    """Join the process group that torchrun announces, if any; returns rank, number of processes and the device.
+
+    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, torch.device(device)
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return dist.get_rank(), dist.get_world_size(), torch.device(device)
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.batch = x.shape[0]
+        gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, x.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Every process's loss depends on this process's samples: their gradients add up.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.batch
+        return gradient[start:start + ctx.batch]
+
+
+def gather(x: Tensor) -> Tensor:
+    """[B,...] on each of N processes -> [N*B,...] on all, with gradients; x itself in a single process."""
+    return _Gather.apply(x) if is_distributed() else x
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients by their mean over the processes, in one flat all-reduce."""
+    if not is_distributed():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def average(values: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    if is_distributed():
+        dist.all_reduce(values)
+        values = values / dist.get_world_size()
+    return values

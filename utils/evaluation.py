@@ -1,0 +1,133 @@
+"""Restore the images of test sets and measure them; train.py validates with it, test.py makes the tables with it."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.datasets import ImageSet, bundled_depth
+from data.degradations import file_rng
+from data.transforms import to_tensor
+from models.baryir import BaryIR
+from utils.metrics import crop_for, measure
+
+
+@dataclass
+class Restored:
+    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there is ground truth."""
+
+    index: int
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray | None
+    scores_in: tuple[float, float] | None
+    scores: tuple[float, float] | None
+
+
+@dataclass
+class Row:
+    """A set's line in the table: means over its images, PSNR in dB; None without ground truth."""
+
+    set: str
+    images: int
+    psnr_in: float | None
+    ssim_in: float | None
+    psnr: float | None
+    ssim: float | None
+
+
+def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A test image and its ground truth, [H,W,3] uint8; a degradation is drawn for the whole image, seeded per file."""
+    degraded, clean = images.read(index)
+    if degraded is None:
+        name, (level,) = images.pairs[index].path.name, images.options.levels
+        depth = bundled_depth(name) if images.options.bundled else None
+        degraded = images.degrade(clean, level, file_rng(name, level), depth)
+    return degraded, clean
+
+
+@torch.inference_mode()
+def restore(net: BaryIR, degraded: Tensor, tile: int = 0, overlap: int = 64) -> Tensor:
+    """Restore one image [1,3,H,W] in [0,1]; in overlapping tiles, linearly blended, where a side is above `tile` > 0."""
+    height, width = degraded.shape[-2:]
+    if not tile or max(height, width) <= tile:
+        return net(degraded)[0].float()
+    restored = torch.zeros(degraded.shape, device=degraded.device)
+    total = torch.zeros(1, 1, height, width, device=degraded.device)
+    for top in _starts(height, tile, overlap):
+        for left in _starts(width, tile, overlap):
+            piece = degraded[..., top:top + tile, left:left + tile]
+            rows, columns = (_ramp(n, overlap, degraded.device) for n in piece.shape[-2:])
+            weight = rows[:, None] * columns
+            restored[..., top:top + tile, left:left + tile] += weight * net(piece)[0]
+            total[..., top:top + tile, left:left + tile] += weight
+    return restored / total
+
+
+def _starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Evenly spread starts of the fewest tiles that cover `size` with at least `overlap` in common."""
+    count = max(1, math.ceil((size - overlap) / (tile - overlap)))
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)] if count > 1 else [0]
+
+
+def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
+    """Weights that fall off linearly within `overlap` of both ends, never to zero."""
+    distance = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1)
+
+
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, tile: int = 0, overlap: int = 64,
+                precision: str = "float32") -> Iterator[Restored]:
+    """Restore and measure a set's images one by one."""
+    device = next(net.parameters()).device
+    limit = images.options.limit or len(images)
+    for index in range(min(limit, len(images))):
+        degraded, clean = (image if image is None else crop_for(protocol, image) for image in degraded_and_clean(images, index))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and device.type == "cuda"):
+            restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
+        restored = restored[0].permute(1, 2, 0).cpu().numpy()
+        degraded = degraded.astype(np.float32) / 255
+        scores_in = scores = None
+        if clean is not None:
+            clean = clean.astype(np.float32) / 255
+            scores_in, scores = measure(protocol, degraded, clean), measure(protocol, restored, clean)
+        yield Restored(index, degraded, restored, clean, scores_in, scores)
+
+
+def summarize(name: str, results: Sequence[Restored]) -> Row:
+    """Mean PSNR and SSIM of a set, per image, then the mean."""
+    def mean(values: list) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    measured = [result for result in results if result.scores]
+    return Row(name, len(results), *(mean([r.scores_in[i] for r in measured]) for i in range(2)),
+               *(mean([r.scores[i] for r in measured]) for i in range(2)))
+
+
+def average_row(rows: Sequence[Row]) -> Row | None:
+    """The mean over the sets with ground truth, each set counting once, as the papers average; None without any."""
+    measured = [row for row in rows if row.psnr is not None]
+    if not measured:
+        return None
+    means = (float(np.mean([getattr(row, key) for row in measured])) for key in ("psnr_in", "ssim_in", "psnr", "ssim"))
+    return Row("average", sum(row.images for row in measured), *means)
+
+
+def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, each: Callable[[ImageSet, Restored], None] = lambda *_: None,
+             **how) -> list[Row]:
+    """Restore and measure all sets; `each` sees every restored image. Returns a row for each set."""
+    was_training = net.training
+    net.eval()
+    rows = []
+    for images in sets:
+        scores = []
+        for result in restore_set(net, images, protocol, **how):
+            each(images, result)
+            result.degraded = result.restored = result.clean = None          # keep the scores, not the pixels
+            scores.append(result)
+        rows.append(summarize(images.name, scores))
+    net.train(was_training)
+    return rows

@@ -1,0 +1,317 @@
+"""Option files: nested YAML, checked against the dataclasses below, whose defaults are the paper's or the release's.
+
+An unknown key, a wrong type or a value out of range is an InputError that names the file and the key.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from utils.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Network:
+    """Arguments of models.baryir.BaryIR."""
+
+    width: int = 48
+    encoder_blocks: list[int] = field(default_factory=lambda: [4, 6, 6])
+    latent_blocks: int = 8
+    transport_blocks: int = 8
+    decoder_blocks: list[int] = field(default_factory=lambda: [4, 6, 6])
+    residual_blocks: list[int] = field(default_factory=lambda: [6, 6])
+    refinement_blocks: int = 4
+    heads: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    bridge_heads: int = 4
+    expansion: float = 2.66
+    residual_scale: float = 0.8
+
+
+@dataclass
+class Images:
+    """A training source or a test set; relative folders are below `root`."""
+
+    name: str = ""
+    type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # gives default folders
+    degraded: str = ""
+    clean: str = ""
+    bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
+    pairing: Literal["auto", "same", "rain", "haze"] = "auto"
+    degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""    # made on the fly from clean images
+    levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale
+
+    def check(self) -> None:
+        if self.type == "denoise" and not self.degradation:
+            self.degradation = "noise"
+        if self.degradation and not self.levels:
+            raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50]")
+        if self.levels and not self.degradation:
+            raise InputError("levels: given without a degradation")
+        if self.degradation and self.degraded:
+            raise InputError(f"degraded: a folder is given beside degradation {self.degradation}, expected one of them")
+        if self.bundled and (self.degraded or self.clean):
+            raise InputError("bundled: given beside a folder, expected one of them")
+        self.name = self.name or self.type
+
+
+@dataclass
+class Source(Images):
+    """A training source."""
+
+    repeat: int = 1                                         # times that each image is listed in an epoch
+
+    def check(self) -> None:
+        super().check()
+        if not (self.type or self.bundled or (self.clean and (self.degraded or self.degradation))):
+            raise InputError("expected a type, or the folders degraded and clean, or bundled images")
+        if self.bundled and not self.degradation:
+            raise InputError("degradation: none given for bundled images")
+        positive(self, "repeat")
+
+
+@dataclass
+class TestSet(Images):
+    """A test set: with a degraded folder alone it has no ground truth; a degradation has one level, seeded per file."""
+
+    optional: bool = False                                  # left out, with a line, where its folder is absent
+    limit: int = 0                                          # first images only; 0 = all
+
+    def check(self) -> None:
+        super().check()
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise InputError(f"name: {self.name!r}, expected a name that can be a folder")
+        if not (self.degraded or self.clean or self.bundled):
+            raise InputError("expected a folder degraded or clean, or bundled images")
+        if self.clean and not (self.degraded or self.degradation):
+            raise InputError("clean: given without a folder degraded or a degradation")
+        if len(self.levels) > 1:
+            raise InputError(f"levels: {len(self.levels)} levels, expected one in a test set")
+
+
+@dataclass
+class Potentials:
+    """models.potentials.Potentials and how their congruence is imposed."""
+
+    width: int = 64
+    congruence: Literal["exact", "penalty"] = "exact"
+    penalty: float = 10.0                                   # rho of the release, for congruence: penalty
+
+    def check(self) -> None:
+        positive(self, "width", "penalty")
+
+
+@dataclass
+class Objective:
+    w_rec: float = 1e4
+    gamma: float = 0.05                                     # 0.02 in the release's distributed runs
+    tau: float = 0.07
+    lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
+
+    def check(self) -> None:
+        positive(self, "tau")
+
+
+@dataclass
+class Schedule:
+    name: Literal["step", "cosine", "constant"] = "step"
+    every: float = 50                                       # step: epochs between decays
+    factor: float = 0.1                                     # step: of each decay
+    minimum: float = 0.0                                    # cosine: final rate, as a share of the first
+    warmup: int = 0                                         # steps of linear warm-up
+
+    def check(self) -> None:
+        positive(self, "every")
+
+
+@dataclass
+class Validation:
+    every: int = 5000                                       # steps
+    protocol: Literal["promptir", "baryir", "full"] = "promptir"
+    sets: list[TestSet] = field(default_factory=list)
+
+    def check(self) -> None:
+        positive(self, "every")
+
+
+@dataclass
+class TrainOptions:
+    name: str
+    sources: list[Source]
+    root: str = "datasets"
+    output: str = "experiments"                             # the run's folder is output/name
+    seed: int = 0
+    device: str = "auto"                                    # auto, cpu, cuda or cuda:N
+    precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast on CUDA; a CPU always uses float32
+    channels_last: bool = False
+    network: Network = field(default_factory=Network)
+    potentials: Potentials = field(default_factory=Potentials)
+    objective: Objective = field(default_factory=Objective)
+    epochs: float = 0                                       # epochs or steps, not both
+    steps: int = 0
+    batch: int = 3                                          # per process
+    patch: int = 128
+    progressive: list[list[int]] = field(default_factory=list)     # [[from step, batch, patch], ...], Restormer sec. 4
+    optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
+    learning_rate: float = 1e-4
+    potential_learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+    map_steps: int = 1                                      # map steps per potential step
+    clip: float = 0.0                                       # largest gradient norm of a map step; 0 = no clipping
+    ema: float = 0.0                                        # decay of the averaged weights; 0 = none
+    workers: int = 4
+    cache: bool = False                                     # decode all images into memory first
+    log_every: int = 50                                     # steps
+    save_every: int = 1000
+    validation: Validation = field(default_factory=Validation)
+    file: str = ""                                          # the option file, filled in when it is read
+
+    def check(self) -> None:
+        if bool(self.epochs) == bool(self.steps):
+            raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
+        if not self.sources:
+            raise InputError("sources: empty, expected at least one source")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise InputError(f"sources: names {names}, expected a different name for each")
+        for i, stage in enumerate(self.progressive):
+            if len(stage) != 3 or min(stage) < 1:
+                raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
+        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")
+
+
+@dataclass
+class TestOptions:
+    name: str
+    checkpoint: str
+    sets: list[TestSet]
+    root: str = "datasets"
+    output: str = "results"                                 # images and tables go to output/name
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    protocol: Literal["promptir", "baryir", "full"] = "promptir"
+    tile: int = 0                                           # restore larger images in tiles of this size; 0 = whole
+    overlap: int = 64                                       # pixels that neighbouring tiles share
+    save: bool = True                                       # write the restored images
+    side_by_side: bool = False                              # and, in one picture, input | restored (| ground truth)
+    file: str = ""
+
+    def check(self) -> None:
+        names = [images.name for images in self.sets]
+        if len(set(names)) < len(names):
+            raise InputError(f"sets: names {names}, expected a different name for each")
+        if self.tile and self.tile < 2 * self.overlap:
+            raise InputError(f"tile: {self.tile} with overlap {self.overlap}, expected at least twice the overlap")
+
+
+def positive(options: Any, *names: str) -> None:
+    """InputError unless the named options are above 0."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise InputError(f"{name}: {getattr(options, name)}, expected a number above 0")
+
+
+def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
+    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys and values, found {content!r}")
+    content["file"] = path
+    for override in overrides:
+        _override(kind, content, override)
+    return parse(kind, content, f"{path}: ")
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """Convert plain YAML data to the type `kind`; `where` opens the error messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where.rstrip('. :')}: {value!r}, expected keys and values")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise InputError(f"{where}{key}: unknown option{_nearest(key, hints)}")
+        for entry in dataclasses.fields(kind):
+            if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in value:
+                raise InputError(f"{where}{entry.name}: missing")
+        result = kind(**{key: parse(hints[key], entry, f"{where}{key}.") for key, entry in value.items()})
+        if hasattr(result, "check"):
+            try:
+                result.check()
+            except InputError as error:
+                raise InputError(f"{where}{error}") from None
+        return result
+    where = where.rstrip(".")
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: {value!r}, expected a list")
+        return [parse(arguments[0], entry, f"{where}[{i}].") for i, entry in enumerate(value)]
+    if origin is Literal:
+        if value not in arguments:
+            choices = ", ".join(str(choice) for choice in arguments if choice != "")
+            raise InputError(f"{where}: {value!r}, expected one of {choices}{_nearest(value, arguments)}")
+        return value
+    if origin in (types.UnionType, typing.Union):           # the choice between a word and a list
+        return parse(arguments[isinstance(value, list)], value, f"{where}.")
+    if kind is float and isinstance(value, str):            # PyYAML reads 2e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise InputError(f"{where}: {value!r}, expected {names[kind]}")
+    return value
+
+
+def dump(options: Any) -> str:
+    """Resolved options as YAML that load_options reads."""
+    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _nearest(key: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _override(kind: Any, content: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"--set {override}: expected key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.replace("[", ".").replace("]", "").split(".")
+    here: Any = content
+    for i, part in enumerate([*parents, last]):
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, which has {len(here)}")
+            part = int(part)
+        elif not isinstance(here, dict):
+            raise InputError(f"--set {override}: {'.'.join(parents[:i])} has no options of its own")
+        if i == len(parents):
+            here[part] = value
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            here = here[part]
