@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all, stop_interrupts
+from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all, open_test_sets, stop_interrupts
 from losses.barycenter import map_objective, potential_objective, sample_weights, source_weights
 from models.baryir import BaryIR
 from models.potentials import Potentials
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Setup data:
     sources = [ImageSet(s, options.root, f"{options.file}: sources[{k}]") for k, s in enumerate(options.sources)]
-    sets = [ImageSet(s, options.root, f"{options.file}: validation.sets[{i}]") for i, s in enumerate(options.validation.sets)]
+    sets = open_test_sets(options.validation.sets, options.root, f"{options.file}: validation.sets", log)
     cache = None
     if options.cache or flags.dry_run:
         cache = decode_all(sources, lambda it, total: tqdm(it, "decoding", total, leave=False, disable=rank > 0))

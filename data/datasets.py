@@ -34,6 +34,8 @@ PAIRINGS: dict[str, Callable[[str], str]] = {
     "same": lambda stem: stem,                                  # a.png -> a.png, a.jpg
     "rain": lambda stem: re.sub("rain-", "norain-", stem),      # rain-12.png -> norain-12.png
     "haze": lambda stem: stem.split("_")[0],                    # 0025_0.8_0.2.jpg -> 0025.png
+    "o_haze": lambda stem: stem.replace("_hazy", "_GT"),        # 01_outdoor_hazy.jpg -> 01_outdoor_GT.jpg
+    "spa": lambda stem: stem + "gt",                            # 000.png -> 000gt.png
 }
 
 
@@ -159,6 +161,19 @@ class ImageSet:
     def degrade(self, clean: np.ndarray, level: float, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
         """The set's degradation of a clean image, both [H,W,3] uint8."""
         return DEGRADATIONS[self.options.degradation](clean, level, rng, depth)
+
+
+def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None]) -> list[ImageSet]:
+    """The test sets of an option file's list `where`; one that is marked optional and is absent is reported and left out."""
+    sets = []
+    for i, images in enumerate(options):
+        try:
+            sets.append(ImageSet(images, root, f"{where}[{i}] {images.name}"))
+        except InputError as error:
+            if not images.optional:
+                raise InputError(f"{error}; put the data there, set root=PATH, or mark the set optional: true") from None
+            report(f"left out (optional): {error}")
+    return sets
 
 
 def decode_all(sets: Sequence[ImageSet], progress: Callable = iter) -> dict[Path, np.ndarray]:

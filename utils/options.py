@@ -44,7 +44,7 @@ class Images:
     degraded: str = ""
     clean: str = ""
     bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
-    pairing: Literal["auto", "same", "rain", "haze"] = "auto"
+    pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""    # made on the fly from clean images
     levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale
 
@@ -86,7 +86,7 @@ class TestSet(Images):
 
     def check(self) -> None:
         super().check()
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if not self.name or "/" in self.name or self.name.startswith(".") or self.name == "average":
             raise InputError(f"name: {self.name!r}, expected a name that can be a folder")
         if not (self.degraded or self.clean or self.bundled):
             raise InputError("expected a folder degraded or clean, or bundled images")

@@ -1,0 +1,50 @@
+"""Images and public-layout trees for the tests, made on the spot; few threads, so that results repeat."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+torch.set_num_threads(2)
+
+TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1", "network.transport_blocks=1",
+                "network.decoder_blocks=[1,1,1]", "network.residual_blocks=[1,1]", "network.refinement_blocks=0", "potentials.width=4"]
+
+
+def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def public_tree(tmp_path: Path) -> Path:
+    """A small tree in the public layout: names, extensions and folders as in the data sets."""
+    root = tmp_path / "datasets"
+    for name in ("100075.jpg", "00001.bmp", "12003.png"):
+        write_image(root / "Train/Denoise" / name, seed=1)
+    for n in (1, 2, 10):
+        write_image(root / f"Train/Derain/rainy/rain-{n}.png", seed=n)
+        write_image(root / f"Train/Derain/gt/norain-{n}.png", seed=n + 50)
+    for scene, part in (("0025", 1), ("0031", 4)):
+        write_image(root / f"Train/Dehaze/original/{scene}.jpg", seed=3)
+        for a in ("0.8_0.1", "1_0.2"):
+            write_image(root / f"Train/Dehaze/synthetic/part{part}/{scene}_{a}.jpg", seed=4)
+    for name in ("GOPR0372_07_00-000047.png", "GOPR0372_07_00-000048.png"):
+        for kind in ("blur", "sharp"):
+            write_image(root / "Train/Deblur" / kind / name, seed=5)
+    for kind in ("low", "high"):
+        write_image(root / "Train/lowlight" / kind / "2.png", seed=6)
+    for i, (degraded, clean) in enumerate([
+        ("dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png"), ("derain/Rain100L/input/rain-001.png", "derain/Rain100L/target/norain-001.png"),
+        ("deblur/input/a.png", "deblur/target/a.png"), ("lowlight/low/1.png", "lowlight/high/1.png"),
+    ]):
+        write_image(root / "test" / degraded, seed=i)
+        write_image(root / "test" / clean, seed=i + 10)
+    write_image(root / "test/denoise/bsd68/101085.png", seed=20)
+    return root

@@ -1,0 +1,190 @@
+"""Pairing by key, what sources report and refuse, repeatable patches, degradations, the sampler."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from conftest import write_image
+from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, make_pairs, open_test_sets
+from data.degradations import DEGRADATIONS, file_rng
+from data.transforms import random_crop, random_dihedral
+from utils import options
+from utils.errors import InputError
+from utils.evaluation import degraded_and_clean
+from utils.images import read_image
+
+
+def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
+    pairs = make_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, "here")
+    return {pair.degraded.name: pair.clean.name for pair in pairs}
+
+
+@pytest.mark.parametrize("degraded, clean, expected", [
+    (["b.png", "a.png"], ["a.png", "b.png"], ["b.png", "a.png"]),
+    (["a.png", "b.png"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"]),                           # same stem
+    (["rain-10.png", "rain-2.png"], ["norain-2.png", "norain-10.png"], ["norain-10.png", "norain-2.png"]),
+    (["1_0.8_0.1.jpg", "1_1_0.2.jpg", "10_1_0.1.jpg"], ["10.png", "1.png"], ["1.png", "1.png", "10.png"]),
+    (["01_outdoor_hazy.jpg"], ["01_outdoor_GT.jpg"], ["01_outdoor_GT.jpg"]),
+    (["000.png"], ["000gt.png"], ["000gt.png"]),
+])
+def test_pairs_are_made_by_key(degraded, clean, expected):
+    assert pairs_of(degraded, clean) == dict(zip(degraded, expected))
+
+
+def test_unpaired_and_ambiguous_names_are_errors():
+    with pytest.raises(InputError, match=r"1 of 2 degraded images have no clean partner, the first is in/b.png: expected b\.\* below gt"):
+        pairs_of(["a.png", "b.png"], ["a.png", "c.png"])
+    with pytest.raises(InputError, match="a.jpg and gt/a.png have the same name"):
+        pairs_of(["a.png"], ["a.jpg", "a.png"])
+    with pytest.raises(InputError, match="no clean partner"):
+        pairs_of(["1_2.png"], ["1.png"], pairing="same")
+
+
+def test_public_layout(public_tree):
+    kinds = {"denoise": 3, "derain": 3, "dehaze": 4, "deblur": 2, "lowlight": 1}
+    for kind, count in kinds.items():
+        source = options.parse(options.Source, {"type": kind, **({"levels": [25]} if kind == "denoise" else {})}, "here.")
+        images = ImageSet(source, str(public_tree), "here")
+        assert len(images) == count and str(count) in images.describe()
+    write_image(public_tree / "Train/Deblur/sharp/unused.png")
+    images = ImageSet(options.parse(options.Source, {"type": "deblur"}, ""), str(public_tree), "here")
+    assert "1 clean images without a degraded one" in images.describe()
+
+
+def folder_set(root: Path, kind=options.Source, **description) -> ImageSet:
+    return ImageSet(options.parse(kind, {"name": "set", **description}, ""), str(root), "file: set")
+
+
+def test_absent_and_empty_folders(tmp_path):
+    with pytest.raises(InputError, match="file: set.clean: no folder .*nowhere"):
+        folder_set(tmp_path, clean="nowhere", degradation="noise", levels=[25])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no images in .*empty"):
+        folder_set(tmp_path, clean="empty", degradation="noise", levels=[25])
+    reports = []
+    description = {"name": "gone", "degraded": "gone", "optional": True}
+    assert open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append) == []
+    assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
+
+
+def test_size_mismatch_names_both(tmp_path):
+    write_image(tmp_path / "in/a.png", width=40)
+    write_image(tmp_path / "gt/a.png", width=41)
+    with pytest.raises(InputError, match="in/a.png is 40x32 but .*gt/a.png is 41x32"):
+        folder_set(tmp_path, degraded="in", clean="gt").read(0)
+
+
+def test_truncated_image_is_named(tmp_path):
+    path = write_image(tmp_path / "in/a.jpg", 200, 200)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match="in/a.jpg: cannot be read as an image"):
+        read_image(path)
+
+
+def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
+    for i in range(3):
+        write_image(tmp_path / f"clean/{i}.png", seed=i)
+        write_image(tmp_path / f"in/{i}.png", seed=i + 10)
+    sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50]),
+               folder_set(tmp_path, degraded="in", clean="clean")]
+    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda it, total: it) if cache else None)
+
+
+def test_epoch_lists_each_image_repeat_times(tmp_path):
+    training_set = two_sources(tmp_path)
+    assert training_set.samples_per_epoch == [6, 15] and len(training_set) == 21
+    sources = [training_set[(index, 0, 16)][2] for index in range(21)]
+    assert sources == [0] * 6 + [1] * 15
+
+
+def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
+    training_set, cached = two_sources(tmp_path), two_sources(tmp_path, cache=True)
+
+    def batches(dataset: TrainingSet, workers: int, start: int = 0) -> list:
+        sampler = EpochSampler(len(dataset), [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
+        return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
+
+    expected = batches(training_set, 0)
+    assert len(expected) == 12 and expected[0][0].shape == (4, 3, 16, 16) and expected[8][0].shape == (2, 3, 24, 24)
+    for other in (batches(training_set, 2), batches(cached, 0), batches(training_set, 0, start=5)):
+        for ours, theirs in zip(expected[-len(other):], other):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    assert not torch.equal(expected[0][0], expected[1][0])
+
+
+def test_pair_gets_the_same_crop_and_turn(tmp_path):
+    write_image(tmp_path / "in/a.png", seed=1)
+    write_image(tmp_path / "gt/a.png", seed=1)                  # identical images: any difference is a misalignment
+    dataset = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt")], [1], seed=0)
+    patches = [dataset[(0, position, 16)] for position in range(20)]
+    assert all(torch.equal(degraded, clean) for degraded, clean, _ in patches)
+    assert len({patch[0].numpy().tobytes() for patch in patches}) == 20
+
+
+def test_processes_share_one_sequence():
+    def requests(rank: int, processes: int, batch: int) -> list:
+        return list(EpochSampler(10, [(0, batch, 8)], steps=7, seed=3, rank=rank, processes=processes))
+
+    single = requests(0, 1, 4)
+    halves = [first + second for first, second in zip(requests(0, 2, 2), requests(1, 2, 2))]
+    assert single == halves
+    first_epoch = [index for batch in single for index, position, _ in batch if position < 10]
+    assert sorted(first_epoch) == list(range(10))
+
+
+def test_small_images_are_padded_and_crops_agree():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 30, 3), dtype=np.uint8)
+    crop, depth = random_crop([image, image[..., 0]], 16, rng)
+    assert crop.shape == (16, 16, 3) and depth.shape == (16, 16)
+    assert np.array_equal(crop[..., 0], depth)
+    assert np.array_equal(np.unique(crop), np.intersect1d(np.unique(crop), np.unique(image)))
+
+
+def test_all_eight_turns_occur():
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    rng = np.random.default_rng(0)
+    assert len({random_dihedral([image], rng)[0].tobytes() for _ in range(200)}) == 8
+
+
+def test_noise_of_a_test_image(tmp_path):
+    """METHOD section 5, spelled out; independent of the other files."""
+    write_image(tmp_path / "clean/b.png", seed=1)
+    write_image(tmp_path / "clean/a.png", seed=2)
+    images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25])
+    degraded, clean = degraded_and_clean(images, 1)
+    assert images.pairs[1].path.name == "b.png"
+    randn = np.random.default_rng(zlib.crc32(b"b.png") + 25).standard_normal(clean.shape)
+    assert np.array_equal(degraded, np.clip(clean + randn * 25, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind, level", [("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])
+def test_degradations_repeat_and_degrade(kind, level):
+    clean = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    once, again, other = (DEGRADATIONS[kind](clean, level, file_rng(name, level)) for name in ("a.png", "a.png", "b.png"))
+    assert once.dtype == np.uint8 and once.shape == clean.shape
+    assert np.array_equal(once, again) and not np.array_equal(once, other) and not np.array_equal(once, clean)
+    mean = {"rain": 1, "haze": 1, "lowlight": -1}.get(kind, 0)  # rain and haze add light, low light takes it
+    assert mean * (float(once.mean()) - float(clean.mean())) >= 0
+
+
+def test_haze_follows_depth():
+    depth = bundled_depth("motorcycle_left.png")
+    assert depth.min() > 0 and depth.max() == 1 and bundled_depth("coffee.png") is None
+    black = np.zeros((*depth.shape, 3), np.uint8)
+    hazy = DEGRADATIONS["haze"](black, 2.0, np.random.default_rng(0), depth)
+    order = np.argsort(depth.ravel())
+    assert (np.diff(hazy[..., 0].ravel()[order].astype(int)) >= 0).all()
+
+
+def test_grey_alpha_and_16_bit_files_are_read_as_rgb(tmp_path):
+    grey = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray((grey // 257).astype(np.uint8)).save(tmp_path / "grey.png")
+    deep, plain = read_image(tmp_path / "deep.png"), read_image(tmp_path / "grey.png")
+    assert deep.shape == plain.shape == (8, 8, 3) and np.abs(deep.astype(int) - plain).max() <= 1

@@ -1,0 +1,240 @@
+"""Protocols and metrics against scikit-image by hand, tiles, test.py's tables and files, restoring photographs."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from conftest import write_image
+from models.baryir import BaryIR
+from test_models import SMALL
+from utils.checkpoint import load_network, save_checkpoint
+from utils.errors import InputError
+from utils.evaluation import restore
+from utils.images import read_image
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    net = BaryIR(**SMALL)
+    path = tmp_path_factory.mktemp("checkpoint") / "net.pth"
+    save_checkpoint(path, {"net": net.state_dict(), "network": SMALL, "step": 0})
+    return path
+
+
+def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
+    for i in range(3):
+        write_image(tmp_path / f"data/clean/{i}.png", 45, 37, seed=i)
+        write_image(tmp_path / f"data/in/{i}.png", 45, 37, seed=i + 10)
+    content = {
+        "name": "table", "checkpoint": str(checkpoint), "root": str(tmp_path / "data"), "output": str(tmp_path / "results"), "device": "cpu",
+        "sets": [{"name": "pairs", "degraded": "in", "clean": "clean"},
+                 {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [25], "limit": 2},
+                 {"name": "blind", "degraded": "in"},
+                 {"name": "gone", "degraded": "gone", "clean": "clean", "optional": True}],
+        **changes,
+    }
+    path = tmp_path / "table.yml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_py(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "test.py", *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+
+test_py.__test__ = False                                        # runs test.py; not a test itself
+
+
+def table(tmp_path: Path) -> dict[str, dict]:
+    with open(tmp_path / "results/table/table.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == ["set", "images", "psnr_in", "ssim_in", "psnr", "ssim"]
+        return {row["set"]: row for row in reader}
+
+
+def restored_by_hand(checkpoint: Path, degraded: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        x = torch.from_numpy(degraded.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+        return load_network(checkpoint)(x)[0][0].numpy().transpose(1, 2, 0)
+
+
+def test_promptir_protocol_by_hand(tmp_path, checkpoint):
+    result = test_py("--opt", options(tmp_path, checkpoint))
+    assert result.returncode == 0, result.stderr
+    scores = []
+    for i in range(3):
+        degraded, clean = (read_image(tmp_path / f"data/{kind}/{i}.png")[2:34, 6:38] for kind in ("in", "clean"))   # 37x45 -> 32x32
+        restored, truth = restored_by_hand(checkpoint, degraded).clip(0, 1), clean.astype(np.float32) / 255
+        scores.append((peak_signal_noise_ratio(truth, degraded.astype(np.float32) / 255, data_range=1),
+                       peak_signal_noise_ratio(truth, restored, data_range=1),
+                       structural_similarity(truth, restored, data_range=1, channel_axis=2)))
+    row = table(tmp_path)["pairs"]
+    assert [float(row[key]) for key in ("psnr_in", "psnr", "ssim")] == pytest.approx(np.mean(scores, axis=0), abs=1e-5)
+    assert row["images"] == "3"
+
+
+@pytest.mark.parametrize("protocol, size", [("baryir", (40, 32)), ("full", (45, 37))])
+def test_rounding_protocols_equal_the_saved_images(tmp_path, checkpoint, protocol, size):
+    result = test_py("--opt", options(tmp_path, checkpoint), "--protocol", protocol)
+    assert result.returncode == 0, result.stderr
+    assert f"protocol {protocol}" in result.stdout
+    scores = []
+    for i in range(3):
+        saved = read_image(tmp_path / f"results/table/pairs/{i}.png")
+        assert saved.shape[1::-1] == size
+        clean = read_image(tmp_path / f"data/clean/{i}.png")[:size[1], :size[0]]
+        scores.append((peak_signal_noise_ratio(clean, saved), structural_similarity(clean, saved, channel_axis=2)))
+    row = table(tmp_path)["pairs"]
+    assert [float(row["psnr"]), float(row["ssim"])] == pytest.approx(np.mean(scores, axis=0), abs=1e-6)
+
+
+def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
+    result = test_py("--opt", options(tmp_path, checkpoint, side_by_side=True))
+    assert result.returncode == 0, result.stderr
+    rows = table(tmp_path)
+    assert list(rows) == ["pairs", "noise", "blind", "average"] and rows["noise"]["images"] == "2"
+    assert rows["blind"]["psnr"] == rows["blind"]["ssim_in"] == ""
+    assert float(rows["average"]["psnr"]) == pytest.approx((float(rows["pairs"]["psnr"]) + float(rows["noise"]["psnr"])) / 2)
+    assert "left out (optional): " in result.stdout and "no folder" in result.stdout
+    assert "| blind | 3 | - | - |" in (tmp_path / "results/table/table.md").read_text()
+    assert Image.open(tmp_path / "results/table/pairs/side_by_side/0.png").size == (3 * 32, 32)
+    assert Image.open(tmp_path / "results/table/blind/side_by_side/0.png").size == (2 * 32, 32)
+
+
+def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint):
+    result = test_py("--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
+    assert result.returncode == 1
+    assert "sets[3] gone.degraded: no folder" in result.stderr and "put the data there" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "no such checkpoint"), (b"no checkpoint", "cannot be read as a checkpoint"),
+    ({"params": 1}, "not a checkpoint of this repository"), ({"net": {}, "network": SMALL}, "weights and network do not fit"),
+])
+def test_wrong_checkpoints(tmp_path, content, message):
+    path = tmp_path / "wrong.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message) as error:
+        load_network(path)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_of_equal_images():
+    from utils.metrics import measure
+
+    image = np.random.default_rng(0).random((20, 20, 3))
+    assert measure("full", image, image) == (np.inf, 1.0)
+
+
+def test_tiles_of_a_local_operation_are_seamless():
+    """With a network that only looks at single pixels, tiles must give what the whole image gives."""
+    class Local(torch.nn.Module):
+        def forward(self, x):
+            return x.square() + 0.5, None, None
+
+    image = torch.rand(1, 3, 150, 91)
+    expected = image.square() + 0.5
+    for tile, overlap in ((64, 16), (70, 32), (100, 0)):
+        torch.testing.assert_close(restore(Local(), image, tile, overlap), expected)
+
+
+def test_tiles_bound_what_the_network_sees():
+    seen = []
+
+    def net(x):
+        seen.append(tuple(x.shape[-2:]))
+        return x, None, None
+
+    restore(net, torch.rand(1, 3, 150, 91), tile=64, overlap=16)
+    assert len(seen) == 3 * 2 and max(max(size) for size in seen) == 64
+
+
+# Photographs: --input, --output.
+
+def photographs(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (21, 30, 3), dtype=np.uint8))
+    rgb.save(folder / "photo.jpg", exif=_exif(orientation=6), icc_profile=b"profile")
+    rgb.convert("L").save(folder / "grey.png")
+    rgba = rgb.convert("RGBA")
+    rgba.putalpha(Image.fromarray(rng.integers(0, 256, (21, 30), dtype=np.uint8)))
+    rgba.save(folder / "transparent.png")
+    Image.fromarray(rng.integers(0, 65536, (21, 30), dtype=np.uint16)).save(folder / "deep.png")
+    rgb.resize((1, 1)).save(folder / "dot.bmp")
+    (folder / "below").mkdir()
+    rgb.save(folder / "below/photo.webp", lossless=True)
+    rgb.convert("CMYK").save(folder / "below/print.jpg")
+    (folder / "notes.txt").write_text("not an image")
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "camera"
+    return exif
+
+
+def test_photographs_keep_their_form_and_names(tmp_path, checkpoint):
+    photographs(tmp_path / "in")
+    before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
+    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "7 of 7 images restored" in result.stdout
+    out = {str(path.relative_to(tmp_path / "out")): Image.open(path) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {name: (image.format, image.mode, image.size) for name, image in out.items()} == {
+        "photo.jpg": ("JPEG", "RGB", (21, 30)),                 # upright: EXIF orientation 6 turns 30x21
+        "grey.png": ("PNG", "L", (30, 21)), "transparent.png": ("PNG", "RGBA", (30, 21)), "deep.png": ("PNG", "I;16", (30, 21)),
+        "dot.bmp": ("BMP", "RGB", (1, 1)), "below/photo.webp": ("WEBP", "RGB", (30, 21)), "below/print.jpg": ("JPEG", "RGB", (30, 21)),
+    }
+    assert out["photo.jpg"].getexif()[0x010F] == "camera" and out["photo.jpg"].getexif().get(0x0112, 1) == 1
+    assert out["photo.jpg"].info["icc_profile"] == b"profile"
+    assert np.array_equal(out["transparent.png"].getchannel("A"), Image.open(tmp_path / "in/transparent.png").getchannel("A"))
+    assert {path: path.read_bytes() for path in before} == before
+    upright = read_image(tmp_path / "in/photo.jpg")
+    expected = restored_by_hand(checkpoint, upright).clip(0, 1) * 255
+    assert np.abs(np.asarray(out["photo.jpg"], dtype=float) - expected).mean() < 6                  # JPEG
+
+
+def test_single_photograph_and_tiles(tmp_path, checkpoint):
+    path = write_image(tmp_path / "photo.png", 70, 50)
+    for target, expected in (("new/other.png", "new/other.png"), ("folder", "folder/photo.png")):
+        result = test_py("--opt", options(tmp_path, checkpoint), "--input", path, "--output", tmp_path / target, "--set", "tile=32", "overlap=8")
+        assert result.returncode == 0, result.stderr
+        assert Image.open(tmp_path / expected).size == (70, 50)
+
+
+def test_unreadable_photograph_does_not_keep_the_others(tmp_path, checkpoint):
+    write_image(tmp_path / "in/good.png")
+    (tmp_path / "in/bad.png").write_bytes(b"not an image")
+    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert result.returncode == 1 and "1 of 2 images restored" in result.stdout
+    assert "in/bad.png: cannot be read as an image" in result.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+@pytest.mark.parametrize("source, target, message", [
+    ("in", "in", "would overwrite"), ("in/a.png", "in/a.png", "would overwrite"), ("gone", "out", "no such file or folder"),
+    ("in/a.png", "out.jpg", "another format"), ("empty", "out", "no images"), ("in", "out.png", "expected a folder"),
+])
+def test_wrong_input_and_output(tmp_path, checkpoint, source, target, message):
+    image = write_image(tmp_path / "in/a.png")
+    before = image.read_bytes()
+    (tmp_path / "empty").mkdir()
+    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / source, "--output", tmp_path / target)
+    assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert image.read_bytes() == before and not (tmp_path / "out").exists()

@@ -1,0 +1,132 @@
+"""The vectorised losses against naive double loops, their edge cases, and their gradient over two processes."""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from losses.barycenter import congruence_penalty, map_objective, potential_objective, sample_weights, source_weights, transport_distance
+from losses.residual import contrastive, orthogonality
+from utils import distributed
+
+LAMBDAS, PROBABILITIES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
+
+
+def latents(batch: int = 6, sources: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    z = torch.randn(batch, 8, 3, 4, generator=generator, dtype=torch.float64)
+    b = z + 0.5 * torch.randn(batch, 8, 3, 4, generator=generator, dtype=torch.float64) + 0.2
+    return z, b, torch.randint(sources, (batch,), generator=generator)
+
+
+def unit(v: torch.Tensor) -> torch.Tensor:
+    return v.flatten() / v.flatten().norm()
+
+
+def naive_cost(z, b, source, gamma, tau) -> list[float]:
+    """C_i, sample by sample, as the equations are written."""
+    r, costs = z - b, []
+    for i in range(len(z)):
+        distance = math.sqrt(((z[i] - b[i]) ** 2).mean())
+        l_ort = sum(float(unit(b[i]) @ unit(r[j])) ** 2 for j in range(len(z)))
+        same = sum(math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in range(len(z)) if source[j] == source[i])
+        every = sum(math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in range(len(z)))
+        costs.append(distance + gamma * (-math.log(same / every) + l_ort))
+    return costs
+
+
+def test_map_objective_equals_the_double_loop():
+    z, b, source = latents()
+    restored, clean, f = (torch.rand(6, *s, dtype=torch.float64) for s in ((3, 8, 8), (3, 8, 8), (3,)))
+    weights = sample_weights(source, LAMBDAS, PROBABILITIES)
+    loss, terms = map_objective(restored, clean, z, b, f, source, weights, w_rec=100.0, gamma=0.05, tau=0.07)
+    costs = naive_cost(z, b, source, gamma=0.05, tau=0.07)
+    expected = 100 * float((restored - clean).abs().mean())
+    for i in range(6):
+        k = int(source[i])
+        expected += float(LAMBDAS[k] / PROBABILITIES[k]) / 6 * (costs[i] - float(f[i, k]))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert set(terms) == {"reconstruction", "distance", "contrastive", "orthogonality", "potential"}
+
+
+def test_potential_objective_and_penalty_equal_the_loop():
+    _, _, source = latents()
+    f = torch.randn(6, 3)
+    weights = sample_weights(source, LAMBDAS, PROBABILITIES)
+    expected = sum(float(weights[i] * f[i, source[i]]) for i in range(6))
+    penalty = sum(10 * float(sum(LAMBDAS[k] * f[i, k] for k in range(3))) ** 2 for i in range(6)) / 6
+    assert float(potential_objective(f, source, weights, LAMBDAS)) == pytest.approx(expected, rel=1e-5)
+    assert float(congruence_penalty(f, LAMBDAS)) == pytest.approx(penalty, rel=1e-5)
+    assert float(potential_objective(f, source, weights, LAMBDAS, rho=10.0)) == pytest.approx(expected + penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch, sources", [(1, 1), (1, 3), (4, 1)])
+def test_one_sample_or_one_source_is_finite(batch, sources):
+    z, b, source = latents(batch, sources)
+    z.requires_grad_()
+    assert torch.allclose(contrastive(z - b, source), torch.zeros(batch, dtype=torch.float64))
+    loss, _ = map_objective(torch.zeros(batch, 3, 4, 4), torch.zeros(batch, 3, 4, 4), z, b, torch.zeros(batch, 3), source,
+                            torch.full((batch,), 1 / batch))
+    loss.backward()
+    assert loss.isfinite() and z.grad.isfinite().all()
+
+
+def test_zero_residual_has_finite_gradients():
+    z, _, source = latents()
+    b = z.clone().requires_grad_()
+    (transport_distance(z, b) + contrastive(z - b, source) + orthogonality(b, z - b)).sum().backward()
+    assert b.grad.isfinite().all()
+
+
+def test_weights_estimate_the_objective_without_bias():
+    """With sources drawn unequally, the expectation over the sampler is sum_k lambda_k E_k: values 1, 10, 100."""
+    generator = torch.Generator().manual_seed(0)
+    source = torch.multinomial(PROBABILITIES, 400_000, replacement=True, generator=generator)
+    value = torch.tensor([1.0, 10.0, 100.0])[source]
+    estimate = float((sample_weights(source, LAMBDAS, PROBABILITIES).double() * value).sum())
+    assert estimate == pytest.approx(0.2 * 1 + 0.3 * 10 + 0.5 * 100, rel=0.01)
+
+
+def test_source_weights():
+    assert source_weights([100, 300], "inverse").tolist() == pytest.approx([0.75, 0.25])
+    assert source_weights([100, 300], "uniform").tolist() == pytest.approx([0.5, 0.5])
+    assert source_weights([100, 300], [1.0, 4.0]).tolist() == pytest.approx([0.2, 0.8])
+    for wrong in ([1.0], [1.0, -1.0]):
+        with pytest.raises(ValueError, match="expected inverse, uniform or 2 positive numbers"):
+            source_weights([100, 300], wrong)
+
+
+def toy_gradients(samples: slice) -> list[torch.Tensor]:
+    """Gradients of a small encoder and map on some of eight fixed samples, averaged over the processes."""
+    torch.manual_seed(0)
+    encoder, transport = (torch.nn.Conv2d(3, 3, 3, padding=1).double() for _ in range(2))
+    potentials = torch.nn.Linear(3 * 6 * 6, 3).double()
+    image, clean = torch.rand(2, 8, 3, 6, 6, dtype=torch.float64)
+    source = torch.tensor([0, 1, 2, 0, 1, 1, 2, 0])
+    image, clean, source = image[samples], clean[samples], source[samples]
+    z = encoder(image)
+    b = transport(z)
+    weights = sample_weights(source, LAMBDAS.double(), PROBABILITIES.double())
+    loss, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
+    parameters = [*encoder.parameters(), *transport.parameters()]
+    loss.backward(inputs=parameters)
+    distributed.average_gradients(parameters)
+    return [p.grad for p in parameters]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(toy_gradients(slice(4 * rank, 4 * rank + 4)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    single = toy_gradients(slice(0, 8))
+    for rank in range(2):
+        for ours, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), single):
+            assert (ours - expected).norm() <= 1e-4 * expected.norm()

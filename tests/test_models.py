@@ -1,0 +1,126 @@
+"""The network against the authors' outputs, its stages, sizes and gradients; the potentials."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.baryir import BaryIR, pad_to_multiple
+from models.potentials import Potentials
+from utils.official import fill_reference, official_name
+
+SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
+             residual_blocks=[1, 1], refinement_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def paper_net() -> BaryIR:
+    net = BaryIR().eval()
+    fill_reference(net)
+    return net
+
+
+def test_outputs_of_the_authors_network(paper_net):
+    """Some of the authors' numbers for METHOD's fill rule and input (benchmarks/golden.py compares all of them)."""
+    degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
+    with torch.no_grad():
+        restored, z, b = paper_net(degraded)
+    for output, values in (
+        (restored, {(0, 0, 0, 0): 0.075718, (0, 1, 31, 47): 4.132194, (1, 2, 63, 95): 1.173910, (1, 0, 10, 80): -7.810841}),
+        (z, {(0, 0, 0, 0): -0.822335, (1, 100, 3, 7): 2.043365, (1, 383, 7, 11): 1.553406}),
+        (b, {(0, 0, 0, 0): -1.219429, (1, 100, 3, 7): -1.013630, (1, 383, 7, 11): 1.620352}),
+    ):
+        for index, value in values.items():
+            assert output[index].item() == pytest.approx(value, abs=1e-4 * output.abs().max().item())
+
+
+def test_parameter_count_and_official_names(paper_net):
+    assert sum(p.numel() for p in paper_net.parameters()) == 53_549_774
+    names = [official_name(name) for name, _ in paper_net.named_parameters()]
+    assert len(set(names)) == len(names) == 760
+    for name in ("barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight", "resup3_2.body.0.weight",
+                 "reduce_chan_level2.weight", "resreduce_noise_level1.weight", "encoder_level3.5.attn.qkv_dwconv.weight"):
+        assert name in names
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    net = BaryIR(width=8)                                       # the paper's depth, a sixth of its width
+    restored, _, _ = net(torch.rand(1, 3, 32, 32))
+    restored.square().mean().backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not without
+
+
+def test_stages_compose_to_forward():
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 24, 40)
+    restored, z, b = net(degraded)
+    z_alone, skips = net.encode(degraded)
+    b_alone = net.transport(z_alone)
+    assert z.shape == b.shape == (2, 64, 3, 5)
+    assert torch.equal(z, z_alone) and torch.equal(b, b_alone)
+    assert torch.equal(restored, net.decode(b_alone, z_alone - b_alone, skips))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (7, 8), (8, 8), (17, 33)])
+def test_any_size(size):
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(1, 3, *size)
+    restored, z, _ = net(degraded)
+    assert restored.shape == degraded.shape and restored.isfinite().all()
+    assert z.shape[-2:] == tuple(-(-n // 8) for n in size)
+    padded = net(pad_to_multiple(degraded, 8))[0]               # the padded image as an input of its own
+    torch.testing.assert_close(restored, padded[..., :size[0], :size[1]])
+
+
+def test_padding_reflects_or_replicates():
+    row = torch.arange(6.0).expand(1, 3, 1, 6)                  # width 6 to 8: reflects; height 1 to 8: replicates
+    padded = pad_to_multiple(row, 8)
+    assert padded[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
+    assert torch.equal(padded[0, 0, 7], padded[0, 0, 0])
+
+
+def test_other_depth_and_wrong_arguments():
+    net = BaryIR(width=8, encoder_blocks=[1, 1], decoder_blocks=[1, 1], residual_blocks=[1], heads=[1, 2, 4], latent_blocks=1,
+                 transport_blocks=2, refinement_blocks=0)
+    restored, z, _ = net(torch.rand(1, 3, 10, 10))
+    assert restored.shape == (1, 3, 10, 10) and z.shape == (1, 32, 3, 3)
+    with pytest.raises(ValueError, match="residual_blocks: 1 values, expected 2"):
+        BaryIR(residual_blocks=[6])
+    with pytest.raises(ValueError, match="cannot be split into 5 heads"):
+        BaryIR(heads=[1, 2, 5, 8])
+
+
+def test_black_image_has_finite_gradients():
+    net = BaryIR(**SMALL)
+    restored, z, b = net(torch.zeros(1, 3, 16, 16))
+    (restored.sum() + (z - b).square().sum()).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.8], [0.1, 0.2, 0.7], [0.2] * 5, [1.0]])
+def test_potentials_are_congruent(weights):
+    torch.manual_seed(0)
+    lambdas = torch.tensor(weights)
+    potentials = Potentials(lambdas, channels=16, width=8)
+    for size in [(1, 1), (3, 5), (16, 16)]:
+        f = potentials(100 * torch.randn(4, 16, *size))
+        assert f.shape == (4, len(weights))
+        assert (f * lambdas).sum(dim=1).abs().max() <= 1e-5 * max(1, f.abs().max())
+    if len(weights) > 1:
+        assert f.std(dim=0).min() > 1e-4                        # congruent, but not zero
+
+
+def test_potentials_are_small_and_free_without_congruence():
+    potentials = Potentials(torch.full((5,), 0.2), channels=384, congruent=False)
+    assert sum(p.numel() for p in potentials.parameters()) <= 5_000_000
+    f = potentials(torch.randn(2, 384, 4, 4))
+    assert f.mean(dim=1).abs().min() > 1e-4
+    grad = torch.autograd.grad(f[:, 0].sum(), potentials.parameters())
+    head = dict(zip([name for name, _ in potentials.named_parameters()], grad))["head.2.weight"]
+    assert head[0].abs().max() > 0 and head[1:].abs().max() == 0        # each g_k has weights of its own
+
+
+def test_potentials_want_weights_that_sum_to_one():
+    with pytest.raises(ValueError, match="sum 1"):
+        Potentials(torch.tensor([0.5, 0.6]))

@@ -1,0 +1,94 @@
+"""Option files: what they accept, what they refuse and how they say so."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils import options
+from utils.errors import InputError
+from utils.options import dump, load_options
+
+REPOSITORY = Path(__file__).parent.parent
+MINIMAL = {"name": "x", "steps": 10, "sources": [{"type": "denoise", "levels": [25]}]}
+
+
+def load(tmp_path: Path, content: dict, *overrides: str) -> options.TrainOptions:
+    path = tmp_path / "some.yml"
+    path.write_text(yaml.safe_dump(content))
+    return load_options(options.TrainOptions, str(path), list(overrides))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "options").glob("*.yml")), ids=lambda path: path.name)
+def test_every_option_file_is_valid_and_opens_with_its_command(path):
+    kind = options.TrainOptions if path.name.startswith("train") else options.TestOptions
+    load_options(kind, str(path))
+    text = path.read_text()
+    script = "train.py" if kind is options.TrainOptions else "test.py"
+    assert f"{script} --opt options/{path.name}" in text.splitlines()[0]
+    assert "# Cost" in text or "Cost:" in text
+    assert len(text.splitlines()) <= 60
+
+
+def test_defaults_are_the_papers_values(tmp_path):
+    loaded = load(tmp_path, MINIMAL)
+    assert (loaded.objective.w_rec, loaded.objective.gamma, loaded.objective.tau) == (1e4, 0.05, 0.07)
+    assert (loaded.optimizer, loaded.learning_rate, loaded.patch, loaded.batch) == ("rmsprop", 1e-4, 128, 3)
+    assert loaded.network.width == 48 and loaded.potentials.congruence == "exact"
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"learning_rte": 1}, "learning_rte: unknown option, did you mean learning_rate?"),
+    ({"network": {"widht": 8}}, "network.widht: unknown option, did you mean width?"),
+    ({"batch": "three"}, "batch: 'three', expected a whole number"),
+    ({"batch": 2.5}, "batch: 2.5, expected a whole number"),
+    ({"batch": True}, "batch: True, expected a whole number"),
+    ({"cache": 1}, "cache: 1, expected true or false"),
+    ({"batch": 0}, "batch: 0, expected a number above 0"),
+    ({"optimizer": "adamx"}, "optimizer: 'adamx', expected one of rmsprop, adam, adamw, did you mean adam"),
+    ({"sources": {"type": "denoise"}}, "sources: {'type': 'denoise'}, expected a list"),
+    ({"sources": [{"type": "denoise", "levels": [25]}, {"type": "haze"}]}, "sources[1].type: 'haze', expected one of denoise, derain"),
+    ({"sources": [{"type": "denoise"}]}, "sources[0].levels: none given for degradation noise"),
+    ({"sources": []}, "sources: empty"),
+    ({"epochs": 3}, "steps: 10 with epochs: 3, expected exactly one"),
+    ({"objective": {"lambdas": [1, "x"]}}, "objective.lambdas[1]: 'x', expected a number"),
+    ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
+])
+def test_what_is_refused(tmp_path, change, message):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, {**MINIMAL, **change})
+    assert message in str(error.value) and str(error.value).startswith(str(tmp_path / "some.yml"))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys_files_and_broken_yaml(tmp_path):
+    with pytest.raises(InputError, match="some.yml: name: missing"):
+        load(tmp_path, {"steps": 10, "sources": []})
+    with pytest.raises(InputError, match="nowhere.yml: no such file"):
+        load_options(options.TrainOptions, "nowhere.yml")
+    (tmp_path / "broken.yml").write_text("a: [1,\nb: }")
+    with pytest.raises(InputError, match="broken.yml: not valid YAML"):
+        load_options(options.TrainOptions, str(tmp_path / "broken.yml"))
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path):
+    path = tmp_path / "some.yml"
+    path.write_text("name: x\nsteps: 10\nlearning_rate: 2e-4\nclip: 1\nsources: [{type: denoise, levels: [25]}]\n")
+    loaded = load_options(options.TrainOptions, str(path))
+    assert loaded.learning_rate == 2e-4 and loaded.clip == 1.0 and isinstance(loaded.clip, float)
+
+
+def test_overrides(tmp_path):
+    loaded = load(tmp_path, MINIMAL, "learning_rate=1e-3", "network.width=16", "sources.0.repeat=4", "sources[0].clean=a/b", "root=/data")
+    assert (loaded.learning_rate, loaded.network.width, loaded.sources[0].repeat) == (1e-3, 16, 4)
+    assert (loaded.sources[0].clean, loaded.root) == ("a/b", "/data")
+    for wrong, message in (("width", "expected key=value"), ("netwrok.width=3", "netwrok: unknown option, did you mean network"),
+                           ("sources.3.repeat=1", "no entry 3"), ("name.x=1", "has no options of its own")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, MINIMAL, wrong)
+
+
+def test_dumped_options_load_to_the_same(tmp_path):
+    loaded = load(tmp_path, MINIMAL)
+    (tmp_path / "some.yml").write_text(dump(loaded))
+    assert load_options(options.TrainOptions, str(tmp_path / "some.yml")) == loaded

@@ -1,0 +1,223 @@
+"""train.py end to end: the two phases, interruption and resume, errors, several processes."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from conftest import TINY_NETWORK, write_image
+from utils.errors import InputError
+
+REPOSITORY = Path(__file__).parent.parent
+OPTIONS = {
+    "name": "run", "device": "cpu", "steps": 6, "batch": 2, "patch": 16, "workers": 0, "log_every": 1, "save_every": 100,
+    "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9, "schedule": {"name": "cosine", "warmup": 2},
+    "sources": [
+        {"name": "noise", "bundled": ["coffee.png"], "degradation": "noise", "levels": [15, 50], "repeat": 3},
+        {"name": "lowlight", "bundled": ["coffee.png"], "degradation": "lowlight", "levels": [3], "repeat": 4},
+    ],
+}
+
+
+def option_file(tmp_path: Path, **changes) -> str:
+    path = tmp_path / "some.yml"
+    path.write_text(yaml.safe_dump({**OPTIONS, "output": str(tmp_path / "out"), **changes}))
+    return str(path)
+
+
+def run(opt: str, *arguments: str) -> None:
+    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK])
+
+
+def command(opt: str, *arguments: str) -> list[str]:
+    return [sys.executable, "train.py", "--opt", opt, *arguments, "--set", *TINY_NETWORK]
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+
+
+def state(tmp_path: Path, name: str = "run") -> dict:
+    return torch.load(tmp_path / "out" / name / "last.pth", weights_only=True)["train"]
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def rows(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_each_phase_moves_only_its_own_parameters(tmp_path):
+    """With map_steps 2 a run of one step has no potential step; the same run with it differs in the potentials alone."""
+    opt = option_file(tmp_path, steps=1, schedule={"name": "constant"})
+    run(opt, "--set", "name=map_only", "map_steps=2")
+    run(opt, "--set", "name=both")
+    map_only, both = state(tmp_path, "map_only"), state(tmp_path, "both")
+    torch.manual_seed(0)
+    initial_net = train.BaryIR(**torch.load(tmp_path / "out/both/last.pth", weights_only=True)["network"]).state_dict()
+    moved = [name for name in initial_net if not torch.equal(initial_net[name], both["net"][name])]
+    assert len(moved) > 0.95 * len(initial_net)                     # the first step moves (nearly) everything
+    assert same(map_only["net"], both["net"])                       # the potential step moved none of it
+    assert map_only["potential_optimizer"]["state"] == {}           # the map step moved no potential
+    trained = {name for name in both["potentials"] if not torch.equal(map_only["potentials"][name], both["potentials"][name])}
+    assert trained == set(both["potentials"]) - {"lambdas"}
+
+
+def test_interrupted_run_resumes_bit_by_bit(tmp_path):
+    """SIGTERM in the middle of an epoch, then --resume, equals the run that was left alone."""
+    opt = option_file(tmp_path, steps=40, validation={"every": 20, "sets": [
+        {"name": "noise_25", "bundled": ["chessboard_RGB.png"], "degradation": "noise", "levels": [25]}]})
+    whole = shell(*command(opt, "--set", "name=whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    process = subprocess.Popen(command(opt), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    table = tmp_path / "out/run/losses.csv"
+    deadline = time.monotonic() + 120
+    while not (table.exists() and len(table.read_text().splitlines()) > 4) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(r"error: stopped by SIGTERM at step \d+ of 40: saved, continue with --resume", errors)
+    assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] < 40
+
+    resumed = shell(*command(opt, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(state(tmp_path, "whole"), state(tmp_path, "run"))
+    for name, columns in (("losses.csv", train.TERMS), ("validation.csv", ("step", "set", "psnr"))):
+        ours, theirs = (rows(tmp_path / "out" / run / name) for run in ("run", "whole"))
+        assert [[row[c] for c in columns] for row in ours] == [[row[c] for c in columns] for row in theirs]
+    assert (tmp_path / "out/run/best.pth").exists()
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    opt = option_file(tmp_path, steps=1)
+    run(opt)
+    before = (tmp_path / "out/run/last.pth").read_bytes()
+    with pytest.raises(InputError, match="holds a run already: continue it with --resume"):
+        run(opt)
+    assert (tmp_path / "out/run/last.pth").read_bytes() == before
+    with pytest.raises(InputError, match="no such checkpoint"):
+        run(opt, "--resume", "--set", "name=other")
+
+
+def test_resume_from_a_broken_checkpoint_is_one_line(tmp_path):
+    opt = option_file(tmp_path, steps=1)
+    run(opt)
+    path = tmp_path / "out/run/last.pth"
+    path.write_bytes(path.read_bytes()[:5000])
+    result = shell(*command(opt, "--resume"))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "last.pth: cannot be read as a checkpoint" in result.stderr.splitlines()[-1]
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    opt = option_file(tmp_path, save_every=1, steps=50, learning_rate=1e30, schedule={"name": "constant"})
+    with pytest.raises(InputError, match=r"step \d+: .*(nan|inf).*; the last good checkpoint is .*last.pth"):
+        run(opt)
+    checkpoint = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
+    assert checkpoint["step"] >= 1 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
+
+
+def test_penalty_and_other_options_run(tmp_path):
+    run(option_file(tmp_path, steps=2, optimizer="rmsprop", channels_last=True, ema=0.0, clip=1.0, progressive=[[1, 1, 24]],
+                    schedule={"name": "step", "every": 0.1}, potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
+    (first, second) = rows(tmp_path / "out/run/losses.csv")
+    assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
+    assert all(float(row[term]) == float(row[term]) for row in (first, second) for term in train.TERMS)
+
+
+def test_learning_rate_schedules(tmp_path):
+    load = train.load_options
+    step = load(train.TrainOptions, option_file(tmp_path, schedule={"name": "step", "every": 50, "factor": 0.1}))
+    factors = [train.learning_rate_factor(step, s, 1000, steps_per_epoch=2.0) for s in (0, 99, 100, 200)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = load(train.TrainOptions, option_file(tmp_path, schedule={"name": "cosine", "warmup": 10, "minimum": 0.2}))
+    factors = [train.learning_rate_factor(cosine, s, 110, 2.0) for s in (0, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 1, 1, 0.6, 0.2])
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """torchrun on gloo with batch 1 each, against one process with batch 2: the same samples, the same losses."""
+    opt = option_file(tmp_path, steps=3, optimizer="rmsprop", learning_rate=1e-5, ema=0.0)
+    run(opt, "--set", "name=one")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = shell(*torchrun, *command(opt, "--set", "name=two", "batch=1")[1:], OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    for one, two in zip(rows(tmp_path / "out/one/losses.csv"), rows(tmp_path / "out/two/losses.csv")):
+        for term in ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "gradient_norm"):
+            assert float(one[term]) == pytest.approx(float(two[term]), rel=2e-4, abs=1e-5), (one["step"], term)
+
+
+# --dry-run on the public layout, and what it refuses.
+
+def dry_run(root: Path, *changes: str) -> subprocess.CompletedProcess:
+    return shell(sys.executable, "train.py", "--opt", "options/train_5d.yml", "--dry-run", "--set", f"root={root}", "device=cpu",
+                 f"output={root.parent / 'out'}", *TINY_NETWORK, "patch=16", *changes)
+
+
+def test_dry_run_lists_every_source(public_tree):
+    result = dry_run(public_tree)
+    assert result.returncode == 0, result.stderr
+    for line in ("source denoise: 3 clean images in", "source derain: 3 pairs", "source dehaze: 4 pairs", "source deblur: 2 pairs",
+                 "source lowlight: 1 pairs", "x 360 = 1080 samples an epoch", "validation SOTS: 1 pairs", "one step: map_loss", "w_rec: 10000.0"):
+        assert line in result.stdout, line
+    assert re.search(r"network [\d,]+ parameters, potentials [\d,]+", result.stdout)
+    assert not (public_tree.parent / "out").exists()                # a dry run writes nothing
+
+
+def missing_folder(root: Path) -> None:
+    (root / "Train/Deblur/sharp").rename(root / "Train/Deblur/sharper")
+
+
+def unpaired_file(root: Path) -> None:
+    (root / "Train/Derain/gt/norain-2.png").unlink()
+
+
+def truncated_image(root: Path) -> None:
+    path = write_image(root / "Train/lowlight/low/2.png", 200, 200)
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+@pytest.mark.parametrize("damage, changes, message", [
+    (missing_folder, [], r"options/train_5d.yml: sources\[3\].clean: no folder .*/Train/Deblur/sharp"),
+    (unpaired_file, [], r"sources\[1\]: 1 of 3 degraded images have no clean partner, the first is .*rain-2.png: expected norain-2"),
+    (truncated_image, [], r"Train/lowlight/low/2.png: cannot be read as an image"),
+    (None, ["learning_rte=1"], r"options/train_5d.yml: learning_rte: unknown option, did you mean learning_rate\?"),
+    (None, ["batch=three"], r"options/train_5d.yml: batch: 'three', expected a whole number"),
+    (None, ["network.heads=[1,2,4]"], r"options/train_5d.yml: network: heads: 3 values, expected 4"),
+    (None, ["objective.lambdas=[1,2]"], r"options/train_5d.yml: objective.lambdas: \[1.0, 2.0\], expected inverse, uniform or 5 positive"),
+])
+def test_dry_run_refuses_in_one_line(public_tree, damage, changes, message):
+    if damage:
+        damage(public_tree)
+    result = dry_run(public_tree, *changes)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip() and "decoding" not in line]
+    assert len(errors) == 1 and re.match("error: .*" + message, errors[0]), result.stderr
+
+
+def test_truncated_image_in_a_worker_is_one_line(tmp_path, public_tree):
+    truncated_image(public_tree)
+    opt = option_file(tmp_path, root=str(public_tree), sources=[{"type": "lowlight"}], workers=1)
+    result = shell(*command(opt))
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: .*Train/lowlight/low/2.png: cannot be read as an image \(.*\)", result.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in result.stderr
