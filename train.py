@@ -3,7 +3,7 @@
     python train.py --opt options/train_5d.yml                                   one GPU, or a CPU
     torchrun --nproc_per_node 4 train.py --opt options/train_5d.yml              four GPUs
     python train.py --opt options/train_5d.yml --resume                          continue exactly where it stopped
-    python train.py --opt options/train_5d.yml --dry-run                         check options and data, take no step
+    python train.py --opt options/train_5d.yml --dry-run                         check options and all images, save nothing
 
 Each batch trains two sides of   max_f min_T  sum_k lambda_k E_k[ C_k(z, T(z)) - f_k(T(z)) ],   sum_k lambda_k f_k = 0:
 the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
@@ -118,50 +118,55 @@ def main(arguments: list[str] | None = None) -> None:
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    def phase(batch: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A batch on the device: degraded, clean [B,3,P,P], source [B], weights lambda_k / (B p_k) [B]."""
+    def to_device(batch: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch on the device: degraded, clean [B,3,P,P], source [B], and the weights lambda_k / (B p_k) [B]."""
         degraded, clean, source = (t.to(device, non_blocking=True) for t in batch)
         if options.channels_last:
             degraded = degraded.contiguous(memory_format=torch.channels_last)
         return degraded, clean, source, sample_weights(source, lambdas, probabilities)
 
-    def map_step(batch: tuple) -> dict[str, torch.Tensor]:
-        """Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1)."""
-        degraded, clean, source, weights = phase(batch)
+    def finite(terms: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The terms as numbers, averaged over the processes; ends the run, before the update, where one is not finite."""
+        values = dict(zip(terms, distributed.average(torch.stack(list(terms.values()))).tolist()))
+        bad = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
+        if bad:
+            last = folder / "last.pth"
+            raise InputError(f"step {step}: {bad}; " + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"))
+        return values
+
+    # Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
+    def map_step(batch: tuple) -> dict[str, float]:
+        degraded, clean, source, weights = to_device(batch)
         net.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            restored, z, b = net(degraded)
-        restored, z, b = restored.float(), z.float(), b.float()
+            restored, z, b = (t.float() for t in net(degraded))
         loss, terms = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
                                     options.objective.gamma, options.objective.tau)
         map_optimizer.zero_grad()
         loss.backward()
+        net.requires_grad_(False)
         distributed.average_gradients(net.parameters())
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), options.clip or math.inf)
-        net.requires_grad_(False)
-        return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}
+        values = finite({"map_loss": loss.detach(), **terms, "gradient_norm": norm})
+        map_optimizer.step()
+        if ema:
+            ema.update_parameters(net)
+        return values
 
-    def potential_step(batch: tuple) -> dict[str, torch.Tensor]:
-        """Potential step: the potentials move on b of the updated T, the network is frozen (METHOD 2.2)."""
-        degraded, _, source, weights = phase(batch)
-        potentials.requires_grad_(True)
+    # Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
+    def potential_step(batch: tuple) -> dict[str, float]:
+        degraded, _, source, weights = to_device(batch)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             z, _ = net.encode(degraded)
-            b = net.transport(z)                                # encoder and T only, never the decoder
-        loss = potential_objective(potentials(b.float()), source, weights, lambdas, rho)
+            b = net.transport(z).float()                        # encoder and T only, never the decoder
+        potentials.requires_grad_(True)
+        loss = potential_objective(potentials(b), source, weights, lambdas, rho)
         potential_optimizer.zero_grad()
         loss.backward()
-        distributed.average_gradients(potentials.parameters())
         potentials.requires_grad_(False)
-        return {"potential_loss": loss.detach()}
-
-    def finite(terms: dict[str, torch.Tensor]) -> dict[str, float]:
-        """The terms as numbers, averaged over the processes; stops the run where one is not finite."""
-        values = dict(zip(terms, distributed.average(torch.stack(list(terms.values()))).tolist()))
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            kept = f"the last good checkpoint is {folder / 'last.pth'}" if (folder / "last.pth").exists() else "no checkpoint yet"
-            raise InputError(f"step {step}: {', '.join(f'{name} = {values[name]}' for name in bad)}; {kept}")
+        distributed.average_gradients(potentials.parameters())
+        values = finite({"potential_loss": loss.detach()})
+        potential_optimizer.step()
         return values
 
     # Report what will run:
@@ -198,11 +203,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
-                        worker_init_fn=stop_interrupts, pin_memory=device.type == "cuda", persistent_workers=False)
+                        worker_init_fn=stop_interrupts, pin_memory=device.type == "cuda",
+                        generator=torch.Generator())            # its own: starting a loader must not move the run's random state
 
     if flags.dry_run:
         batch = next(iter(loader))
-        terms = finite({**map_step(batch), **potential_step(batch)})
+        terms = map_step(batch) | potential_step(batch)
         log("one step: " + ", ".join(f"{name} {terms[name]:.4g}" for name in TERMS))
         return
 
@@ -246,42 +252,36 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
     sums, seconds = dict.fromkeys(TERMS, 0.0), time.monotonic()
     counts = dict.fromkeys(TERMS, 0)
-    bar = tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0)
-    for batch in loader:
-        factor = learning_rate_factor(options, step, steps, steps_per_epoch)
-        for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+    with tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar:
+        for batch in loader:
+            factor = learning_rate_factor(options, step, steps, steps_per_epoch)
+            for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor
 
-        terms = finite(map_step(batch))
-        map_optimizer.step()
-        if ema:
-            ema.update_parameters(net)
+            terms = map_step(batch)
+            if (step + 1) % options.map_steps == 0:
+                terms |= potential_step(batch)
 
-        if (step + 1) % options.map_steps == 0:
-            terms |= finite(potential_step(batch))
-            potential_optimizer.step()
-
-        step += 1
-        bar.update()
-        for name, value in terms.items():
-            sums[name] += value
-            counts[name] += 1
-        if step % options.log_every == 0 or step == steps:
-            means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
-            sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
-            bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if name != "gradient_norm"})
-            if rank == 0:
-                append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
-                                                   *(f"{means[name]:.6g}" for name in TERMS)))
-        if sets and (step % options.validation.every == 0 or step == steps):
-            validate()
-        stopping = distributed.average(torch.tensor(float(bool(stop)), device=device)).item() > 0
-        if step % options.save_every == 0 or step == steps or stopping:
-            save()
-        if stopping:
-            raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
-    bar.close()
+            step += 1
+            bar.update()
+            for name, value in terms.items():
+                sums[name] += value
+                counts[name] += 1
+            if step % options.log_every == 0 or step == steps:
+                means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
+                sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
+                bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if name != "gradient_norm"})
+                if rank == 0:
+                    append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
+                                                       *(f"{means[name]:.6g}" for name in TERMS)))
+            if sets and (step % options.validation.every == 0 or step == steps):
+                validate()
+            stopping = distributed.average(torch.tensor(float(bool(stop)), device=device)).item() > 0
+            if step % options.save_every == 0 or step == steps or stopping:
+                save()
+            if stopping:
+                raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
     log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if sets else ""))
 
 
