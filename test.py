@@ -28,6 +28,9 @@ from utils.evaluation import Restored, Row, average_row, evaluate, restore
 from utils.images import EXTENSIONS, Photograph, list_images, save_image, to_uint8, write_atomically
 from utils.options import TestOptions, load_options
 
+HEADER = ["set", "images", "input dB / SSIM", "restored dB / SSIM"]
+PHOTOGRAPH_TILE = 768      # for --input where the option file sets no tile: photographs may have any number of pixels
+
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,6 +88,9 @@ def find_photographs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_dir():
         if target.suffix.lower() in EXTENSIONS and not target.is_dir():
             raise InputError(f"--output {target}: an image file, expected a folder for the folder {source}")
+        if target.resolve() == source.resolve():
+            raise InputError(f"--output {target}: would overwrite the images in {source}, expected another folder")
+        # An earlier run's output below the input is not input.
         jobs = [(path, target / path.relative_to(source)) for path in list_images(source) if target.resolve() not in path.resolve().parents]
         if not jobs:
             raise InputError(f"--input {source}: no images, expected {', '.join(sorted(EXTENSIONS))}")
@@ -115,7 +121,7 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], options: Tes
             continue
         degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16" and device.type == "cuda"):
-            restored = restore(net, degraded, options.tile, options.overlap)
+            restored = restore(net, degraded, options.tile or PHOTOGRAPH_TILE, options.overlap)
         photograph.write(restored[0].permute(1, 2, 0).cpu().numpy(), target)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {jobs[0][1].parent}")
     if failures:
@@ -138,9 +144,6 @@ def write_csv(path: str, rows: list[Row]) -> None:
         writer = csv.writer(file)
         writer.writerow([entry.name for entry in dataclasses.fields(Row)])
         writer.writerows(dataclasses.astuple(row) for row in rows)
-
-
-HEADER = ["set", "images", "input dB / SSIM", "restored dB / SSIM"]
 
 
 def cells(row: Row) -> list[str]:

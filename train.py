@@ -169,25 +169,17 @@ def main(arguments: list[str] | None = None) -> None:
         potential_optimizer.step()
         return values
 
-    # Report what will run:
-    log(dump(options).rstrip())
-    for images, options_k, count, weight in zip(sources, options.sources, training_set.samples_per_epoch, lambdas.tolist()):
-        log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
-    for images in sets:
-        log(f"validation {images.name}: {images.describe()}")
-    log(f"network {sum(p.numel() for p in net.parameters()):,} parameters, potentials "
-        f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps of "
-        f"{options.batch * processes} samples, {steps / steps_per_epoch:.1f} epochs, on {processes} x {device} in "
-        f"{'bfloat16' if bfloat16 else 'float32'}"
-        + (" (bfloat16 is for CUDA)" if options.precision == "bfloat16" and not bfloat16 else ""))
-
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
-    step, best = 0, -math.inf
+    step, best, resumed = 0, -math.inf, ""
     if flags.resume:
         checkpoint = read_checkpoint(folder / "last.pth")
         if "train" not in checkpoint:
             raise InputError(f"{folder / 'last.pth'}: holds weights only, expected a checkpoint of train.py to resume from")
         state = checkpoint["train"]
+        now = {**dataclasses.asdict(options), "processes": processes}
+        changed = {key: f"{key}: {state['options'].get(key)} -> {value}" for key, value in now.items() if state["options"].get(key) != value}
+        if fixed := changed.keys() & {"network", "potentials", "optimizer", "ema"}:
+            raise InputError(f"{options.file}: changed since {folder / 'last.pth'}: {changed[min(fixed)]}; a run cannot continue with it")
         net.load_state_dict(state["net"])
         potentials.load_state_dict(state["potentials"])
         map_optimizer.load_state_dict(state["map_optimizer"])
@@ -198,8 +190,30 @@ def main(arguments: list[str] | None = None) -> None:
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
         step, best = checkpoint["step"], state["best"]
+        resumed = "; ".join([f"resumed {folder / 'last.pth'} at step {step}", *(f"changed {c}" for k, c in changed.items() if k != "file")])
         del checkpoint, state
-        log(f"resumed {folder / 'last.pth'} at step {step}")
+
+    # Setup logs, cut back to the step from which a resumed run continues:
+    if rank == 0 and not flags.dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "options.yml").write_text(dump(options))
+        log_file = open(folder / "train.log", "a", encoding="utf-8")
+        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS), step)
+        start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
+
+    # Report what will run:
+    log(dump(options).rstrip())
+    if resumed:
+        log(resumed)
+    for images, options_k, count, weight in zip(sources, options.sources, training_set.samples_per_epoch, lambdas.tolist()):
+        log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
+    for images in sets:
+        log(f"validation {images.name}: {images.describe()}")
+    log(f"network {sum(p.numel() for p in net.parameters()):,} parameters, potentials "
+        f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps of "
+        f"{options.batch * processes} samples, {steps / steps_per_epoch:.1f} epochs, on {processes} x {device} in "
+        f"{'bfloat16' if bfloat16 else 'float32'}"
+        + (" (bfloat16 is for CUDA)" if options.precision == "bfloat16" and not bfloat16 else ""))
 
     sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
@@ -212,14 +226,6 @@ def main(arguments: list[str] | None = None) -> None:
         log("one step: " + ", ".join(f"{name} {terms[name]:.4g}" for name in TERMS))
         return
 
-    # Setup logs, cut back to the step from which a resumed run continues:
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "options.yml").write_text(dump(options))
-        log_file = open(folder / "train.log", "a", encoding="utf-8")
-        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS), step)
-        start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
-
     def save() -> None:
         if rank == 0:
             weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
@@ -228,7 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
                 "train": {
                     "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
                     "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
-                    "best": best, "random": torch.get_rng_state(),
+                    "best": best, "options": {**dataclasses.asdict(options), "processes": processes},
+                    "random": torch.get_rng_state(),
                     "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
                 },
             })
@@ -282,6 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
                 save()
             if stopping:
                 raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
+    distributed.shutdown()
     log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if sets else ""))
 
 

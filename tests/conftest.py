@@ -1,14 +1,20 @@
 """Images and public-layout trees for the tests, made on the spot; few threads, so that results repeat."""
 
+import contextlib
+import io
+import runpy
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY))
 torch.set_num_threads(2)
 
 TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1", "network.transport_blocks=1",
@@ -20,6 +26,18 @@ def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) ->
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """`python NAME ARGUMENTS` from the repository, in this process, which spares the seconds that importing torch takes."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (mock.patch.object(sys, "argv", [name, *map(str, arguments)]), contextlib.chdir(REPOSITORY),
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+        try:
+            runpy.run_path(name, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

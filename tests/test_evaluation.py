@@ -1,8 +1,6 @@
 """Protocols and metrics against scikit-image by hand, tiles, test.py's tables and files, restoring photographs."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +10,13 @@ import yaml
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from conftest import write_image
+from conftest import run_script, write_image
 from models.baryir import BaryIR
 from test_models import SMALL
 from utils.checkpoint import load_network, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import restore
 from utils.images import read_image
-
-REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +45,6 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
     return str(path)
 
 
-def test_py(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "test.py", *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-
-
-test_py.__test__ = False                                        # runs test.py; not a test itself
-
-
 def table(tmp_path: Path) -> dict[str, dict]:
     with open(tmp_path / "results/table/table.csv", newline="") as file:
         reader = csv.DictReader(file)
@@ -70,7 +59,7 @@ def restored_by_hand(checkpoint: Path, degraded: np.ndarray) -> np.ndarray:
 
 
 def test_promptir_protocol_by_hand(tmp_path, checkpoint):
-    result = test_py("--opt", options(tmp_path, checkpoint))
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint))
     assert result.returncode == 0, result.stderr
     scores = []
     for i in range(3):
@@ -86,7 +75,7 @@ def test_promptir_protocol_by_hand(tmp_path, checkpoint):
 
 @pytest.mark.parametrize("protocol, size", [("baryir", (40, 32)), ("full", (45, 37))])
 def test_rounding_protocols_equal_the_saved_images(tmp_path, checkpoint, protocol, size):
-    result = test_py("--opt", options(tmp_path, checkpoint), "--protocol", protocol)
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--protocol", protocol)
     assert result.returncode == 0, result.stderr
     assert f"protocol {protocol}" in result.stdout
     scores = []
@@ -100,7 +89,7 @@ def test_rounding_protocols_equal_the_saved_images(tmp_path, checkpoint, protoco
 
 
 def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
-    result = test_py("--opt", options(tmp_path, checkpoint, side_by_side=True))
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, side_by_side=True))
     assert result.returncode == 0, result.stderr
     rows = table(tmp_path)
     assert list(rows) == ["pairs", "noise", "blind", "average"] and rows["noise"]["images"] == "2"
@@ -113,7 +102,7 @@ def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
 
 
 def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint):
-    result = test_py("--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
     assert result.returncode == 1
     assert "sets[3] gone.degraded: no folder" in result.stderr and "put the data there" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
@@ -192,7 +181,7 @@ def _exif(orientation: int) -> Image.Exif:
 def test_photographs_keep_their_form_and_names(tmp_path, checkpoint):
     photographs(tmp_path / "in")
     before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*") if path.is_file()}
-    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert "7 of 7 images restored" in result.stdout
     out = {str(path.relative_to(tmp_path / "out")): Image.open(path) for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -213,7 +202,7 @@ def test_photographs_keep_their_form_and_names(tmp_path, checkpoint):
 def test_single_photograph_and_tiles(tmp_path, checkpoint):
     path = write_image(tmp_path / "photo.png", 70, 50)
     for target, expected in (("new/other.png", "new/other.png"), ("folder", "folder/photo.png")):
-        result = test_py("--opt", options(tmp_path, checkpoint), "--input", path, "--output", tmp_path / target, "--set", "tile=32", "overlap=8")
+        result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", path, "--output", tmp_path / target, "--set", "tile=32", "overlap=8")
         assert result.returncode == 0, result.stderr
         assert Image.open(tmp_path / expected).size == (70, 50)
 
@@ -221,7 +210,7 @@ def test_single_photograph_and_tiles(tmp_path, checkpoint):
 def test_unreadable_photograph_does_not_keep_the_others(tmp_path, checkpoint):
     write_image(tmp_path / "in/good.png")
     (tmp_path / "in/bad.png").write_bytes(b"not an image")
-    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", tmp_path / "in", "--output", tmp_path / "out")
     assert result.returncode == 1 and "1 of 2 images restored" in result.stdout
     assert "in/bad.png: cannot be read as an image" in result.stderr.splitlines()[-1]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
@@ -235,6 +224,6 @@ def test_wrong_input_and_output(tmp_path, checkpoint, source, target, message):
     image = write_image(tmp_path / "in/a.png")
     before = image.read_bytes()
     (tmp_path / "empty").mkdir()
-    result = test_py("--opt", options(tmp_path, checkpoint), "--input", tmp_path / source, "--output", tmp_path / target)
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", tmp_path / source, "--output", tmp_path / target)
     assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert image.read_bytes() == before and not (tmp_path / "out").exists()
