@@ -15,6 +15,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all, open_test_sets, stop_interrupts
+from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, stop_interrupts
 from losses.barycenter import map_objective, potential_objective, sample_weights, source_weights
 from models.baryir import BaryIR
 from models.potentials import Potentials
@@ -84,10 +85,14 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup data:
     sources = [ImageSet(s, options.root, f"{options.file}: sources[{k}]") for k, s in enumerate(options.sources)]
     sets = open_test_sets(options.validation.sets, options.root, f"{options.file}: validation.sets", log)
-    cache = None
-    if options.cache or flags.dry_run:
-        cache = decode_all(sources, lambda it, total: tqdm(it, "decoding", total, leave=False, disable=rank > 0))
-    training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache if options.cache else None)
+
+    def decoding(images: Iterable, total: int) -> tqdm:
+        return tqdm(images, "decoding", total, leave=False, disable=rank > 0)
+
+    if flags.dry_run:
+        check_all(sources + sets, decoding)
+    cache = decode_all(sources, decoding) if options.cache else {}
+    training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
     steps_per_epoch = len(training_set) / (options.batch * processes)
     steps = options.steps or math.ceil(options.epochs * steps_per_epoch)

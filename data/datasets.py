@@ -176,11 +176,25 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
     return sets
 
 
-def decode_all(sets: Sequence[ImageSet], progress: Callable = iter) -> dict[Path, np.ndarray]:
-    """Decode every file of some sets in parallel; the arrays by path. InputError at the first unreadable file."""
+def decode_all(sets: Sequence[ImageSet], progress: Callable) -> dict[Path, np.ndarray]:
+    """Decode every file of some sets in parallel; the arrays by path. InputError at the first unreadable file.
+
+    `progress` wraps the iterator of files: progress(files, total).
+    """
     paths = sorted({path for images in sets for pair in images.pairs for path in (pair.degraded, pair.clean) if path})
     with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, progress(pool.map(read_image, paths), total=len(paths))))
+        return dict(zip(paths, progress(pool.map(read_image, paths), len(paths))))
+
+
+def check_all(sets: Sequence[ImageSet], progress: Callable) -> None:
+    """Decode every pair of some sets in parallel, keeping none; InputError at an unreadable file or unequal sizes."""
+    def check(place: tuple[ImageSet, int]) -> None:
+        place[0].read(place[1])
+
+    places = [(images, index) for images in sets for index in range(len(images))]
+    with ThreadPoolExecutor() as pool:
+        for _ in progress(pool.map(check, places), len(places)):
+            pass
 
 
 class TrainingSet(Dataset):

@@ -92,7 +92,7 @@ def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
         write_image(tmp_path / f"in/{i}.png", seed=i + 10)
     sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50]),
                folder_set(tmp_path, degraded="in", clean="clean")]
-    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda it, total: it) if cache else None)
+    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda files, total: files) if cache else None)
 
 
 def test_epoch_lists_each_image_repeat_times(tmp_path):
