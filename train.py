@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     cache = decode_all(sources, decoding) if options.cache else {}
     training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
-    steps_per_epoch = len(training_set) / (options.batch * processes)
+    steps_per_epoch = len(training_set) / (options.batch * processes)           # in the first stage
     steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
 
     # Setup networks: lambda, the sampler's probabilities, BaryIR (encoder, T, decoder) and the potentials.
@@ -214,10 +214,11 @@ def main(arguments: list[str] | None = None) -> None:
         log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
     for images in sets:
         log(f"validation {images.name}: {images.describe()}")
+    ends = [first for first, _, _ in stages[1:]] + [steps]
+    samples = sum((end - first) * batch * processes for (first, batch, _), end in zip(stages, ends))
     log(f"network {sum(p.numel() for p in net.parameters()):,} parameters, potentials "
-        f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps of "
-        f"{options.batch * processes} samples, {steps / steps_per_epoch:.1f} epochs, on {processes} x {device} in "
-        f"{'bfloat16' if bfloat16 else 'float32'}"
+        f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps, {samples:,} samples, "
+        f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {'bfloat16' if bfloat16 else 'float32'}"
         + (" (bfloat16 is for CUDA)" if options.precision == "bfloat16" and not bfloat16 else ""))
 
     sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)

@@ -52,6 +52,7 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"sources": []}, "sources: empty"),
     ({"epochs": 3}, "steps: 10 with epochs: 3, expected exactly one"),
     ({"objective": {"lambdas": [1, "x"]}}, "objective.lambdas[1]: 'x', expected a number"),
+    ({"progressive": [[10, 4, 64]]}, "all its stages to begin below steps"),
     ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
 ])
 def test_what_is_refused(tmp_path, change, message):

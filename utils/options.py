@@ -185,6 +185,8 @@ class TrainOptions:
         for i, stage in enumerate(self.progressive):
             if len(stage) != 3 or min(stage) < 1:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
+        if self.progressive and not (self.steps and [0] < sorted(self.progressive)[0] and sorted(self.progressive)[-1] < [self.steps]):
+            raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
         positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")

@@ -1,0 +1,34 @@
+"""Stack pictures, such as test.py's side_by_side ones, into one JPEG.
+
+    python -m benchmarks.montage OUT.jpg PICTURE [PICTURE ...]
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from utils.images import save_image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("--width", type=int, default=960, help="width of the montage in pixels")
+    arguments = parser.parse_args()
+    pictures = []
+    for path in arguments.pictures:
+        with Image.open(path) as picture:
+            size = arguments.width, round(picture.height * arguments.width / picture.width)
+            pictures.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    montage = Image.new("RGB", (arguments.width, sum(picture.height for picture in pictures)))
+    top = 0
+    for picture in pictures:
+        montage.paste(picture, (0, top))
+        top += picture.height
+    save_image(montage, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
