@@ -120,7 +120,7 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], options: Tes
             failures.append(str(error))
             continue
         degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16" and device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             restored = restore(net, degraded, options.tile or PHOTOGRAPH_TILE, options.overlap)
         photograph.write(restored[0].permute(1, 2, 0).cpu().numpy(), target)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {jobs[0][1].parent}")

@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         net = net.to(memory_format=torch.channels_last)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
     deployed = ema.module if ema else net                       # what validation measures and checkpoints offer
-    bfloat16 = options.precision == "bfloat16" and device.type == "cuda"
+    bfloat16 = options.precision == "bfloat16"
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
     map_optimizer = make_optimizer(options, list(net.parameters()), options.learning_rate)
@@ -218,8 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = sum((end - first) * batch * processes for (first, batch, _), end in zip(stages, ends))
     log(f"network {sum(p.numel() for p in net.parameters()):,} parameters, potentials "
         f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps, {samples:,} samples, "
-        f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {'bfloat16' if bfloat16 else 'float32'}"
-        + (" (bfloat16 is for CUDA)" if options.precision == "bfloat16" and not bfloat16 else ""))
+        f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {options.precision}")
 
     sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,

@@ -86,7 +86,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, tile: int = 0, ove
     limit = images.options.limit or len(images)
     for index in range(min(limit, len(images))):
         degraded, clean = (image if image is None else crop_for(protocol, image) for image in degraded_and_clean(images, index))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
