@@ -19,13 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.datasets import ImageSet, open_test_sets
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, Row, average_row, evaluate, restore
-from utils.images import EXTENSIONS, Photograph, list_images, save_image, to_uint8, write_atomically
+from utils.images import EXTENSIONS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
 from utils.options import TestOptions, load_options
 
 HEADER = ["set", "images", "input dB / SSIM", "restored dB / SSIM"]
@@ -77,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     average = average_row(rows)
     rows += [average] if average else []
     write_atomically(folder / "table.csv", lambda path: write_csv(path, rows))
-    write_atomically(folder / "table.md", lambda path: Path(path).write_text(markdown(rows, options)))
+    write_atomically(folder / "table.md", lambda path: Path(path).write_text(markdown(rows, options), encoding="utf-8"))
     print(text_table(rows, folder if options.save else None))
     print(f"protocol {options.protocol}, {options.checkpoint}, {total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
           + (f"; each image beside its input in {folder}/SET/side_by_side" if options.side_by_side and options.save else ""))
@@ -129,13 +128,15 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], options: Tes
 
 
 def save_restored(folder: Path, images: ImageSet, result: Restored, options: TestOptions) -> None:
-    """Write a restored test image under its input's name, and input | restored (| ground truth) in one picture."""
-    path = images.pairs[result.index].path
-    save_image(Image.fromarray(to_uint8(result.restored)), folder / path.name)
+    """Write a restored test image in the form and under the name of its input, and input | restored (| ground truth) in one picture."""
+    name = images.name_of(result.index)
+    with Image.open(images.pairs[result.index].path) as header:
+        mode = "L" if header.mode == "L" else "RGB"
+    save_image(to_image(result.restored, mode), folder / name)
     if options.side_by_side:
         panels = [result.degraded, result.restored] + ([result.clean] if result.clean is not None else [])
         picture = np.concatenate([to_uint8(panel) for panel in panels], axis=1)
-        save_image(Image.fromarray(picture), folder / "side_by_side" / f"{path.stem}.png")
+        save_image(Image.fromarray(picture), folder / "side_by_side" / name.with_suffix(".png"))
 
 
 def write_csv(path: str, rows: list[Row]) -> None:

@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup logs, cut back to the step from which a resumed run continues:
     if rank == 0 and not flags.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "options.yml").write_text(dump(options))
+        (folder / "options.yml").write_text(dump(options), encoding="utf-8")
         log_file = open(folder / "train.log", "a", encoding="utf-8")
         start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS), step)
         start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)

@@ -133,10 +133,15 @@ class ImageSet:
             self.pairs = make_pairs(degraded, clean, options.pairing, where)
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
+        self.folder = bundled_folder() if options.bundled else Path(root) / (degraded_folder or clean_folder)
         self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def name_of(self, index: int) -> Path:
+        """An image's path below the set's folder."""
+        return self.pairs[index].path.relative_to(self.folder)
 
     def describe(self) -> str:
         """What was found, in one line."""

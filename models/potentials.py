@@ -1,6 +1,5 @@
 """The K dual potentials of the barycenter problem, congruent by construction."""
 
-import torch
 from torch import Tensor, nn
 
 

@@ -1,6 +1,7 @@
 """Protocols and metrics against scikit-image by hand, tiles, test.py's tables and files, restoring photographs."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,45 @@ def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint
     assert result.returncode == 1
     assert "sets[3] gone.degraded: no folder" in result.stderr and "put the data there" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_saved_images_keep_folders_names_and_grey(tmp_path, checkpoint):
+    write_image(tmp_path / "data/mixed/one/a.png")
+    write_image(tmp_path / "data/mixed/two/a.png")
+    Image.open(write_image(tmp_path / "data/mixed/grey.jpg")).convert("L").save(tmp_path / "data/mixed/grey.jpg")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[{"name": "mixed", "degraded": "mixed"}]))
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "results/table/mixed"
+    saved = {str(path.relative_to(folder)): Image.open(path) for path in folder.rglob("*") if path.is_file()}
+    assert {name: (image.format, image.mode) for name, image in saved.items()} == {
+        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "grey.jpg": ("JPEG", "L")}
+
+
+def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
+    for folder in ("small", "truth"):
+        write_image(tmp_path / f"data/{folder}/a.png", 40, 15)
+    description = {"name": "small", "degraded": "small", "clean": "truth"}
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[description]))
+    assert result.returncode == 1
+    assert "small/a.png: 32x0 pixels are left by protocol promptir" in result.stderr and "expected at least 7x7" in result.stderr
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[description]), "--protocol", "full")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("device, message", [
+    ("gpu", "device: gpu, expected auto, cpu, cuda or cuda:N"), ("cuda:99", "device: cuda:99, but torch .* finds [0-9]+ CUDA devices"),
+])
+def test_wrong_device_is_one_line(tmp_path, checkpoint, device, message):
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, device=device))
+    assert result.returncode == 1 and re.fullmatch(f"error: {message}\n", result.stderr)
+
+
+def test_unwritable_output_is_one_line(tmp_path, checkpoint):
+    (tmp_path / "file").write_text("not a folder")
+    photograph = write_image(tmp_path / "photo.png")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", photograph, "--output", tmp_path / "file/out.png")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(r"error: .*file.*: (File exists|Not a directory)\n$", result.stderr)
 
 
 @pytest.mark.parametrize("content, message", [

@@ -1,6 +1,7 @@
 """Several processes (torchrun): set-up, the gradient mean, and a gather through which gradients flow."""
 
 import os
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -8,14 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.errors import InputError
+
 
 def setup(device: str) -> tuple[int, int, torch.device]:
     """Join the process group that torchrun announces, if any; returns rank, number of processes and the device.
 
-    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU.
+    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU. InputError where there
+    is no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"device: {device}, expected auto, cpu, cuda or cuda:N")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(f"device: {device}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices")
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, torch.device(device)
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""The error that a user can mend: the scripts print its one line and exit with status 1, without a traceback."""
+"""Errors that a user can mend: the scripts print one line and exit with a non-zero status, without a traceback."""
 
 import contextlib
 import sys
@@ -15,9 +15,19 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an InputError into `error: <message>` on stderr and exit status 1."""
+    """Turn an InputError, or a file that cannot be read or written, into `error: <message>` on stderr and exit status 1.
+
+    Ctrl-C ends with status 130, as shells have it.
+    """
     try:
         yield
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        message, status = str(error), 1
+    except OSError as error:
+        message, status = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    else:
+        return
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(status)

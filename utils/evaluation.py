@@ -12,7 +12,8 @@ from data.datasets import ImageSet, bundled_depth
 from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
-from utils.metrics import crop_for, measure
+from utils.errors import InputError
+from utils.metrics import SSIM_WINDOW, crop_for, measure
 
 
 @dataclass
@@ -86,6 +87,10 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, tile: int = 0, ove
     limit = images.options.limit or len(images)
     for index in range(min(limit, len(images))):
         degraded, clean = (image if image is None else crop_for(protocol, image) for image in degraded_and_clean(images, index))
+        height, width = degraded.shape[:2]
+        if min(height, width) < (1 if clean is None else SSIM_WINDOW):
+            raise InputError(f"{images.pairs[index].path}: {width}x{height} pixels are left by protocol {protocol}, too few to "
+                             + ("restore" if clean is None else f"measure SSIM, expected at least {SSIM_WINDOW}x{SSIM_WINDOW}"))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()

@@ -83,16 +83,17 @@ class Photograph:
 
     def write(self, restored: np.ndarray, path: Path) -> None:
         """Write restored pixels [H,W,3] in [0, 1] with this photograph's mode, transparency, format and metadata."""
-        if self.mode == "I;16":
-            grey = restored.clip(0, 1).mean(axis=2, dtype=np.float64)
-            image = Image.fromarray((grey * 65535 + 0.5).astype(np.uint16))
-        else:
-            image = Image.fromarray(to_uint8(restored))
-            if self.mode == "L":
-                image = Image.fromarray((restored.clip(0, 1).mean(axis=2) * 255 + 0.5).astype(np.uint8))
-            if self.alpha is not None:
-                image.putalpha(self.alpha)
+        image = to_image(restored, self.mode)
+        if self.alpha is not None:
+            image.putalpha(self.alpha)
         save_image(image, path, self.format, **self.metadata)
+
+
+def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
+    """[H,W,3] floats in [0, 1] -> an image of mode RGB, or of L or I;16 by the mean over the channels."""
+    if mode == "I;16":
+        return Image.fromarray((pixels.clip(0, 1).mean(axis=2, dtype=np.float64) * 65535 + 0.5).astype(np.uint16))
+    return Image.fromarray(to_uint8(pixels.clip(0, 1).mean(axis=2) if mode == "L" else pixels))
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:

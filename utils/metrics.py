@@ -5,6 +5,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from utils.images import to_uint8
 
+SSIM_WINDOW = 7        # pixels, scikit-image's default: the field's uniform window
+
 
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
     """The part of [H,W,3] that a protocol measures.
@@ -30,4 +32,4 @@ def measure(protocol: str, image: np.ndarray, clean: np.ndarray) -> tuple[float,
     else:
         image, clean, data_range = to_uint8(image), to_uint8(clean), 255
     psnr = np.inf if np.array_equal(image, clean) else peak_signal_noise_ratio(clean, image, data_range=data_range)
-    return float(psnr), float(structural_similarity(clean, image, data_range=data_range, channel_axis=2))
+    return float(psnr), float(structural_similarity(clean, image, win_size=SSIM_WINDOW, data_range=data_range, channel_axis=2))

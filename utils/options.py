@@ -226,7 +226,7 @@ def positive(options: Any, *names: str) -> None:
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
     """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror.lower()}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
