@@ -156,9 +156,10 @@ def cells(row: Row) -> list[str]:
 
 def text_table(rows: list[Row], folder: Path | None) -> str:
     """The table in columns; with `folder`, a last column says where a set's restored images are."""
-    lines = [HEADER + ["restored images"] * bool(folder)]
-    for row in rows:
-        lines.append(cells(row) + [f"{folder / row.set}" if row.set != "average" else ""] * bool(folder))
+    lines = [HEADER] + [cells(row) for row in rows]
+    if folder:
+        where = ["restored images"] + ["" if row.set == "average" else str(folder / row.set) for row in rows]
+        lines = [[*line, place] for line, place in zip(lines, where)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 

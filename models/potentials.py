@@ -25,7 +25,7 @@ class Potentials(nn.Module):
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
             raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
         self.congruent = congruent
-        self.register_buffer("lambdas", lambdas.float())
+        self.register_buffer("lambdas", lambdas.float(), persistent=False)     # the objective's, also in a resumed run
         self.features = nn.Sequential(
             nn.Conv2d(channels, sources * width, 3, padding=1),
             nn.SiLU(),

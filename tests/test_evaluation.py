@@ -102,6 +102,13 @@ def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
     assert Image.open(tmp_path / "results/table/blind/side_by_side/0.png").size == (2 * 32, 32)
 
 
+def test_table_without_saved_images(tmp_path, checkpoint):
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "save=false")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^pairs +3 +[0-9.]+ / 0\.[0-9]{4} +[0-9.]+ / -?0\.[0-9]{4}$", result.stdout, re.MULTILINE)
+    assert sorted(path.name for path in (tmp_path / "results/table").iterdir()) == ["table.csv", "table.md"]
+
+
 def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint):
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
     assert result.returncode == 1

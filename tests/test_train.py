@@ -84,7 +84,7 @@ def test_each_phase_moves_only_its_own_parameters(tmp_path):
     assert same(map_only["net"], both["net"])                       # the potential step moved none of it
     assert map_only["potential_optimizer"]["state"] == {}           # the map step moved no potential
     trained = {name for name in both["potentials"] if not torch.equal(map_only["potentials"][name], both["potentials"][name])}
-    assert trained == set(both["potentials"]) - {"lambdas"}
+    assert trained == set(both["potentials"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -138,6 +138,17 @@ def test_resume_with_other_options(tmp_path):
         run(opt, "--resume", "--set", "ema=0.5")
     run(opt, "--resume", "--set", "steps=2")
     assert "at step 1; changed steps: 1 -> 2" in (tmp_path / "out/run/train.log").read_text()
+
+
+def test_resume_with_other_weights_keeps_the_congruence(tmp_path, monkeypatch):
+    """Where a resumed run weighs its sources otherwise, the potentials' congruence must follow the objective."""
+    opt = option_file(tmp_path, steps=1)
+    run(opt)
+    made, Potentials = [], train.Potentials
+    monkeypatch.setattr(train, "Potentials", lambda *arguments, **names: made.append(Potentials(*arguments, **names)) or made[0])
+    run(opt, "--resume", "--set", "steps=2", "objective.lambdas=[1,3]")
+    f = made[0](torch.randn(4, made[0].features[0].in_channels, 2, 2))
+    assert (f * torch.tensor([0.25, 0.75])).sum(dim=1).abs().max() <= 1e-5 and f.abs().max() > 0
 
 
 def test_resume_from_a_broken_checkpoint_is_one_line(tmp_path):
