@@ -25,10 +25,9 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, Row, average_row, evaluate, restore
 from utils.images import EXTENSIONS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
-from utils.options import TestOptions, load_options
+from utils.options import DEFAULT_TILE, TestOptions, load_options
 
 HEADER = ["set", "images", "input dB / SSIM", "restored dB / SSIM"]
-PHOTOGRAPH_TILE = 768      # for --input where the option file sets no tile: photographs may have any number of pixels
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = distributed.setup(options.device)[2]
     if flags.input:
         jobs = find_photographs(flags.input, flags.output)
-        restore_photographs(load_network(options.checkpoint, device), jobs, options)
+        restore_photographs(load_network(options.checkpoint, device), jobs, flags.output, options)
         return
 
     # Setup test sets:
@@ -97,15 +96,16 @@ def find_photographs(source: Path, target: Path) -> list[tuple[Path, Path]]:
         jobs = [(source, target if target.suffix.lower() in EXTENSIONS else target / source.name)]
     else:
         raise InputError(f"--input {source}: no such file or folder")
+    inputs = {path.resolve() for path, _ in jobs}
     for path, destination in jobs:
-        if destination.resolve() == path.resolve():
-            raise InputError(f"--output {target}: would overwrite {path}, expected another place")
+        if destination.resolve() in inputs:
+            raise InputError(f"--output {target}: would overwrite {destination}, expected another place")
         if destination.suffix.lower() != path.suffix.lower() and not source.is_dir():
             raise InputError(f"--output {target}: another format than {path}, expected the extension {path.suffix}")
     return jobs
 
 
-def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], options: TestOptions) -> None:
+def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], output: Path, options: TestOptions) -> None:
     """Restore photographs, each written in the form and under the name of its input.
 
     A file that cannot be read does not keep the others from being restored; all such files are named at the end.
@@ -120,15 +120,15 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], options: Tes
             continue
         degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            restored = restore(net, degraded, options.tile or PHOTOGRAPH_TILE, options.overlap)
+            restored = restore(net, degraded, options.tile or DEFAULT_TILE, options.overlap)
         photograph.write(restored[0].permute(1, 2, 0).cpu().numpy(), target)
-    print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {jobs[0][1].parent}")
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {output}")
     if failures:
         raise InputError("; ".join(failures))
 
 
 def save_restored(folder: Path, images: ImageSet, result: Restored, options: TestOptions) -> None:
-    """Write a restored test image in the form and under the name of its input, and input | restored (| ground truth) in one picture."""
+    """Write a restored test image under the name of its input, grey where that is, and input | restored (| ground truth) in one picture."""
     name = images.name_of(result.index)
     with Image.open(images.pairs[result.index].path) as header:
         mode = "L" if header.mode == "L" else "RGB"
@@ -136,7 +136,7 @@ def save_restored(folder: Path, images: ImageSet, result: Restored, options: Tes
     if options.side_by_side:
         panels = [result.degraded, result.restored] + ([result.clean] if result.clean is not None else [])
         picture = np.concatenate([to_uint8(panel) for panel in panels], axis=1)
-        save_image(Image.fromarray(picture), folder / "side_by_side" / name.with_suffix(".png"))
+        save_image(Image.fromarray(picture), folder / "side_by_side" / name.with_name(f"{name.name}.png" if name.suffix != ".png" else name.name))
 
 
 def write_csv(path: str, rows: list[Row]) -> None:

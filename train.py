@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, stop_interrupts
+from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
 from losses.barycenter import map_objective, potential_objective, sample_weights, source_weights
 from models.baryir import BaryIR
 from models.potentials import Potentials
@@ -34,7 +34,7 @@ from utils.evaluation import average_row, evaluate
 from utils.images import write_atomically
 from utils.options import TrainOptions, dump, load_options
 
-TERMS = ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss")
+TERMS = ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss", "potential_gradient_norm")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -170,7 +170,8 @@ def main(arguments: list[str] | None = None) -> None:
         loss.backward()
         potentials.requires_grad_(False)
         distributed.average_gradients(potentials.parameters())
-        values = finite({"potential_loss": loss.detach()})
+        norm = torch.nn.utils.clip_grad_norm_(potentials.parameters(), math.inf)
+        values = finite({"potential_loss": loss.detach(), "potential_gradient_norm": norm})
         potential_optimizer.step()
         return values
 
@@ -185,16 +186,21 @@ def main(arguments: list[str] | None = None) -> None:
         changed = {key: f"{key}: {state['options'].get(key)} -> {value}" for key, value in now.items() if state["options"].get(key) != value}
         if fixed := changed.keys() & {"network", "potentials", "optimizer", "ema"}:
             raise InputError(f"{options.file}: changed since {folder / 'last.pth'}: {changed[min(fixed)]}; a run cannot continue with it")
+        if (names := [s["name"] for s in state["options"]["sources"]]) != [images.name for images in sources]:
+            raise InputError(f"{options.file}: sources: {', '.join(images.name for images in sources)}, but {folder / 'last.pth'} was "
+                             f"trained on {', '.join(names)}; a run cannot continue with it")
         net.load_state_dict(state["net"])
         potentials.load_state_dict(state["potentials"])
         map_optimizer.load_state_dict(state["map_optimizer"])
         potential_optimizer.load_state_dict(state["potential_optimizer"])
+        for group in map_optimizer.param_groups + potential_optimizer.param_groups:
+            group["weight_decay"] = options.weight_decay
         if ema:
             ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
-        step, best = checkpoint["step"], state["best"]
+        step, best = checkpoint["step"], -math.inf if "validation" in changed else state["best"]
         resumed = "; ".join([f"resumed {folder / 'last.pth'} at step {step}", *(f"changed {c}" for k, c in changed.items() if k != "file")])
         del checkpoint, state
 
@@ -222,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
-                        worker_init_fn=stop_interrupts, pin_memory=device.type == "cuda",
+                        worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state
 
     if flags.dry_run:
@@ -283,8 +289,9 @@ def main(arguments: list[str] | None = None) -> None:
             if step % options.log_every == 0 or step == steps:
                 means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
                 sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
-                bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if name != "gradient_norm"})
+                bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if not name.endswith("gradient_norm")})
                 if rank == 0:
+                    log_file.write(f"step {step} " + " ".join(f"{name} {means[name]:.4g}" for name in TERMS) + "\n")
                     append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
                                                        *(f"{means[name]:.6g}" for name in TERMS)))
             if sets and (step % options.validation.every == 0 or step == steps):
@@ -295,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             if stopping:
                 raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
     distributed.shutdown()
-    log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if sets else ""))
+    log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if best > -math.inf else ""))
 
 
 def start_table(path: Path, columns: tuple, step: int) -> None:

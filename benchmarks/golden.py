@@ -7,18 +7,23 @@ filled by `utils.official.fill_reference`. Exits non-zero if a relative error re
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.baryir import BaryIR
+from utils.errors import InputError, one_line_errors
 from utils.official import fill_reference
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", help="official_forward.npz")
-    golden = np.load(parser.parse_args().path)
+    path = Path(parser.parse_args().path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected official_forward.npz")
+    golden = np.load(path)
     net = BaryIR().eval()
     fill_reference(net)
     degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
@@ -35,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -3,6 +3,7 @@
 Pairs are made by key, never by position in two sorted lists. What is wrong with a folder is one InputError.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.degradations import DEGRADATIONS
 from data.transforms import random_crop, random_dihedral, to_tensor
 from utils.errors import InputError
-from utils.images import list_images, read_image
+from utils.images import EXTENSIONS, list_images, read_image
 
 # Folders of the public data sets below the root, as users of PromptIR, AdaIR and BaryIR have them (METHOD section 4).
 LAYOUTS = {
@@ -69,37 +69,55 @@ def bundled_depth(name: str) -> np.ndarray | None:
     return depth / depth.max()
 
 
+class MissingFolder(InputError):
+    """A folder of an option file is absent."""
+
+
 def find_images(folder: Path, where: str) -> list[Path]:
     """All images of a folder; InputError where it is absent or holds none. `where` names the option."""
     if not folder.is_dir():
-        raise InputError(f"{where}: no folder {folder}")
+        raise MissingFolder(f"{where}: no folder {folder}")
     files = list_images(folder)
     if not files:
-        raise InputError(f"{where}: no images in {folder}")
+        raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     return files
 
 
-def make_pairs(degraded: list[Path], clean: list[Path], pairing: str, where: str) -> list[Pair]:
-    """Pair every degraded file with its clean one.
+def make_pairs(degraded: list[Path], clean: list[Path], pairing: str, where: str, degraded_folder: Path, clean_folder: Path) -> list[Pair]:
+    """Pair every degraded file with its clean one: by name, and by sub-folder, too, where the clean folder has any.
 
-    `pairing` is a key of PAIRINGS, or auto: the first rule that finds a partner for every degraded file. A degraded file
-    without partner, and two clean files of one name, are InputErrors; clean files may be left over.
+    `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds most. A degraded
+    file without partner, and two clean files that fit equally, are InputErrors; clean files may be left over.
     """
-    by_stem: dict[str, Path] = {}
+    flat = all(path.parent == clean_folder for path in clean)
+
+    def key(path: Path, folder: Path, rule: str = "same") -> Path:
+        stem = PAIRINGS[rule](path.stem)
+        return Path(stem) if flat else path.relative_to(folder).with_name(stem)
+
+    by_key: dict[Path, list[Path]] = {}
     for path in clean:
-        if path.stem in by_stem:
-            raise InputError(f"{where}: {by_stem[path.stem]} and {path} have the same name, expected one clean image a name")
-        by_stem[path.stem] = path
-    rules = list(PAIRINGS) if pairing == "auto" else [pairing]
-    unpaired = {rule: [path for path in degraded if PAIRINGS[rule](path.stem) not in by_stem] for rule in rules}
-    rule = min(rules, key=lambda rule: len(unpaired[rule]))     # the first of equals
-    if missing := unpaired[rule]:
-        expected = PAIRINGS[rule](missing[0].stem)
+        by_key.setdefault(key(path, clean_folder), []).append(path)
+
+    def unpaired(rule: str) -> list[Path]:
+        return [path for path in degraded if key(path, degraded_folder, rule) not in by_key]
+
+    rule = pairing
+    if pairing == "auto":
+        rule = "same" if len(unpaired("same")) < len(degraded) else min(PAIRINGS, key=lambda rule: len(unpaired(rule)))
+    if missing := unpaired(rule):
         raise InputError(
             f"{where}: {len(missing)} of {len(degraded)} degraded images have no clean partner, the first is {missing[0]}: "
-            f"expected {expected}.* below {clean[0].parent}"
+            f"expected {key(missing[0], degraded_folder, rule)}.* below {clean_folder}"
         )
-    return [Pair(path, by_stem[PAIRINGS[rule](path.stem)]) for path in degraded]
+    pairs = []
+    for path in degraded:
+        partners = by_key[key(path, degraded_folder, rule)]
+        partners = [p for p in partners if p.name == path.name] or partners
+        if len(partners) > 1:
+            raise InputError(f"{where}: {partners[0]} and {partners[1]} have the same name, expected one clean image for {path}")
+        pairs.append(Pair(path, partners[0]))
+    return pairs
 
 
 class ImageSet:
@@ -130,10 +148,11 @@ class ImageSet:
             if degraded_folder:
                 degraded = find_images(Path(root) / degraded_folder, f"{where}.degraded")
         if clean and degraded:
-            self.pairs = make_pairs(degraded, clean, options.pairing, where)
+            self.pairs = make_pairs(degraded, clean, options.pairing, where, Path(root) / degraded_folder, Path(root) / clean_folder)
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
         self.folder = bundled_folder() if options.bundled else Path(root) / (degraded_folder or clean_folder)
+        self.clean_folder = Path(root) / (clean_folder or "")
         self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
 
     def __len__(self) -> int:
@@ -147,9 +166,9 @@ class ImageSet:
         """What was found, in one line."""
         first = self.pairs[0]
         if first.degraded and first.clean:
-            found = f"{len(self)} pairs, {first.degraded.parent} -> {first.clean.parent}"
+            found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
-            found = f"{len(self)} {'images' if first.degraded else 'clean images'} in {first.path.parent}"
+            found = f"{len(self)} {'images' if first.degraded else 'clean images'} in {self.folder}"
         if self.options.degradation:
             found += f", {self.options.degradation} {', '.join(f'{level:g}' for level in self.options.levels)} on the fly"
         return found + (f" ({self.unused_clean} clean images without a degraded one)" if self.unused_clean else "")
@@ -174,7 +193,7 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
     for i, images in enumerate(options):
         try:
             sets.append(ImageSet(images, root, f"{where}[{i}] {images.name}"))
-        except InputError as error:
+        except MissingFolder as error:
             if not images.optional:
                 raise InputError(f"{error}; put the data there, set root=PATH, or mark the set optional: true") from None
             report(f"left out (optional): {error}")
@@ -272,9 +291,6 @@ class EpochSampler(Sampler):
             yield requests
 
 
-def stop_interrupts(worker: int) -> None:
-    """For a DataLoader's workers: Ctrl-C and SIGTERM go to the main process, which ends them after its checkpoint."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def own_process_group(worker: int) -> None:
+    """For a DataLoader's workers: Ctrl-C and signals to the group reach the main process alone, which saves and ends them."""
+    os.setpgid(0, 0)

@@ -59,6 +59,8 @@ class BaryIR(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(encoder_blocks)
+        if levels < 2:
+            raise ValueError(f"encoder_blocks: {levels} levels, expected at least 2")
         expected = {"decoder_blocks": levels, "residual_blocks": levels - 1, "heads": levels + 1}
         for name, values in (("decoder_blocks", decoder_blocks), ("residual_blocks", residual_blocks), ("heads", heads)):
             if len(values) != expected[name]:

@@ -20,8 +20,8 @@ from utils.images import read_image
 
 
 def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
-    pairs = make_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, "here")
-    return {pair.degraded.name: pair.clean.name for pair in pairs}
+    pairs = make_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, "here", Path("in"), Path("gt"))
+    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt")) for pair in pairs}
 
 
 @pytest.mark.parametrize("degraded, clean, expected", [
@@ -31,6 +31,9 @@ def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> di
     (["1_0.8_0.1.jpg", "1_1_0.2.jpg", "10_1_0.1.jpg"], ["10.png", "1.png"], ["1.png", "1.png", "10.png"]),
     (["01_outdoor_hazy.jpg"], ["01_outdoor_GT.jpg"], ["01_outdoor_GT.jpg"]),
     (["000.png"], ["000gt.png"], ["000gt.png"]),
+    (["a.png"], ["a.jpg", "a.png"], ["a.png"]),                                             # the same name before the same stem
+    (["x/1.png", "y/1.png"], ["y/1.png", "x/1.png"], ["x/1.png", "y/1.png"]),               # mirrored sub-folders
+    (["part1/1_a.jpg", "part4/2_a.jpg"], ["1.jpg", "2.jpg"], ["1.jpg", "2.jpg"]),           # sub-folders on one side
 ])
 def test_pairs_are_made_by_key(degraded, clean, expected):
     assert pairs_of(degraded, clean) == dict(zip(degraded, expected))
@@ -39,10 +42,14 @@ def test_pairs_are_made_by_key(degraded, clean, expected):
 def test_unpaired_and_ambiguous_names_are_errors():
     with pytest.raises(InputError, match=r"1 of 2 degraded images have no clean partner, the first is in/b.png: expected b\.\* below gt"):
         pairs_of(["a.png", "b.png"], ["a.png", "c.png"])
-    with pytest.raises(InputError, match="a.jpg and gt/a.png have the same name"):
-        pairs_of(["a.png"], ["a.jpg", "a.png"])
+    with pytest.raises(InputError, match="a.bmp and gt/a.jpg have the same name"):
+        pairs_of(["a.png"], ["a.bmp", "a.jpg"])
     with pytest.raises(InputError, match="no clean partner"):
         pairs_of(["1_2.png"], ["1.png"], pairing="same")
+    with pytest.raises(InputError, match="the first is in/y/1.png"):                        # not gt/x/1.png
+        pairs_of(["x/1.png", "y/1.png"], ["x/1.png"])
+    with pytest.raises(InputError, match="the first is in/cat_3.png"):                      # not all of them to cat.png
+        pairs_of(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"])
 
 
 def test_public_layout(public_tree):
@@ -70,6 +77,9 @@ def test_absent_and_empty_folders(tmp_path):
     description = {"name": "gone", "degraded": "gone", "optional": True}
     assert open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append) == []
     assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
+    (tmp_path / "gone").mkdir()                                 # a folder that is there but wrong is never left out
+    with pytest.raises(InputError, match="no images in"):
+        open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
 
 
 def test_size_mismatch_names_both(tmp_path):

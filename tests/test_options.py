@@ -53,6 +53,15 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"epochs": 3}, "steps: 10 with epochs: 3, expected exactly one"),
     ({"objective": {"lambdas": [1, "x"]}}, "objective.lambdas[1]: 'x', expected a number"),
     ({"progressive": [[10, 4, 64]]}, "all its stages to begin below steps"),
+    ({"clip": -5.0}, "clip: -5.0, expected 0 or more"),
+    ({"steps": -5}, "steps: -5, expected 0 or more"),
+    ({"seed": -1}, "seed: -1, expected 0 or more"),
+    ({"learning_rate": float("inf")}, "learning_rate: inf, expected a finite number"),
+    ({"network": {"width": -2}}, "network.width: -2, expected a number above 0"),
+    ({"network": {"heads": [0, 1, 1, 1]}}, "network.heads: [0, 1, 1, 1], expected numbers from 1 on"),
+    ({"name": "../x"}, "name: '../x', expected a name that can be a folder"),
+    ({"sources": [{"type": "denoise", "levels": [0]}]}, "sources[0].levels: [0.0], expected numbers above 0"),
+    ({"sources": [{"type": "derain", "degraded": "rainy"}]}, "sources[0].clean: none given beside the folder degraded"),
     ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
 ])
 def test_what_is_refused(tmp_path, change, message):

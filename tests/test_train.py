@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,20 @@ def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
             assert [row["step"] for row in ours] == [str(step) for step in range(1, 13)]
         assert [[row[c] for c in columns] for row in ours] == [[row[c] for c in columns] for row in theirs]
     assert (tmp_path / "out/run/best.pth").exists()
+
+
+def test_signal_to_the_process_group_saves_though_workers_load(tmp_path):
+    """Ctrl-C in a terminal and torchrun's SIGTERM go to the workers' group, too: they must not die before the checkpoint."""
+    opt = option_file(tmp_path, steps=100_000, workers=1)
+    process = subprocess.Popen(command(opt), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    table = tmp_path / "out/run/losses.csv"
+    while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > 3):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in errors, errors
+    assert re.search(r"error: stopped by SIGTERM at step \d+ of 100000: saved, continue with --resume\n$", errors)
+    assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] >= 3
 
 
 def test_a_run_is_not_overwritten(tmp_path):

@@ -28,6 +28,8 @@ def setup(device: str) -> tuple[int, int, torch.device]:
         return 0, 1, torch.device(device)
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise InputError(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes, expected one for each of {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # The first process validates alone: the others wait for it longer than the default of 10 or 30 minutes.

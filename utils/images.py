@@ -12,29 +12,33 @@ from PIL import Image, ImageOps
 
 from utils.errors import InputError
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # an error at twice that size remains
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All images below a folder, hidden files left out, sorted by path."""
-    return sorted(
-        path for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    """All images below a folder and the folders that it links to, hidden files and folders left out, sorted by path."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")]
+    return sorted(found)
 
 
 def open_image(path: Path) -> Image.Image:
     """Decode a whole image file, upright as its EXIF orientation says; InputError if it cannot be read."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if getattr(image, "n_frames", 1) > 1:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":      # phones' JPEGs with a second, small picture
                 raise InputError(f"{path}: {image.n_frames} frames, expected a still image")
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:    # PIL's words for truncated and broken files
+    except InputError:
+        raise
+    except Exception as error:                                               # broken files raise nearly anything in PIL
         raise InputError(f"{path}: cannot be read as an image ({error})") from None
 
 
@@ -68,15 +72,17 @@ class Photograph:
     def read(cls, path: Path) -> "Photograph":
         image = open_image(path)
         with Image.open(path) as header:
-            file_format = header.format
+            file_format = "JPEG" if header.format == "MPO" else header.format
             metadata = {key: header.info[key] for key in ("icc_profile", "dpi") if key in header.info}
-        exif = image.getexif()                                               # orientation already applied and removed
-        if exif:
-            metadata["exif"] = exif.tobytes()
+        try:
+            if exif := image.getexif():                                      # orientation already applied and removed
+                metadata["exif"] = exif.tobytes()
+        except Exception as error:
+            raise InputError(f"{path}: cannot read its EXIF data ({error})") from None
         if image.mode.startswith("I"):
             grey = (np.asarray(image, dtype=np.float32) / _white(image)).clip(0, 1)
             return cls(np.repeat(grey[..., None], 3, axis=2), "I;16", None, file_format, metadata)
-        transparent = "A" in image.getbands() or "transparency" in image.info
+        transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
         alpha = image.convert("RGBA").getchannel("A") if transparent else None
         mode = "L" if image.mode in ("L", "LA", "1", "F") else "RGB"
         return cls(_to_rgb8(image).astype(np.float32) / 255, mode, alpha, file_format, metadata)

@@ -5,6 +5,7 @@ An unknown key, a wrong type or a value out of range is an InputError that names
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import yaml
 from utils.errors import InputError
 
 T = TypeVar("T")
+
+DEFAULT_TILE = 768      # of test.py --input where an option file sets no tile: photographs may have any number of pixels
 
 
 @dataclass
@@ -33,6 +36,13 @@ class Network:
     bridge_heads: int = 4
     expansion: float = 2.66
     residual_scale: float = 0.8
+
+    def check(self) -> None:
+        positive(self, "width", "bridge_heads", "expansion")
+        not_negative(self, "latent_blocks", "transport_blocks", "refinement_blocks")
+        for name, least in (("encoder_blocks", 0), ("decoder_blocks", 0), ("residual_blocks", 0), ("heads", 1)):
+            if any(value < least for value in getattr(self, name)):
+                raise InputError(f"{name}: {getattr(self, name)}, expected numbers from {least} on")
 
 
 @dataclass
@@ -53,6 +63,8 @@ class Images:
             self.degradation = "noise"
         if self.degradation and not self.levels:
             raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50]")
+        if any(level <= 0 for level in self.levels):
+            raise InputError(f"levels: {self.levels}, expected numbers above 0")
         if self.levels and not self.degradation:
             raise InputError("levels: given without a degradation")
         if self.degradation and self.degraded:
@@ -74,6 +86,8 @@ class Source(Images):
             raise InputError("expected a type, or the folders degraded and clean, or bundled images")
         if self.bundled and not self.degradation:
             raise InputError("degradation: none given for bundled images")
+        if self.degraded and not self.clean:
+            raise InputError(f"clean: none given beside the folder degraded ({self.degraded})")
         positive(self, "repeat")
 
 
@@ -86,8 +100,10 @@ class TestSet(Images):
 
     def check(self) -> None:
         super().check()
-        if not self.name or "/" in self.name or self.name.startswith(".") or self.name == "average":
-            raise InputError(f"name: {self.name!r}, expected a name that can be a folder")
+        folder_name(self)
+        if self.name == "average":
+            raise InputError("name: average, expected another one: the table has a line of this name")
+        not_negative(self, "limit")
         if not (self.degraded or self.clean or self.bundled):
             raise InputError("expected a folder degraded or clean, or bundled images")
         if self.clean and not (self.degraded or self.degradation):
@@ -117,6 +133,7 @@ class Objective:
 
     def check(self) -> None:
         positive(self, "tau")
+        not_negative(self, "w_rec", "gamma")
 
 
 @dataclass
@@ -128,7 +145,8 @@ class Schedule:
     warmup: int = 0                                         # steps of linear warm-up
 
     def check(self) -> None:
-        positive(self, "every")
+        positive(self, "every", "factor")
+        not_negative(self, "minimum", "warmup")
 
 
 @dataclass
@@ -175,6 +193,8 @@ class TrainOptions:
     file: str = ""                                          # the option file, filled in when it is read
 
     def check(self) -> None:
+        folder_name(self)
+        not_negative(self, "epochs", "steps", "seed", "weight_decay", "clip", "workers")
         if bool(self.epochs) == bool(self.steps):
             raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         if not self.sources:
@@ -209,11 +229,13 @@ class TestOptions:
     file: str = ""
 
     def check(self) -> None:
+        folder_name(self)
         names = [images.name for images in self.sets]
         if len(set(names)) < len(names):
             raise InputError(f"sets: names {names}, expected a different name for each")
-        if self.tile and self.tile < 2 * self.overlap:
-            raise InputError(f"tile: {self.tile} with overlap {self.overlap}, expected at least twice the overlap")
+        not_negative(self, "tile", "overlap")
+        if (self.tile or DEFAULT_TILE) < 2 * max(1, self.overlap):
+            raise InputError(f"tile: {self.tile or DEFAULT_TILE} with overlap {self.overlap}, expected at least twice the overlap")
 
 
 def positive(options: Any, *names: str) -> None:
@@ -223,13 +245,26 @@ def positive(options: Any, *names: str) -> None:
             raise InputError(f"{name}: {getattr(options, name)}, expected a number above 0")
 
 
+def not_negative(options: Any, *names: str) -> None:
+    """InputError unless the named options are 0 or more."""
+    for name in names:
+        if not getattr(options, name) >= 0:
+            raise InputError(f"{name}: {getattr(options, name)}, expected 0 or more")
+
+
+def folder_name(options: Any) -> None:
+    """InputError unless the name can be that of one new folder."""
+    if not options.name or "/" in options.name or options.name.startswith("."):
+        raise InputError(f"name: {options.name!r}, expected a name that can be a folder")
+
+
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
     """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror.lower()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {content!r}")
@@ -281,6 +316,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise InputError(f"{where}: {value!r}, expected {names[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where}: {value}, expected a finite number")
     return value
 
 
@@ -300,13 +337,13 @@ def _override(kind: Any, content: dict, override: str) -> None:
         raise InputError(f"--set {override}: expected key=value")
     try:
         value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     for i, part in enumerate([*parents, last]):
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not part.isdecimal() or int(part) >= len(here):
                 raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, which has {len(here)}")
             part = int(part)
         elif not isinstance(here, dict):
