@@ -168,7 +168,7 @@ class ImageSet:
         if first.degraded and first.clean:
             found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
-            found = f"{len(self)} {'images' if first.degraded else 'clean images'} in {self.folder}"
+            found = f"{len(self)} {'images' if first.degraded else 'clean images'} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
         if self.options.degradation:
             found += f", {self.options.degradation} {', '.join(f'{level:g}' for level in self.options.levels)} on the fly"
         return found + (f" ({self.unused_clean} clean images without a degraded one)" if self.unused_clean else "")
