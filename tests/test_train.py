@@ -192,7 +192,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
 
 def test_penalty_and_other_options_run(tmp_path):
-    run(option_file(tmp_path, steps=2, optimizer="rmsprop", channels_last=True, ema=0.0, clip=1.0, progressive=[[1, 1, 24]],
+    run(option_file(tmp_path, steps=2, optimizer="rmsprop", precision="bfloat16", channels_last=True, ema=0.0, clip=1.0, progressive=[[1, 1, 24]],
                     schedule={"name": "step", "every": 0.1}, potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
     (first, second) = rows(tmp_path / "out/run/losses.csv")
     assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
@@ -217,7 +217,8 @@ def test_two_processes_train_as_one(tmp_path):
     result = shell(*torchrun, *command(opt, "--set", "name=two", "batch=1")[1:], OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     for one, two in zip(rows(tmp_path / "out/one/losses.csv"), rows(tmp_path / "out/two/losses.csv")):
-        for term in ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "gradient_norm"):
+        for term in ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss",
+                     "potential_gradient_norm"):
             assert float(one[term]) == pytest.approx(float(two[term]), rel=2e-4, abs=1e-5), (one["step"], term)
 
 

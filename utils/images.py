@@ -74,6 +74,8 @@ class Photograph:
         with Image.open(path) as header:
             file_format = "JPEG" if header.format == "MPO" else header.format
             metadata = {key: header.info[key] for key in ("icc_profile", "dpi") if key in header.info}
+        if image.mode in ("CMYK", "LAB"):                                    # written as RGB, which its profile is not for
+            metadata.pop("icc_profile", None)
         try:
             if exif := image.getexif():                                      # orientation already applied and removed
                 metadata["exif"] = exif.tobytes()
