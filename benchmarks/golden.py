@@ -19,8 +19,8 @@ from utils.official import fill_reference
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", help="official_forward.npz")
-    path = Path(parser.parse_args().path)
+    parser.add_argument("path", type=Path, help="official_forward.npz")
+    path = parser.parse_args().path
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected official_forward.npz")
     golden = np.load(path)

@@ -134,9 +134,11 @@ class ImageSet:
         layout = LAYOUTS.get(options.type, {})
         clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded_folder = options.degraded or (layout.get("degraded") if not options.degradation else None)
+        self.folder = bundled_folder() if options.bundled else Path(root) / (degraded_folder or clean_folder)     # names the images
+        self.clean_folder = Path(root) / (clean_folder or "")
         clean = degraded = None
         if options.bundled:
-            clean = [bundled_folder() / name for name in options.bundled]
+            clean = [self.folder / name for name in options.bundled]
             for path in clean:
                 if not path.is_file():
                     raise InputError(f"{where}.bundled: scikit-image ships no {path.name}")
@@ -144,15 +146,13 @@ class ImageSet:
                 clean, degraded = None, clean
         else:
             if clean_folder:
-                clean = find_images(Path(root) / clean_folder, f"{where}.clean")
+                clean = find_images(self.clean_folder, f"{where}.clean")
             if degraded_folder:
-                degraded = find_images(Path(root) / degraded_folder, f"{where}.degraded")
+                degraded = find_images(self.folder, f"{where}.degraded")
         if clean and degraded:
-            self.pairs = make_pairs(degraded, clean, options.pairing, where, Path(root) / degraded_folder, Path(root) / clean_folder)
+            self.pairs = make_pairs(degraded, clean, options.pairing, where, self.folder, self.clean_folder)
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
-        self.folder = bundled_folder() if options.bundled else Path(root) / (degraded_folder or clean_folder)
-        self.clean_folder = Path(root) / (clean_folder or "")
         self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
 
     def __len__(self) -> int:
