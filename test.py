@@ -3,14 +3,14 @@
     python test.py --opt options/test_real.yml                                   the option file's test sets
     python test.py --opt options/test_real.yml --input PATH --output PATH        a file or a folder of photographs
 
-Writes results/NAME/SET/ (restored images) and results/NAME/table.csv, table.md (per set: images, input PSNR / SSIM,
-restored PSNR / SSIM), and prints the table.
+Writes results/NAME/SET/ (restored images, PNG) and results/NAME/table.csv, table.md (per set: images, metrics of the input
+and of the restored images), and prints the table; beside the paper's published rows where the option file names them
+(comparison.csv).
 """
 
 import argparse
-import csv
-import dataclasses
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,12 @@ from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Restored, Row, average_row, evaluate, restore
-from utils.images import EXTENSIONS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
+from utils.evaluation import Restored, average_row, evaluate, restore
+from utils.images import PHOTOGRAPHS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
+from utils.metrics import Metrics
 from utils.options import DEFAULT_TILE, TestOptions, load_options
-
-HEADER = ["set", "images", "input dB / SSIM", "restored dB / SSIM"]
+from utils.tables import (as_markdown, as_text, comparison_table, read_published, remarks, set_table, write_comparison_csv,
+                          write_set_csv)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -53,47 +54,55 @@ def main(arguments: list[str] | None = None) -> None:
         restore_photographs(load_network(options.checkpoint, device), jobs, flags.output, options)
         return
 
-    # Setup test sets:
+    # Setup test sets, metrics, checkpoint:
+    published = read_published(options.published, f"{options.file}: published") if options.published else None
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     for images in sets:
         print(f"{images.name}: {images.describe()}")
+    metrics = Metrics(options.metrics, device)
     net = load_network(options.checkpoint, device)
 
     # Restore, measure, save:
     folder = Path(options.output) / options.name
+    names = {images.name: png_names(images) for images in sets}
     total = sum(min(images.options.limit or len(images), len(images)) for images in sets)
     start = time.monotonic()
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
             bar.update()
             if options.save:
-                save_restored(folder / images.name, images, result, options)
+                save_restored(folder / images.name, names[images.name][result.index], images, result, options.side_by_side)
 
-        rows = evaluate(net, sets, options.protocol, each, tile=options.tile, overlap=options.overlap, precision=options.precision)
+        rows = evaluate(net, sets, options.protocol, metrics, each, tile=options.tile, overlap=options.overlap, precision=options.precision)
+    rows += [average] if (average := average_row(rows)) else []
 
-    # Table:
-    average = average_row(rows)
-    rows += [average] if average else []
-    write_atomically(folder / "table.csv", lambda path: write_csv(path, rows))
-    write_atomically(folder / "table.md", lambda path: Path(path).write_text(markdown(rows, options), encoding="utf-8"))
-    print(text_table(rows, folder if options.save else None))
-    print(f"protocol {options.protocol}, {options.checkpoint}, {total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
+    # Tables: ours, and the paper's with ours below.
+    write_set_csv(folder / "table.csv", rows, options.metrics, options.protocol)
+    comparison = []
+    if published:
+        write_comparison_csv(folder / "comparison.csv", rows, published, options.protocol)
+        comparison = [comparison_table(rows, published)]
+    notes = remarks(rows, options.protocol, options.checkpoint, options.file)
+    text = "\n\n".join([*map(as_markdown, [set_table(rows, options.metrics), *comparison]), *notes]) + "\n"
+    write_atomically(folder / "table.md", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    print("\n\n".join(map(as_text, [set_table(rows, options.metrics, folder if options.save else None), *comparison])), *notes, sep="\n")
+    print(f"{total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
           + (f"; each image beside its input in {folder}/SET/side_by_side" if options.side_by_side and options.save else ""))
 
 
 def find_photographs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     """Files to restore and where each goes: the same name below `target`, or `target` itself for a single file."""
     if source.is_dir():
-        if target.suffix.lower() in EXTENSIONS and not target.is_dir():
+        if target.suffix.lower() in PHOTOGRAPHS and not target.is_dir():
             raise InputError(f"--output {target}: an image file, expected a folder for the folder {source}")
         if target.resolve() == source.resolve():
             raise InputError(f"--output {target}: would overwrite the images in {source}, expected another folder")
         # An earlier run's output below the input is not input.
-        jobs = [(path, target / path.relative_to(source)) for path in list_images(source) if target.resolve() not in path.resolve().parents]
+        jobs = [(path, target / path.relative_to(source)) for path in list_images(source, PHOTOGRAPHS) if target.resolve() not in path.resolve().parents]
         if not jobs:
-            raise InputError(f"--input {source}: no images, expected {', '.join(sorted(EXTENSIONS))}")
+            raise InputError(f"--input {source}: no images, expected {', '.join(sorted(PHOTOGRAPHS))}")
     elif source.is_file():
-        jobs = [(source, target if target.suffix.lower() in EXTENSIONS else target / source.name)]
+        jobs = [(source, target if target.suffix.lower() in PHOTOGRAPHS else target / source.name)]
     else:
         raise InputError(f"--input {source}: no such file or folder")
     inputs = {path.resolve() for path, _ in jobs}
@@ -127,47 +136,24 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], output: Path
         raise InputError("; ".join(failures))
 
 
-def save_restored(folder: Path, images: ImageSet, result: Restored, options: TestOptions) -> None:
-    """Write a restored test image under the name of its input, grey where that is, and input | restored (| ground truth) in one picture."""
-    name = images.name_of(result.index)
+def png_names(images: ImageSet) -> list[Path]:
+    """Where a set's restored images go, below its folder: their input's name with .png, beside it where two would share that."""
+    names = [images.name_of(index) for index in range(len(images))]
+    count = Counter(name.with_suffix(".png") for name in names)
+    return [name.with_suffix(".png") if count[name.with_suffix(".png")] == 1 else name.with_name(f"{name.name}.png") for name in names]
+
+
+def save_restored(folder: Path, name: Path, images: ImageSet, result: Restored, side_by_side: bool) -> None:
+    """Write a restored test image, 8-bit and lossless, and input | restored (| ground truth) in one picture.
+
+    A grey image without ground truth comes back grey; one that was measured keeps the three channels that were.
+    """
     with Image.open(images.pairs[result.index].path) as header:
-        mode = "L" if header.mode == "L" else "RGB"
+        mode = "L" if header.mode == "L" and result.clean is None else "RGB"
     save_image(to_image(result.restored, mode), folder / name)
-    if options.side_by_side:
+    if side_by_side:
         panels = [result.degraded, result.restored] + ([result.clean] if result.clean is not None else [])
-        picture = np.concatenate([to_uint8(panel) for panel in panels], axis=1)
-        save_image(Image.fromarray(picture), folder / "side_by_side" / name.with_name(f"{name.name}.png" if name.suffix != ".png" else name.name))
-
-
-def write_csv(path: str, rows: list[Row]) -> None:
-    """The table with full precision; empty cells where there is no ground truth."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([entry.name for entry in dataclasses.fields(Row)])
-        writer.writerows(dataclasses.astuple(row) for row in rows)
-
-
-def cells(row: Row) -> list[str]:
-    def pair(psnr: float | None, ssim: float | None) -> str:
-        return "-" if psnr is None else f"{psnr:.2f} / {ssim:.4f}"
-
-    return [row.set, str(row.images), pair(row.psnr_in, row.ssim_in), pair(row.psnr, row.ssim)]
-
-
-def text_table(rows: list[Row], folder: Path | None) -> str:
-    """The table in columns; with `folder`, a last column says where a set's restored images are."""
-    lines = [HEADER] + [cells(row) for row in rows]
-    if folder:
-        where = ["restored images"] + ["" if row.set == "average" else str(folder / row.set) for row in rows]
-        lines = [[*line, place] for line, place in zip(lines, where)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-
-
-def markdown(rows: list[Row], options: TestOptions) -> str:
-    lines = [HEADER, ["---"] * len(HEADER)] + [cells(row) for row in rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nProtocol `{options.protocol}`, checkpoint `{options.checkpoint}`, option file `{options.file}`.\n"
+        save_image(Image.fromarray(np.concatenate([to_uint8(panel) for panel in panels], axis=1)), folder / "side_by_side" / name)
 
 
 if __name__ == "__main__":

@@ -256,11 +256,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows = evaluate(deployed, sets, options.validation.protocol) if rank == 0 else []
         rows += [average] if (average := average_row(rows)) else []
         for row in rows:
-            if row.psnr is not None:
-                log(f"step {step} {row.set}: {row.psnr:.2f} dB / {row.ssim:.4f} ({row.images} images)")
-            append_row(folder / "validation.csv", (step, *dataclasses.astuple(row)))
-        if rows and rows[-1].set == "average" and rows[-1].psnr > best:
-            best = rows[-1].psnr
+            if row.scores:
+                log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} ({row.images} images)")
+            append_row(folder / "validation.csv", (step, row.set, row.images, *row.values(("psnr", "ssim"))))
+        if rows and rows[-1].set == "average" and rows[-1].scores["psnr"] > best:
+            best = rows[-1].scores["psnr"]
             weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
             save_checkpoint(folder / "best.pth", {"net": weights, "network": dataclasses.asdict(options.network), "step": step})
 

@@ -3,9 +3,10 @@
 Pairs are made by key, never by position in two sorted lists. What is wrong with a folder is one InputError.
 """
 
+import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ PAIRINGS: dict[str, Callable[[str], str]] = {
     "o_haze": lambda stem: stem.replace("_hazy", "_GT"),        # 01_outdoor_hazy.jpg -> 01_outdoor_GT.jpg
     "spa": lambda stem: stem + "gt",                            # 000.png -> 000gt.png
 }
+
+
+def first_few(names: Iterable[str], count: int = 3) -> str:
+    """The first of many names, for one line."""
+    names = list(names)
+    return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
 
 
 @dataclass(frozen=True)
@@ -73,21 +80,86 @@ class MissingFolder(InputError):
     """A folder of an option file is absent."""
 
 
+def find_folder(root: str, folders: str | list[str], where: str) -> Path:
+    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does."""
+    candidates = [Path(root) / folder for folder in ([folders] if isinstance(folders, str) else folders)]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    hint = next(filter(None, (similar_folder(Path(root), folder) for folder in candidates)), "")
+    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
+
+
+def similar_folder(root: Path, folder: Path) -> str:
+    """", did you mean X?" where the folder's first absent part resembles something that is there, below the root."""
+    absent = folder
+    while absent != root and root in absent.parents and not absent.parent.is_dir():
+        absent = absent.parent
+    if absent == root or root not in absent.parents:
+        return ""
+    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir()) if path.is_dir()}
+    near = difflib.get_close_matches(absent.name.lower(), there, n=1)
+    return f", did you mean {there[near[0]]}?" if near else ""
+
+
 def find_images(folder: Path, where: str) -> list[Path]:
-    """All images of a folder; InputError where it is absent or holds none. `where` names the option."""
-    if not folder.is_dir():
-        raise MissingFolder(f"{where}: no folder {folder}")
+    """All images of a folder; InputError where it holds none. `where` names the option."""
     files = list_images(folder)
     if not files:
         raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     return files
 
 
-def make_pairs(degraded: list[Path], clean: list[Path], pairing: str, where: str, degraded_folder: Path, clean_folder: Path) -> list[Pair]:
+def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
+    """The files of a folder that a list names, in the list's order, and its entries that are not there.
+
+    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); the columns after
+    the first are not read.
+    """
+    if not path.is_file():
+        raise InputError(f"{where}: no file {path}")
+    known = {file.relative_to(parent).as_posix(): file for parent in (folder.parent, folder) for file in files}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: {path} is not a text file, expected one file name a line") from None
+    names = [line.split()[0].lstrip("/") for line in lines if line.strip()]
+    if not names:
+        raise InputError(f"{where}: {path} is empty, expected one file name a line")
+    return [known[name] for name in names if name in known], [name for name in names if name not in known]
+
+
+def near_miss(name: str, there: Iterable[str]) -> str:
+    """", but X is there: ..." for a file that is absent, where one of these data sets' known traps explains it (METHOD section 4).
+
+    Lists write BSD's 123.jpg as a123.jpg; a copy has .png for .jpg, or other capitals.
+    """
+    stem, there = Path(name).stem, list(there)
+    by_stem = {Path(other).stem: other for other in there}
+    if stem in by_stem:
+        return f", but {by_stem[stem]} is there: another extension"
+    for near in (stem.removeprefix("a"), f"a{stem}"):
+        if near in by_stem:
+            return f", but {by_stem[near]} is there: one of the two has a prefix a"
+    by_lower_case = {other.lower(): by_stem[other] for other in by_stem}
+    return f", but {by_lower_case[stem.lower()]} is there: other capitals" if stem.lower() in by_lower_case else ""
+
+
+@dataclass
+class Matching:
+    """What pairing by name found: pairs; degraded files without partner, with the path, less extension, that it should
+    have; and degraded files with two partners that fit equally, with both."""
+
+    pairs: list[Pair]
+    unpaired: list[tuple[Path, Path]]
+    ambiguous: list[tuple[Path, Path, Path]]
+
+
+def match_pairs(degraded: list[Path], clean: list[Path], pairing: str, degraded_folder: Path, clean_folder: Path) -> Matching:
     """Pair every degraded file with its clean one: by name, and by sub-folder, too, where the clean folder has any.
 
-    `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds most. A degraded
-    file without partner, and two clean files that fit equally, are InputErrors; clean files may be left over.
+    `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds most. Clean
+    files may be left over.
     """
     flat = all(path.parent == clean_folder for path in clean)
 
@@ -99,25 +171,24 @@ def make_pairs(degraded: list[Path], clean: list[Path], pairing: str, where: str
     for path in clean:
         by_key.setdefault(key(path, clean_folder), []).append(path)
 
-    def unpaired(rule: str) -> list[Path]:
-        return [path for path in degraded if key(path, degraded_folder, rule) not in by_key]
+    def match(rule: str) -> Matching:
+        matching = Matching([], [], [])
+        for path in degraded:
+            wanted = key(path, degraded_folder, rule)
+            partners = by_key.get(wanted, [])
+            partners = [p for p in partners if p.name == path.name] or partners
+            if not partners:
+                matching.unpaired.append((path, clean_folder / wanted))
+            elif len(partners) > 1:
+                matching.ambiguous.append((path, *partners[:2]))
+            else:
+                matching.pairs.append(Pair(path, partners[0]))
+        return matching
 
-    rule = pairing
-    if pairing == "auto":
-        rule = "same" if len(unpaired("same")) < len(degraded) else min(PAIRINGS, key=lambda rule: len(unpaired(rule)))
-    if missing := unpaired(rule):
-        raise InputError(
-            f"{where}: {len(missing)} of {len(degraded)} degraded images have no clean partner, the first is {missing[0]}: "
-            f"expected {key(missing[0], degraded_folder, rule)}.* below {clean_folder}"
-        )
-    pairs = []
-    for path in degraded:
-        partners = by_key[key(path, degraded_folder, rule)]
-        partners = [p for p in partners if p.name == path.name] or partners
-        if len(partners) > 1:
-            raise InputError(f"{where}: {partners[0]} and {partners[1]} have the same name, expected one clean image for {path}")
-        pairs.append(Pair(path, partners[0]))
-    return pairs
+    if pairing != "auto":
+        return match(pairing)
+    same = match("same")
+    return same if len(same.unpaired) < len(degraded) else min(map(match, PAIRINGS), key=lambda matching: len(matching.unpaired))
 
 
 class ImageSet:
@@ -127,17 +198,17 @@ class ImageSet:
         options: folders, pairing and degradation of the set.
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
+        strict: a missing file or partner is an InputError; else it is in `problems`, and the set holds the rest.
     """
 
-    def __init__(self, options, root: str, where: str) -> None:
-        self.name, self.options = options.name, options
+    def __init__(self, options, root: str, where: str, strict: bool = True) -> None:
+        self.name, self.options, self.problems = options.name, options, []
         layout = LAYOUTS.get(options.type, {})
         clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
-        degraded_folder = options.degraded or (layout.get("degraded") if not options.degradation else None)
-        self.folder = bundled_folder() if options.bundled else Path(root) / (degraded_folder or clean_folder)     # names the images
-        self.clean_folder = Path(root) / (clean_folder or "")
-        clean = degraded = None
+        degraded_folder = options.degraded or layout.get("degraded")
+        clean = degraded = self.clean_folder = None
         if options.bundled:
+            self.folder = bundled_folder()
             clean = [self.folder / name for name in options.bundled]
             for path in clean:
                 if not path.is_file():
@@ -146,14 +217,33 @@ class ImageSet:
                 clean, degraded = None, clean
         else:
             if clean_folder:
+                self.folder = self.clean_folder = find_folder(root, clean_folder, f"{where}.clean")
                 clean = find_images(self.clean_folder, f"{where}.clean")
             if degraded_folder:
+                self.folder = find_folder(root, degraded_folder, f"{where}.degraded")     # names the images
                 degraded = find_images(self.folder, f"{where}.degraded")
+            if options.file_list:
+                files = degraded or clean
+                listed, absent = read_file_list(Path(root) / options.file_list, self.folder, files, f"{where}.file_list")
+                if absent:
+                    names = [file.relative_to(self.folder).as_posix() for file in files]
+                    self.problems.append(f"{where}.file_list: {len(absent)} of {len(listed) + len(absent)} names in {Path(root) / options.file_list} "
+                                         f"are not in {self.folder}: {first_few(f'{name}{near_miss(name, names)}' for name in absent)}")
+                degraded, clean = (listed, clean) if degraded else (None, listed)
         if clean and degraded:
-            self.pairs = make_pairs(degraded, clean, options.pairing, where, self.folder, self.clean_folder)
+            matching = match_pairs(degraded, clean, options.pairing, self.folder, self.clean_folder)
+            self.pairs = matching.pairs
+            if matching.unpaired:
+                names = [path.name for path in clean]
+                missing = (f"{path} (expected {wanted}.*{near_miss(f'{wanted.name}.*', names)})" for path, wanted in matching.unpaired)
+                self.problems.append(f"{where}: {len(matching.unpaired)} of {len(degraded)} degraded images have no clean partner: {first_few(missing)}")
+            for path, one, other in matching.ambiguous:
+                self.problems.append(f"{where}: {one} and {other} have the same name, expected one clean image for {path}")
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
         self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
+        if self.problems and strict:
+            raise InputError(self.problems[0])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -164,13 +254,15 @@ class ImageSet:
 
     def describe(self) -> str:
         """What was found, in one line."""
-        first = self.pairs[0]
-        if first.degraded and first.clean:
+        if self.clean_folder not in (None, self.folder):
             found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
-            found = f"{len(self)} {'images' if first.degraded else 'clean images'} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
+            kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
+            found = f"{len(self)} {kind} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
         if self.options.degradation:
             found += f", {self.options.degradation} {', '.join(f'{level:g}' for level in self.options.levels)} on the fly"
+        if self.options.expected and len(self) != self.options.expected:
+            found += f" (the complete set has {self.options.expected})"
         return found + (f" ({self.unused_clean} clean images without a degraded one)" if self.unused_clean else "")
 
     def read(self, index: int, read: Callable[[Path], np.ndarray] = read_image) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -182,9 +274,9 @@ class ImageSet:
             raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, expected the same size")
         return degraded, clean
 
-    def degrade(self, clean: np.ndarray, level: float, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
-        """The set's degradation of a clean image, both [H,W,3] uint8."""
-        return DEGRADATIONS[self.options.degradation](clean, level, rng, depth)
+    def degrade(self, image: np.ndarray, level: float, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
+        """The set's degradation on top of an image, both [H,W,3] uint8."""
+        return DEGRADATIONS[self.options.degradation](image, level, rng, depth)
 
 
 def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None]) -> list[ImageSet]:
@@ -247,12 +339,11 @@ class TrainingSet(Dataset):
         rng = np.random.default_rng([self.seed, 0, position])
         source = int(np.searchsorted(self.ends, index, side="right"))
         images = self.sources[source]
-        degraded, clean = images.read(index % len(images), self.read)        # each image `repeat` times an epoch
-        if degraded is None:
-            (clean,) = random_dihedral(random_crop([clean], patch, rng), rng)
-            degraded = images.degrade(clean, rng.choice(images.options.levels), rng)
-        else:
-            degraded, clean = random_dihedral(random_crop([degraded, clean], patch, rng), rng)
+        on_disk = [image for image in images.read(index % len(images), self.read) if image is not None]    # `repeat` times an epoch
+        patches = random_dihedral(random_crop(on_disk, patch, rng), rng)
+        degraded, clean = patches[0], patches[-1]
+        if images.options.degradation:
+            degraded = images.degrade(degraded, rng.choice(images.options.levels), rng)
         return to_tensor(degraded), to_tensor(clean), source
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from conftest import write_image
-from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, make_pairs, open_test_sets
+from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, match_pairs, near_miss, open_test_sets
 from data.degradations import DEGRADATIONS, file_rng
 from data.transforms import random_crop, random_dihedral
 from utils import options
@@ -20,8 +20,14 @@ from utils.images import read_image
 
 
 def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
-    pairs = make_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, "here", Path("in"), Path("gt"))
-    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt")) for pair in pairs}
+    matching = match_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, Path("in"), Path("gt"))
+    assert not matching.unpaired and not matching.ambiguous
+    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt")) for pair in matching.pairs}
+
+
+def unmatched(degraded: list[str], clean: list[str], pairing: str = "auto") -> tuple[list, list]:
+    matching = match_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, Path("in"), Path("gt"))
+    return [(str(path), str(wanted)) for path, wanted in matching.unpaired], [tuple(map(str, paths)) for paths in matching.ambiguous]
 
 
 @pytest.mark.parametrize("degraded, clean, expected", [
@@ -39,17 +45,62 @@ def test_pairs_are_made_by_key(degraded, clean, expected):
     assert pairs_of(degraded, clean) == dict(zip(degraded, expected))
 
 
-def test_unpaired_and_ambiguous_names_are_errors():
-    with pytest.raises(InputError, match=r"1 of 2 degraded images have no clean partner, the first is in/b.png: expected b\.\* below gt"):
-        pairs_of(["a.png", "b.png"], ["a.png", "c.png"])
-    with pytest.raises(InputError, match="a.bmp and gt/a.jpg have the same name"):
-        pairs_of(["a.png"], ["a.bmp", "a.jpg"])
-    with pytest.raises(InputError, match="no clean partner"):
-        pairs_of(["1_2.png"], ["1.png"], pairing="same")
-    with pytest.raises(InputError, match="the first is in/y/1.png"):                        # not gt/x/1.png
-        pairs_of(["x/1.png", "y/1.png"], ["x/1.png"])
-    with pytest.raises(InputError, match="the first is in/cat_3.png"):                      # not all of them to cat.png
-        pairs_of(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"])
+def test_unpaired_and_ambiguous_names():
+    assert unmatched(["a.png", "b.png"], ["a.png", "c.png"]) == ([("in/b.png", "gt/b")], [])
+    assert unmatched(["a.png"], ["a.bmp", "a.jpg"]) == ([], [("in/a.png", "gt/a.bmp", "gt/a.jpg")])
+    assert unmatched(["1_2.png"], ["1.png"], pairing="same") == ([("in/1_2.png", "gt/1_2")], [])
+    assert unmatched(["x/1.png", "y/1.png"], ["x/1.png"]) == ([("in/y/1.png", "gt/y/1")], [])                   # not gt/x/1.png
+    assert unmatched(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"]) == (       # not all of them to cat.png
+        [("in/cat_3.png", "gt/cat_3")], [])
+
+
+def test_unpaired_and_ambiguous_files_are_errors(tmp_path):
+    for name in ("in/a.png", "in/b.png", "gt/a.png"):
+        write_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"file: set: 1 of 2 degraded images have no clean partner: \S*in/b.png \(expected \S*gt/b\.\*\)$"):
+        folder_set(tmp_path, degraded="in", clean="gt")
+    write_image(tmp_path / "gt/ab.jpg")
+    with pytest.raises(InputError, match=r"b\.\*, but ab.jpg is there: one of the two has a prefix a\)"):
+        folder_set(tmp_path, degraded="in", clean="gt")
+    for name in ("gt/b.bmp", "gt/b.jpg"):
+        write_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"gt/b.bmp and \S*gt/b.jpg have the same name"):
+        folder_set(tmp_path, degraded="in", clean="gt")
+
+
+@pytest.mark.parametrize("absent, there, said", [
+    ("a123.jpg", "123.jpg", "one of the two has a prefix a"), ("123.jpg", "a123.png", "one of the two has a prefix a"),
+    ("123.jpg", "123.png", "another extension"), ("Rain-1.png", "rain-1.png", "other capitals"), ("123.png", "124.png", ""),
+])
+def test_known_traps_are_named(absent, there, said):
+    assert near_miss(absent, ["7.png", there]) == (f", but {there} is there: {said}" if said else "")
+
+
+def test_first_folder_that_exists(tmp_path):
+    write_image(tmp_path / "second/a.png")
+    images = folder_set(tmp_path, options.TestSet, degraded=["first", "second"])
+    assert images.folder == tmp_path / "second"
+    with pytest.raises(InputError, match=r"file: set.degraded: no folder \S*first, nor \S*seconds, did you mean \S*second\?$"):
+        folder_set(tmp_path, options.TestSet, degraded=["first", "seconds"])
+
+
+def test_file_list_chooses_and_orders(tmp_path):
+    for name in ("123.jpg", "124.jpg", "125.jpg"):
+        write_image(tmp_path / "Train/Denoise" / name)
+    (tmp_path / "list.txt").write_text("125.jpg\n/Denoise/123.jpg 1\n\n")
+    images = folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+    assert [path.clean.name for path in images.pairs] == ["125.jpg", "123.jpg"] and images.unused_clean == 0
+    (tmp_path / "list.txt").write_text("a123.jpg\n124.jpg\na125.jpg\n126.png\n999.png\n")
+    with pytest.raises(InputError) as error:
+        folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+    assert "4 of 5 names" in str(error.value) and "a123.jpg, but 123.jpg is there: one of the two has a prefix a" in str(error.value)
+    assert str(error.value).endswith("; ...")
+    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty")):
+        (tmp_path / "list.txt").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+    with pytest.raises(InputError, match="set.file_list: no file .*gone.txt"):
+        folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="gone.txt")
 
 
 def test_public_layout(public_tree):

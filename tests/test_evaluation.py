@@ -18,6 +18,7 @@ from utils.checkpoint import load_network, save_checkpoint
 from utils.errors import InputError
 from utils.evaluation import restore
 from utils.images import read_image
+from utils.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
 def table(tmp_path: Path) -> dict[str, dict]:
     with open(tmp_path / "results/table/table.csv", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == ["set", "images", "psnr_in", "ssim_in", "psnr", "ssim"]
+        assert reader.fieldnames == ["set", "images", "expected", "psnr_in", "ssim_in", "psnr", "ssim", "protocol"]
         return {row["set"]: row for row in reader}
 
 
@@ -118,14 +119,16 @@ def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint
 
 def test_saved_images_keep_folders_names_and_grey(tmp_path, checkpoint):
     write_image(tmp_path / "data/mixed/one/a.png")
-    write_image(tmp_path / "data/mixed/two/a.png")
+    for name in ("a.png", "b.png", "b.jpg"):
+        write_image(tmp_path / "data/mixed/two" / name)
     Image.open(write_image(tmp_path / "data/mixed/grey.jpg")).convert("L").save(tmp_path / "data/mixed/grey.jpg")
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[{"name": "mixed", "degraded": "mixed"}]))
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "results/table/mixed"
     saved = {str(path.relative_to(folder)): Image.open(path) for path in folder.rglob("*") if path.is_file()}
     assert {name: (image.format, image.mode) for name, image in saved.items()} == {
-        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "grey.jpg": ("JPEG", "L")}
+        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "two/b.jpg.png": ("PNG", "RGB"), "two/b.png.png": ("PNG", "RGB"),
+        "grey.png": ("PNG", "L")}                               # lossless, and two files of one stem are both kept
 
 
 def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
@@ -171,10 +174,8 @@ def test_wrong_checkpoints(tmp_path, content, message):
 
 
 def test_metrics_of_equal_images():
-    from utils.metrics import measure
-
     image = np.random.default_rng(0).random((20, 20, 3))
-    assert measure("full", image, image) == (np.inf, 1.0)
+    assert Metrics().of_image("full", image, image) == {"psnr": np.inf, "ssim": 1.0}
 
 
 def test_tiles_of_a_local_operation_are_seamless():

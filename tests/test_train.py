@@ -258,7 +258,7 @@ def unequal_sizes(root: Path) -> None:
 
 @pytest.mark.parametrize("damage, changes, message", [
     (missing_folder, [], r"options/train_5d.yml: sources\[3\].clean: no folder .*/Train/Deblur/sharp"),
-    (unpaired_file, [], r"sources\[1\]: 1 of 3 degraded images have no clean partner, the first is .*rain-2.png: expected norain-2"),
+    (unpaired_file, [], r"sources\[1\]: 1 of 3 degraded images have no clean partner: .*rain-2.png \(expected .*norain-2"),
     (truncated_image, [], r"Train/lowlight/low/2.png: cannot be read as an image"),
     (unequal_sizes, [], r".*blur/GOPR0372_07_00-000048.png is 40x32 but .*sharp/GOPR0372_07_00-000048.png is 41x32, expected the same size"),
     (None, ["learning_rte=1"], r"options/train_5d.yml: learning_rte: unknown option, did you mean learning_rate\?"),

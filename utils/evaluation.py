@@ -13,40 +13,51 @@ from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
 from utils.errors import InputError
-from utils.metrics import SSIM_WINDOW, crop_for, measure
+from utils.metrics import SSIM_WINDOW, Metrics, crop_for
 
 
 @dataclass
 class Restored:
-    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there is ground truth."""
+    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there is ground truth.
+
+    `scores_in` are the input's metrics, `scores` the restored image's; `features`, for fid, of input, restored and clean.
+    """
 
     index: int
     degraded: np.ndarray
     restored: np.ndarray
     clean: np.ndarray | None
-    scores_in: tuple[float, float] | None
-    scores: tuple[float, float] | None
+    scores_in: dict[str, float]
+    scores: dict[str, float]
+    features: list[np.ndarray]
 
 
 @dataclass
 class Row:
-    """A set's line in the table: means over its images, PSNR in dB; None without ground truth."""
+    """A set's line in the table: metrics over its images, PSNR in dB, of input and restored; empty without ground truth."""
 
     set: str
     images: int
-    psnr_in: float | None
-    ssim_in: float | None
-    psnr: float | None
-    ssim: float | None
+    expected: int               # images of the complete set, 0 where the option file does not say
+    scores_in: dict[str, float]
+    scores: dict[str, float]
+
+    @property
+    def incomplete(self) -> bool:
+        return 0 < self.expected != self.images
+
+    def values(self, metrics: Sequence[str]) -> list[float | str]:
+        """The input's metrics, then the restored images', for a line of a CSV file: empty text where there is none."""
+        return [scores.get(name, "") for scores in (self.scores_in, self.scores) for name in metrics]
 
 
 def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray | None]:
     """A test image and its ground truth, [H,W,3] uint8; a degradation is drawn for the whole image, seeded per file."""
     degraded, clean = images.read(index)
-    if degraded is None:
+    if images.options.degradation:
         name, (level,) = images.pairs[index].path.name, images.options.levels
         depth = bundled_depth(name) if images.options.bundled else None
-        degraded = images.degrade(clean, level, file_rng(name, level), depth)
+        degraded = images.degrade(clean if degraded is None else degraded, level, file_rng(name, level), depth)
     return degraded, clean
 
 
@@ -80,7 +91,7 @@ def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
     return torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1)
 
 
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, tile: int = 0, overlap: int = 64,
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, tile: int = 0, overlap: int = 64,
                 precision: str = "float32") -> Iterator[Restored]:
     """Restore and measure a set's images one by one."""
     device = next(net.parameters()).device
@@ -95,44 +106,45 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, tile: int = 0, ove
             restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
-        scores_in = scores = None
+        scores_in, scores, features = {}, {}, []
         if clean is not None:
             clean = clean.astype(np.float32) / 255
-            scores_in, scores = measure(protocol, degraded, clean), measure(protocol, restored, clean)
-        yield Restored(index, degraded, restored, clean, scores_in, scores)
+            scores_in, scores = (metrics.of_image(protocol, image, clean) for image in (degraded, restored))
+            features = metrics.features(degraded, restored, clean)
+        yield Restored(index, degraded, restored, clean, scores_in, scores, features)
 
 
-def summarize(name: str, results: Sequence[Restored]) -> Row:
-    """Mean PSNR and SSIM of a set, per image, then the mean."""
-    def mean(values: list) -> float | None:
-        return float(np.mean(values)) if values else None
-
-    measured = [result for result in results if result.scores]
-    return Row(name, len(results), *(mean([r.scores_in[i] for r in measured]) for i in range(2)),
-               *(mean([r.scores[i] for r in measured]) for i in range(2)))
+def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -> Row:
+    """A set's row: metrics per image, then the mean, and those of the set as a whole."""
+    measured = [result for result in results if result.scores or result.features]
+    inputs = metrics.of_set([r.scores_in for r in measured], [(r.features[0], r.features[2]) for r in measured if r.features])
+    restored = metrics.of_set([r.scores for r in measured], [r.features[1:] for r in measured if r.features])
+    return Row(images.name, len(results), images.options.expected, inputs, restored)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
     """The mean over the sets with ground truth, each set counting once, as the papers average; None without any."""
-    measured = [row for row in rows if row.psnr is not None]
+    measured = [row for row in rows if row.scores]
     if not measured:
         return None
-    means = (float(np.mean([getattr(row, key) for row in measured])) for key in ("psnr_in", "ssim_in", "psnr", "ssim"))
-    return Row("average", sum(row.images for row in measured), *means)
+    inputs, restored = ({name: float(np.mean([scores[name] for scores in side])) for name in side[0]}
+                        for side in ([row.scores_in for row in measured], [row.scores for row in measured]))
+    expected = sum(row.expected or row.images for row in measured)
+    return Row("average", sum(row.images for row in measured), expected, inputs, restored)
 
 
-def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, each: Callable[[ImageSet, Restored], None] = lambda *_: None,
-             **how) -> list[Row]:
+def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metrics = Metrics(),
+             each: Callable[[ImageSet, Restored], None] = lambda *_: None, **how) -> list[Row]:
     """Restore and measure all sets; `each` sees every restored image. Returns a row for each set."""
     was_training = net.training
     net.eval()
     rows = []
     for images in sets:
         scores = []
-        for result in restore_set(net, images, protocol, **how):
+        for result in restore_set(net, images, protocol, metrics, **how):
             each(images, result)
             result.degraded = result.restored = result.clean = None          # keep the scores, not the pixels
             scores.append(result)
-        rows.append(summarize(images.name, scores))
+        rows.append(summarize(images, scores, metrics))
     net.train(was_training)
     return rows

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from utils.errors import InputError
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # an error at twice that size remains
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+PHOTOGRAPHS = EXTENSIONS | {".npy"}     # what a user may have restored: arrays, too, for other value ranges and depths
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, extensions: Collection[str] = EXTENSIONS) -> list[Path]:
     """All images below a folder and the folders that it links to, hidden files and folders left out, sorted by path."""
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")]
+        found += [Path(parent, name) for name in files if Path(name).suffix.lower() in extensions and not name.startswith(".")]
     return sorted(found)
 
 
@@ -70,6 +71,8 @@ class Photograph:
 
     @classmethod
     def read(cls, path: Path) -> "Photograph":
+        if path.suffix.lower() == ".npy":
+            return cls(read_array(path), "", None, "", {})
         image = open_image(path)
         with Image.open(path) as header:
             file_format = "JPEG" if header.format == "MPO" else header.format
@@ -90,11 +93,36 @@ class Photograph:
         return cls(_to_rgb8(image).astype(np.float32) / 255, mode, alpha, file_format, metadata)
 
     def write(self, restored: np.ndarray, path: Path) -> None:
-        """Write restored pixels [H,W,3] in [0, 1] with this photograph's mode, transparency, format and metadata."""
+        """Write restored pixels [H,W,3] in [0, 1] with this photograph's mode, transparency, format and metadata.
+
+        An array is written as an array, float32, not clipped.
+        """
+        if not self.format:
+            write_atomically(path, lambda temporary: _save_array(temporary, restored))
+            return
         image = to_image(restored, self.mode)
         if self.alpha is not None:
             image.putalpha(self.alpha)
         save_image(image, path, self.format, **self.metadata)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A NumPy file of floats [H,W,3] in [0, 1] as float32; InputError if it holds anything else."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as an array ({error})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape or array.dtype.kind != "f":
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
+        raise InputError(f"{path}: {found}, expected floats [H,W,3] in [0, 1]")
+    return array.astype(np.float32)
+
+
+def _save_array(path: str, array: np.ndarray) -> None:
+    with open(path, "wb") as file:                                          # np.save would add an extension to a name
+        np.save(file, array.astype(np.float32))
 
 
 def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:

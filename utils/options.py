@@ -51,11 +51,14 @@ class Images:
 
     name: str = ""
     type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # gives default folders
-    degraded: str = ""
-    clean: str = ""
+    degraded: str | list[str] = ""                          # a folder; of a list, the first that exists
+    clean: str | list[str] = ""
+    file_list: str = ""                                     # text file below root that names the files to use, one a line
+    expected: int = 0                                       # images of the complete set; 0 = not said
     bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
-    degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""    # made on the fly from clean images
+    # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations) where there are any:
+    degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""
     levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale
 
     def check(self) -> None:
@@ -67,10 +70,9 @@ class Images:
             raise InputError(f"levels: {self.levels}, expected numbers above 0")
         if self.levels and not self.degradation:
             raise InputError("levels: given without a degradation")
-        if self.degradation and self.degraded:
-            raise InputError(f"degraded: a folder is given beside degradation {self.degradation}, expected one of them")
-        if self.bundled and (self.degraded or self.clean):
-            raise InputError("bundled: given beside a folder, expected one of them")
+        if self.bundled and (self.degraded or self.clean or self.file_list):
+            raise InputError("bundled: given beside a folder or a file list, expected one of them")
+        not_negative(self, "expected")
         self.name = self.name or self.type
 
 
@@ -224,6 +226,8 @@ class TestOptions:
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     tile: int = 0                                           # restore larger images in tiles of this size; 0 = whole
     overlap: int = 64                                       # pixels that neighbouring tiles share
+    metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
+    published: str = ""                                     # table of benchmarks/published.yml to print beside ours
     save: bool = True                                       # write the restored images
     side_by_side: bool = False                              # and, in one picture, input | restored (| ground truth)
     file: str = ""
@@ -233,6 +237,8 @@ class TestOptions:
         names = [images.name for images in self.sets]
         if len(set(names)) < len(names):
             raise InputError(f"sets: names {names}, expected a different name for each")
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise InputError(f"metrics: {self.metrics}, expected one or more of psnr, ssim, lpips, fid, each once")
         not_negative(self, "tile", "overlap")
         if (self.tile or DEFAULT_TILE) < 2 * max(1, self.overlap):
             raise InputError(f"tile: {self.tile or DEFAULT_TILE} with overlap {self.overlap}, expected at least twice the overlap")
