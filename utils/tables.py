@@ -1,0 +1,124 @@
+"""Result tables as text, Markdown and CSV: a row for each set, and the paper's published rows beside ours.
+
+The published figures are data, benchmarks/published.yml.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from utils.errors import InputError
+from utils.evaluation import Row
+from utils.images import write_atomically
+
+PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
+NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
+DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2}
+
+Lines = list[list[str]]         # a table's cells, its header first
+
+
+def read_published(table: str, where: str) -> dict:
+    """A table of the published figures: its reference row's name, its sets, and its rows [[psnr, ssim], ...] by method."""
+    tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
+    if table not in tables:
+        raise InputError(f"{where}: {table!r}, expected a table of {PUBLISHED.name}: {', '.join(tables)}")
+    return tables[table]
+
+
+def scores_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
+    return " / ".join(f"{value:{sign}.{DIGITS[name]}f}" for name, value in scores.items()) + mark if scores else "-"
+
+
+def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
+    """Each set's images (of how many, where some are missing), metrics of the input and of the restored images.
+
+    With `folder`, a last column says where a set's restored images are.
+    """
+    names = " / ".join(NAMES[name] for name in metrics)
+    lines = [["set", "images", f"input {names}", f"restored {names}", *(["restored images"] if folder else [])]]
+    for row in rows:
+        count = f"{row.images} of {row.expected}*" if row.incomplete else str(row.images)
+        place = [str(folder / row.set) if row.set != "average" else ""] if folder else []
+        lines.append([row.set, count, scores_cell(row.scores_in), scores_cell(row.scores), *place])
+    return lines
+
+
+def difference(ours: dict[str, float], published: Sequence[float]) -> dict[str, float]:
+    """Ours minus the published PSNR and SSIM, of those that we measured."""
+    return {name: ours[name] - value for name, value in zip(("psnr", "ssim"), published) if name in ours}
+
+
+def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
+    """The paper's table with our row below: methods down, sets across; ours is marked * where images are missing.
+
+    Our average is given where every set of the paper's table was measured.
+    """
+    ours = comparable(rows, published)
+    lines = [["method", *published["sets"]]]
+    for method, figures in published["rows"].items():
+        lines.append([method, *(f"{psnr:.2f} / {ssim:.3f}" for psnr, ssim in figures)])
+    cells, differences = [], []
+    for name, figures in zip(published["sets"], published["rows"][published["reference"]]):
+        row = ours.get(name)
+        mark = "*" if row and row.incomplete else ""
+        pair = {metric: row.scores[metric] for metric in ("psnr", "ssim") if metric in row.scores} if row else {}
+        cells.append(scores_cell(pair, mark))
+        differences.append(scores_cell(difference(pair, figures), mark, sign="+"))
+    return [*lines, ["ours", *cells], [f"ours - {published['reference']}", *differences]]
+
+
+def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
+    """Our rows that have a column in a published table, the average only beside all of its sets and no other."""
+    ours = {row.set: row for row in rows if row.scores and row.set != "average"}
+    if set(ours) == set(published["sets"]) - {"average"}:
+        ours |= {row.set: row for row in rows if row.set == "average"}
+    return {name: row for name, row in ours.items() if name in published["sets"]}
+
+
+def remarks(rows: Sequence[Row], protocol: str, checkpoint: str, option_file: str) -> list[str]:
+    """What a reader of the table must know: how it was made, and which sets are not the published ones."""
+    lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
+    incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows if row.incomplete and row.set != "average"]
+    return lines + ([f"* not the published test set: {', '.join(incomplete)}"] if incomplete else [])
+
+
+def as_text(lines: Lines) -> str:
+    """Columns, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def as_markdown(lines: Lines) -> str:
+    header, *body = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body))
+
+
+def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str) -> None:
+    """The sets' table with full precision: empty cells where there is no ground truth."""
+    header = ["set", "images", "expected", *(f"{name}_in" for name in metrics), *metrics, "protocol"]
+    _write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol] for row in rows)])
+
+
+def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str) -> None:
+    """One line for each method and set, ours last, with ours minus theirs; empty where we have no figure."""
+    ours = comparable(rows, published)
+    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference", "protocol"]]
+    for method, figures in published["rows"].items():
+        for name, pair in zip(published["sets"], figures):
+            delta = difference(ours[name].scores, pair) if name in ours else {}
+            lines.append([method, name, "", "", *pair, delta.get("psnr", ""), delta.get("ssim", ""), "published"])
+    for name in published["sets"]:
+        if row := ours.get(name):
+            lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol])
+    _write_csv(path, lines)
+
+
+def _write_csv(path: Path, lines: list[list]) -> None:
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+
+    write_atomically(path, write)
