@@ -102,6 +102,12 @@ def similar_folder(root: Path, folder: Path) -> str:
     return f", did you mean {there[near[0]]}?" if near else ""
 
 
+def list_others(folder: Path) -> list[Path]:
+    """Files of a folder that are no images by their extension, hidden ones left out."""
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if path.suffix.lower() not in EXTENSIONS)
+
+
 def find_images(folder: Path, where: str) -> list[Path]:
     """All images of a folder; InputError where it holds none. `where` names the option."""
     files = list_images(folder)
@@ -241,6 +247,8 @@ class ImageSet:
                 self.problems.append(f"{where}: {one} and {other} have the same name, expected one clean image for {path}")
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
+        self.paired = bool(clean and degraded)
+        self.files = sorted({*(clean or []), *(degraded or [])})
         self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
         if self.problems and strict:
             raise InputError(self.problems[0])
@@ -254,7 +262,7 @@ class ImageSet:
 
     def describe(self) -> str:
         """What was found, in one line."""
-        if self.clean_folder not in (None, self.folder):
+        if self.paired:
             found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
             kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"

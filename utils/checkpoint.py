@@ -2,7 +2,7 @@
 
     net       weights of BaryIR, for use (the averaged ones where the run averages)
     network   arguments of BaryIR
-    step      training steps done
+    step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth only: what a run needs to continue exactly
 """
 

@@ -34,6 +34,10 @@ PARTS = {
     "feed_forward.project_out": "ffn.project_out",
 }
 
+# 1x1 convolutions of their state dict that their network never uses.
+UNUSED = tuple(f"{layer}.weight" for layer in ("chnl_reduce1", "chnl_reduce2", "chnl_reduce3",
+                                              "reduce_noise_channel_1", "reduce_noise_channel_2", "reduce_noise_channel_3"))
+
 
 def official_name(name: str) -> str:
     """Our parameter name (`encoder.0.1.attention.qkv.weight`) -> the authors' (`encoder_level1.1.attn.qkv.weight`)."""

@@ -266,6 +266,19 @@ def folder_name(options: Any) -> None:
 
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
     """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
+    content = _read(path)
+    content["file"] = path
+    for override in overrides:
+        _override(kind, content, override)
+    return parse(kind, content, f"{path}: ")
+
+
+def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
+    """load_options for a file of train.py, which has sources, or of test.py."""
+    return load_options(TrainOptions if "sources" in _read(path) else TestOptions, path, overrides)
+
+
+def _read(path: str) -> dict:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -274,10 +287,7 @@ def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {content!r}")
-    content["file"] = path
-    for override in overrides:
-        _override(kind, content, override)
-    return parse(kind, content, f"{path}: ")
+    return content
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:
