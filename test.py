@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     notes = remarks(rows, options.protocol, options.checkpoint, options.file)
     text = "\n\n".join([*map(as_markdown, [set_table(rows, options.metrics), *comparison]), *notes]) + "\n"
     write_atomically(folder / "table.md", lambda path: Path(path).write_text(text, encoding="utf-8"))
-    print("\n\n".join(map(as_text, [set_table(rows, options.metrics, folder if options.save else None), *comparison])), *notes, sep="\n")
+    text = "\n\n".join([*map(as_text, [set_table(rows, options.metrics, folder if options.save else None), *comparison]), "\n".join(notes)])
+    print(text)
     print(f"{total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
           + (f"; each image beside its input in {folder}/SET/side_by_side" if options.side_by_side and options.save else ""))
 

@@ -1,9 +1,10 @@
 """Compare the paper-size network with reference outputs of the authors' network.
 
-    python -m benchmarks.golden PATH/official_forward.npz
+    python -m benchmarks.golden PATH/official_forward.npz [--checkpoint CONVERTED.pth]
 
 The file holds the arrays restored, z and b for the input `np.random.default_rng(0).random((2,3,64,96))`, all parameters
-filled by `utils.official.fill_reference`. Exits non-zero if a relative error reaches 1e-4.
+filled by `utils.official.fill_reference`; or those of a checkpoint that utils.convert_official made of a file so filled.
+Exits non-zero if a relative error reaches 1e-4.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from models.baryir import BaryIR
+from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.official import fill_reference
 
@@ -20,12 +22,17 @@ from utils.official import fill_reference
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="official_forward.npz")
-    path = parser.parse_args().path
+    parser.add_argument("--checkpoint", type=Path, help="take the parameters from here")
+    flags = parser.parse_args()
+    path = flags.path
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected official_forward.npz")
     golden = np.load(path)
-    net = BaryIR().eval()
-    fill_reference(net)
+    if flags.checkpoint:
+        net = load_network(flags.checkpoint)
+    else:
+        net = BaryIR().eval()
+        fill_reference(net)
     degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
     with torch.no_grad():
         outputs = dict(zip(("restored", "z", "b"), net(degraded)))

@@ -86,20 +86,24 @@ def find_folder(root: str, folders: str | list[str], where: str) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    hint = next(filter(None, (similar_folder(Path(root), folder) for folder in candidates)), "")
+    hints = [folder_hint(Path(root), folder) for folder in candidates]
+    hint = next((hint for hint in hints if hint.startswith(", did you mean")), hints[0])
     raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
 
 
-def similar_folder(root: Path, folder: Path) -> str:
-    """", did you mean X?" where the folder's first absent part resembles something that is there, below the root."""
+def folder_hint(root: Path, folder: Path) -> str:
+    """", did you mean X?" where the folder's first absent part resembles one that is there, below the root; else what is there."""
     absent = folder
     while absent != root and root in absent.parents and not absent.parent.is_dir():
         absent = absent.parent
     if absent == root or root not in absent.parents:
         return ""
-    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir()) if path.is_dir()}
-    near = difflib.get_close_matches(absent.name.lower(), there, n=1)
-    return f", did you mean {there[near[0]]}?" if near else ""
+    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    name = absent.name.lower()
+    near = difflib.get_close_matches(name, there, n=1) or [other for other in there if name in other or other in name]
+    if near:
+        return f", did you mean {there[near[0]]}?"
+    return f"; {absent.parent} holds {first_few(path.name for path in there.values())}" if there else ""
 
 
 def list_others(folder: Path) -> list[Path]:

@@ -15,10 +15,17 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
+
+from models.baryir import BaryIR  # noqa: E402 (needs the path)
+from utils.checkpoint import save_checkpoint  # noqa: E402
+
 torch.set_num_threads(2)
 
 TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1", "network.transport_blocks=1",
                 "network.decoder_blocks=[1,1,1]", "network.residual_blocks=[1,1]", "network.refinement_blocks=0", "potentials.width=4"]
+
+SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
+             residual_blocks=[1, 1], refinement_blocks=1)
 
 
 def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) -> Path:
@@ -38,6 +45,15 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
         except SystemExit as end:
             code = end.code or 0
     return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a small random network."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "net.pth"
+    save_checkpoint(path, {"net": BaryIR(**SMALL).state_dict(), "network": SMALL, "step": 0})
+    return path
 
 
 @pytest.fixture

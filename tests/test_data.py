@@ -1,6 +1,7 @@
 """Pairing by key, what sources report and refuse, repeatable patches, degradations, the sampler."""
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,44 @@ def test_noise_of_a_test_image(tmp_path):
     assert images.pairs[1].path.name == "b.png"
     randn = np.random.default_rng(zlib.crc32(b"b.png") + 25).standard_normal(clean.shape)
     assert np.array_equal(degraded, np.clip(clean + randn * 25, 0, 255).astype(np.uint8))
+
+
+def test_noise_of_a_test_image_does_not_depend_on_the_others(tmp_path):
+    for i, name in enumerate(("a.png", "b.png", "c.png", "sub/b2.png")):
+        write_image(tmp_path / "clean" / name, seed=i)
+
+    def noisy(**more) -> dict[str, np.ndarray]:
+        images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25], **more)
+        with ThreadPoolExecutor(3) as pool:                     # any order, any number of workers
+            indices = list(range(len(images)))[::-1]
+            found = pool.map(lambda index: degraded_and_clean(images, index)[0], indices)
+            return {str(images.name_of(index)): image for index, image in zip(indices, found)}
+
+    before = noisy()
+    (tmp_path / "list.txt").write_text("c.png\nb.png\n")
+    listed = noisy(file_list="list.txt")
+    (tmp_path / "clean/a.png").unlink()
+    write_image(tmp_path / "clean/0.png", seed=9)
+    after = noisy()
+    for other in (listed, after):
+        assert len(set(other) & set(before)) >= 2
+        assert all(np.array_equal(other[name], before[name]) for name in set(other) & set(before))
+    assert not np.array_equal(before["a.png"], before["b.png"])
+
+
+def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
+    for i in range(2):
+        write_image(tmp_path / f"in/{i}.png", seed=i)
+        write_image(tmp_path / f"gt/{i}.png", seed=i + 10)
+    images = folder_set(tmp_path, options.TestSet, degraded="in", clean="gt", degradation="noise", levels=[25])
+    degraded, clean = degraded_and_clean(images, 1)
+    rainy = read_image(tmp_path / "in/1.png")
+    randn = np.random.default_rng(zlib.crc32(b"1.png") + 25).standard_normal(rainy.shape)
+    assert np.array_equal(degraded, np.clip(rainy + randn * 25, 0, 255).astype(np.uint8)) and np.array_equal(clean, read_image(tmp_path / "gt/1.png"))
+    training_set = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
+                                folder_set(tmp_path, degraded="in", clean="gt")], [1, 1], seed=0)
+    mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # the same patch with and without noise
+    assert torch.equal(mixed[1], plain[1]) and 0 < (mixed[0] - plain[0]).abs().mean() < 3 / 255
 
 
 @pytest.mark.parametrize("kind, level", [("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])

@@ -11,23 +11,12 @@ import yaml
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from conftest import run_script, write_image
-from models.baryir import BaryIR
-from test_models import SMALL
-from utils.checkpoint import load_network, save_checkpoint
+from conftest import SMALL, run_script, write_image
+from utils.checkpoint import load_network
 from utils.errors import InputError
 from utils.evaluation import restore
 from utils.images import read_image
 from utils.metrics import Metrics
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    net = BaryIR(**SMALL)
-    path = tmp_path_factory.mktemp("checkpoint") / "net.pth"
-    save_checkpoint(path, {"net": net.state_dict(), "network": SMALL, "step": 0})
-    return path
 
 
 def options(tmp_path: Path, checkpoint: Path, **changes) -> str:

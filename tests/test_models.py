@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import SMALL
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
 from utils.official import fill_reference, official_name
-
-SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
-             residual_blocks=[1, 1], refinement_blocks=1)
-
 
 @pytest.fixture(scope="module")
 def paper_net() -> BaryIR:

@@ -71,9 +71,12 @@ def _batch(image: np.ndarray) -> Tensor:
 def _package(module: str, package: str) -> ModuleType:
     try:
         return import_module(module)
-    except ImportError as error:
-        missing = f" ({error})" if getattr(error, "name", None) not in (None, module.partition(".")[0]) else ""
-        raise InputError(f"metrics: {package} is not installed{missing}, expected after: pip install {package}") from None
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        needs = "" if missing == module.partition(".")[0] else f" with {missing}, which it needs"
+        raise InputError(f"metrics: {package} is not installed{needs}, expected after: pip install {package} {missing if needs else ''}".rstrip()) from None
+    except Exception as error:                                              # a torchvision that does not fit torch, say
+        raise InputError(f"metrics: {package} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _path(url: str) -> Path:

@@ -16,6 +16,7 @@ from utils.images import write_atomically
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
 DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2}
+PUBLISHED_DIGITS = {"psnr": 2, "ssim": 3}
 
 Lines = list[list[str]]         # a table's cells, its header first
 
@@ -28,8 +29,8 @@ def read_published(table: str, where: str) -> dict:
     return tables[table]
 
 
-def scores_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
-    return " / ".join(f"{value:{sign}.{DIGITS[name]}f}" for name, value in scores.items()) + mark if scores else "-"
+def scores_cell(scores: dict[str, float], digits: dict[str, int] = DIGITS, mark: str = "", sign: str = "") -> str:
+    return " / ".join(f"{value:{sign}.{digits[name]}f}" for name, value in scores.items()) + mark if scores else "-"
 
 
 def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
@@ -48,7 +49,7 @@ def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None =
 
 def difference(ours: dict[str, float], published: Sequence[float]) -> dict[str, float]:
     """Ours minus the published PSNR and SSIM, of those that we measured."""
-    return {name: ours[name] - value for name, value in zip(("psnr", "ssim"), published) if name in ours}
+    return {name: ours[name] - value for name, value in zip(PUBLISHED_DIGITS, published) if name in ours}
 
 
 def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
@@ -59,14 +60,14 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
     ours = comparable(rows, published)
     lines = [["method", *published["sets"]]]
     for method, figures in published["rows"].items():
-        lines.append([method, *(f"{psnr:.2f} / {ssim:.3f}" for psnr, ssim in figures)])
+        lines.append([method, *(scores_cell(dict(zip(PUBLISHED_DIGITS, pair)), PUBLISHED_DIGITS) for pair in figures)])
     cells, differences = [], []
     for name, figures in zip(published["sets"], published["rows"][published["reference"]]):
         row = ours.get(name)
         mark = "*" if row and row.incomplete else ""
-        pair = {metric: row.scores[metric] for metric in ("psnr", "ssim") if metric in row.scores} if row else {}
-        cells.append(scores_cell(pair, mark))
-        differences.append(scores_cell(difference(pair, figures), mark, sign="+"))
+        pair = {metric: row.scores[metric] for metric in PUBLISHED_DIGITS if metric in row.scores} if row else {}
+        cells.append(scores_cell(pair, PUBLISHED_DIGITS, mark))
+        differences.append(scores_cell(difference(pair, figures), PUBLISHED_DIGITS, mark, sign="+"))
     return [*lines, ["ours", *cells], [f"ours - {published['reference']}", *differences]]
 
 

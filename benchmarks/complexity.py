@@ -1,0 +1,189 @@
+"""Cost table: parameters, FLOPs, time and peak memory of a forward pass, next to the published figures.
+
+    python -m benchmarks.complexity [--sizes 128 256 512] [--device cpu] [--out results/complexity.csv]
+
+For the shipped lite network, the paper's size, and the paper's size without barycenter map and residual branch, which is
+Restormer. FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix products). Time is the median of
+`--repeats` passes in float32, batch 1, inference mode. Each peak is measured in a process of its own, as the growth of its
+memory during the pass (CPU, on Linux: resident set; CUDA: allocated tensors), weights not included. The potentials exist in training
+only and are listed apart.
+"""
+
+import argparse
+import csv
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from models.baryir import BaryIR
+from models.potentials import Potentials
+from models.restormer import Down, TransformerBlock, Up
+from utils.errors import InputError, one_line_errors
+from utils.images import write_atomically
+from utils.options import TrainOptions, load_options
+from utils.tables import PUBLISHED, as_text
+
+LITE = Path(__file__).parent.parent / "options/train_lite.yml"
+
+
+class Restormer(nn.Module):
+    """Restormer (arXiv 2111.09881, section 3): BaryIR's encoder and decoder without barycenter map and residual branch."""
+
+    def __init__(self, width: int = 48, blocks: tuple[int, ...] = (4, 6, 6, 8), refinement: int = 4, heads: tuple[int, ...] = (1, 2, 4, 8)) -> None:
+        super().__init__()
+        channels = [width * 2 ** level for level in range(len(blocks))]
+
+        def stage(count: int, channels: int, heads: int) -> nn.Sequential:
+            return nn.Sequential(*(TransformerBlock(channels, heads) for _ in range(count)))
+
+        self.patch_embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.encoder = nn.ModuleList(map(stage, blocks, channels, heads))                       # the last one is the latent's
+        self.down = nn.ModuleList(Down(c) for c in channels[:-1])
+        self.up = nn.ModuleList(Up(c) for c in channels[1:])
+        self.reduce = nn.ModuleList([nn.Identity(), *(nn.Conv2d(2 * c, c, 1, bias=False) for c in channels[1:-1])])
+        decoder_channels = [2 * width, *channels[1:-1]]                                         # level 1 keeps both halves
+        self.decoder = nn.ModuleList(map(stage, blocks[:-1], decoder_channels, heads))
+        self.refinement = stage(refinement, 2 * width, heads[0])
+        self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        """Image [B,3,H,W], sides multiples of 8 -> restored image [B,3,H,W]."""
+        x, skips = self.patch_embed(degraded), []
+        for stage, down in zip(self.encoder, self.down):
+            skips.append(stage(x))
+            x = down(skips[-1])
+        x = self.encoder[-1](x)
+        for level in reversed(range(len(skips))):
+            x = self.decoder[level](self.reduce[level](torch.cat([self.up[level](x), skips[level]], dim=1)))
+        return self.output(self.refinement(x)) + degraded
+
+
+def lite() -> BaryIR:
+    return BaryIR(**vars(load_options(TrainOptions, str(LITE)).network))
+
+
+NETWORKS = {"lite": lite, "BaryIR": BaryIR, "Restormer": Restormer}         # the latter two under their published names
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def gflop(net_of: type[nn.Module], size: int) -> float:
+    """GFLOP of a forward pass at size x size, counted without computing anything."""
+    with torch.device("meta"):
+        net, image = net_of(), torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(image)
+    return counter.get_total_flops() / 1e9
+
+
+def reset_peak_memory(device: str) -> int:
+    """Forget the process's peak memory so far; returns the bytes in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")                           # Linux: VmHWM starts again at VmRSS
+    return _status("VmRSS")
+
+
+def peak_memory(device: str) -> int:
+    """The process's peak memory in bytes since reset_peak_memory."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+
+
+def measure(name: str, size: int, device: str, repeats: int) -> dict[str, float]:
+    """Seconds (median) and peak memory in GB of forward passes in this process, which should have run nothing else."""
+    torch.manual_seed(0)
+    net = NETWORKS[name]().eval().to(device)
+    image = torch.rand(1, 3, size, size, device=device)
+    seconds = []
+    with torch.inference_mode():
+        net(image[..., :16, :16])                                           # libraries load their kernels
+        before = reset_peak_memory(device)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            net(image)
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds), "gigabytes": (peak_memory(device) - before) / 1e9}
+
+
+def measure_alone(name: str, size: int, device: str, repeats: int, threads: int) -> dict[str, float]:
+    """`measure` in a new process."""
+    command = [sys.executable, "-m", "benchmarks.complexity", "--alone", name, "--sizes", str(size), "--device", device,
+               "--repeats", str(repeats), "--threads", str(threads)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise InputError(f"{name} at {size}x{size}: ended with status {result.returncode}: {(result.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return json.loads(result.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512], help="sides of the square images, multiples of 8")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--out", type=Path, default=Path("results/complexity.csv"), help="CSV file to write")
+    parser.add_argument("--alone", choices=NETWORKS, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    for size in flags.sizes:
+        if size < 16 or size % 8:
+            raise InputError(f"--sizes {size}, expected multiples of 8 from 16 on")
+    torch.set_num_threads(flags.threads)
+    if flags.alone:
+        print(json.dumps(measure(flags.alone, flags.sizes[0], flags.device, flags.repeats)))
+        return
+
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
+    columns = ["network", "size", "parameters_million", "gflop", "seconds", "gigabytes", "published_parameters_million", "published_gflop"]
+    rows = []
+    for name, net_of in NETWORKS.items():
+        with torch.device("meta"):
+            count = parameters(net_of()) / 1e6
+        for size in tqdm(flags.sizes, name, leave=False):
+            measured = measure_alone(name, size, flags.device, flags.repeats, flags.threads)
+            known = published.get(name, ["", ""])
+            rows.append([name, size, count, gflop(net_of, size), measured["seconds"], measured["gigabytes"], known[0], known[1] if size == 256 else ""])
+    lines = [["network", "size", "parameters", "GFLOP", "seconds", "peak GB", "published parameters", "published GFLOP"]]
+    for name, size, count, flop, seconds, gigabytes, known_count, known_flop in rows:
+        lines.append([name, f"{size}x{size}", f"{count:.2f} M", f"{flop:.1f}", f"{seconds:.3g}", f"{gigabytes:.2f}",
+                      f"{known_count} M" if known_count else "-", f"{known_flop}" if known_flop else "-"])
+    for other in (name for name in published if name not in NETWORKS):
+        lines.append([other, "256x256", "-", "-", "-", "-", f"{published[other][0]} M", str(published[other][1])])
+    print(as_text(lines))
+    for sources in (3, 5):
+        with torch.device("meta"):
+            count = parameters(Potentials(torch.full((sources,), 1 / sources, device="cpu"), 384))
+        print(f"potentials for {sources} sources, in training only: {count / 1e6:.2f} M parameters")
+    where = torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda") else f"{platform.machine()} CPU, {flags.threads} threads"
+    print(f"float32, batch 1, {where}, torch {torch.__version__}, {date.today()}; {flags.out}")
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+    write_atomically(flags.out, write)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,268 @@
+"""The authors' checkpoints: pickled modules made of stand-in classes under their names, broken and malicious ones included."""
+
+import builtins
+import os
+import pickle
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import REPOSITORY, run_script
+from models.baryir import BaryIR
+from utils import convert_official
+from utils.checkpoint import load_network
+from utils.official import UNUSED, fill_reference, official_name
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, torch.Tensor]:
+    """The authors' 766 names, filled by METHOD's rule."""
+    net = BaryIR()
+    fill_reference(net)
+    unused_shapes = [(64, 64, 1, 1), (128, 128, 1, 1), (256, 320, 1, 1), (48, 112, 1, 1), (96, 224, 1, 1), (192, 512, 1, 1)]
+    return {official_name(name): p.detach() for name, p in net.named_parameters()} | {
+        name: torch.zeros(shape) for name, shape in zip(UNUSED, unused_shapes)}
+
+
+class ModelBary:
+    """The authors' module, as far as a file needs it: there while a file is saved, gone when it is read."""
+
+    def __enter__(self) -> types.ModuleType:
+        module = sys.modules["model_bary"] = types.ModuleType("model_bary")
+        for name in ("BaryIR", "TransformerBlock", "potential"):
+            setattr(module, name, type(name, (nn.Module,), {"__module__": "model_bary"}))
+        return module
+
+    def __exit__(self, *_) -> None:
+        del sys.modules["model_bary"]
+
+
+def as_module(tensors: dict[str, torch.Tensor], model_bary: types.ModuleType) -> nn.Module:
+    net = model_bary.BaryIR()
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        here = net
+        for part in path:
+            if part not in here._modules:
+                here.add_module(part, model_bary.TransformerBlock())
+            here = here._modules[part]
+        here.register_parameter(last, nn.Parameter(tensor))
+    net.register_buffer("scratch", torch.zeros(3), persistent=False)            # not in a state dict
+    return net
+
+
+def save_official(path: Path, tensors: dict[str, torch.Tensor], wrap=lambda net: net, **more) -> Path:
+    with ModelBary() as model_bary:
+        pots = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 3), nn.LeakyReLU(), model_bary.potential()) for _ in range(3))
+        torch.save({"epoch": 56, "BaryIR": wrap(as_module(tensors, model_bary)), "Pots": pots, **more}, path)
+    return path
+
+
+def convert(source: Path, target: Path):
+    return run_script("utils/convert_official.py", source, target)
+
+
+def refused(source: Path, target: Path) -> str:
+    """The one line with which a file is refused; nothing is written."""
+    result = convert(source, target)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith(f"error: {source}: ") and not target.exists() and not list(target.parent.glob(f".{target.name}*"))
+    return result.stderr
+
+
+def test_converted_weights_give_the_authors_outputs(tmp_path, reference):
+    source = save_official(tmp_path / "official.pt", reference)
+    result = convert(source, tmp_path / "net.pth")
+    assert result.returncode == 0, result.stderr
+    assert "53,549,774 parameters, epoch 56" in result.stdout and "chnl_reduce1.weight" in result.stdout
+    degraded = np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32)
+    np.save(tmp_path / "degraded.npy", degraded[1].transpose(1, 2, 0))
+    result = run_script("test.py", "--opt", "options/test_5d.yml", "--set", f"checkpoint={tmp_path / 'net.pth'}", "device=cpu",
+                        "--input", tmp_path / "degraded.npy", "--output", tmp_path / "restored.npy")
+    assert result.returncode == 0, result.stderr
+    restored = np.load(tmp_path / "restored.npy")                               # numbers of METHOD's official_forward.npz
+    for (channel, row, column), value in {(2, 63, 95): 1.173910, (0, 10, 80): -7.810841}.items():
+        assert restored[row, column, channel] == pytest.approx(value, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def zeros(reference) -> dict[str, torch.Tensor]:
+    """The authors' names and shapes without memory behind them: files of a few kilobytes."""
+    return {name: torch.zeros(1).expand(tensor.shape) for name, tensor in reference.items()}
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return {official_name(name): p for name, p in load_network(path).named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(tmp_path, zeros, dtype):
+    tensors = {name: tensor.to(dtype) for name, tensor in zeros.items()}
+    tensors["LN.body.bias"] = torch.linspace(-1, 1, 384, dtype=dtype)
+    convert(save_official(tmp_path / "official.pt", tensors), tmp_path / "net.pth")
+    converted = weights(tmp_path / "net.pth")
+    assert all(p.dtype == torch.float32 for p in converted.values())
+    assert torch.equal(converted["LN.body.bias"], tensors["LN.body.bias"].float())
+
+
+@pytest.mark.parametrize("form", ["state dict", "state dict under a key", "module. prefix", "DataParallel"])
+def test_other_forms(tmp_path, zeros, form):
+    tensors = zeros | {"LN.body.bias": torch.arange(384.0), "output.weight": torch.arange(3 * 96 * 9.0).reshape(96, 3, 3, 3).transpose(0, 1)}
+    prefixed = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    source = tmp_path / "official.pt"
+    if form == "DataParallel":
+        save_official(source, tensors, wrap=nn.DataParallel)
+    else:
+        torch.save({"state dict": tensors, "state dict under a key": {"epoch": 3, "state_dict": tensors}, "module. prefix": {"BaryIR": prefixed}}[form], source)
+    result = convert(source, tmp_path / "net.pth")
+    assert result.returncode == 0, result.stderr
+    converted = weights(tmp_path / "net.pth")
+    assert all(torch.equal(converted[name], tensors[name]) for name in ("LN.body.bias", "output.weight"))     # not contiguous, too
+
+
+def rewrite(source: Path, target: Path, change) -> Path:
+    """Copy a file of torch.save with each entry changed by change(name, bytes)."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+def test_tensors_of_a_cuda_device(tmp_path, zeros):
+    def move(name: str, data: bytes) -> bytes:
+        moved = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:1") if name.endswith("data.pkl") else data
+        assert not name.endswith("data.pkl") or moved != data
+        return moved
+
+    source = rewrite(save_official(tmp_path / "cpu.pt", zeros), tmp_path / "cuda.pt", move)
+    assert convert(source, tmp_path / "net.pth").returncode == 0
+    assert len(weights(tmp_path / "net.pth")) == 760
+
+
+def test_every_entry_that_does_not_fit_is_listed(tmp_path, zeros):
+    tensors = {name: tensor for name, tensor in zeros.items() if name not in ("LN.body.bias", "latent.7.norm1.body.weight")}
+    tensors |= {"output.weight": torch.zeros(3, 96, 1, 1), "extra.weight": torch.zeros(2), "LN.body.weight": torch.full((384,), torch.nan)}
+    message = refused(save_official(tmp_path / "official.pt", tensors), tmp_path / "net.pth")
+    assert "2 missing: " in message and "LN.body.bias" in message and "latent.7.norm1.body.weight" in message
+    assert "1 unknown: extra.weight" in message and "output.weight is [3, 96, 1, 1], expected [3, 96, 3, 3]" in message
+    assert "LN.body.weight holds numbers that are not finite" in message
+
+
+class Reduced:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["posix.system", "builtins.eval", "builtins.exec", "pathlib.Path", "torch.hub.load", "torch.nn.functional.gelu",
+                                  "torch.load", "builtins.getattr", "os.system"])
+@pytest.mark.parametrize("place", ["top", "in a module"])
+def test_whatever_else_a_file_names_is_refused(tmp_path, name, place):
+    victim = tmp_path / "victim"
+    module, _, function = name.rpartition(".")
+    arguments = {"eval": (f"open({str(victim)!r}, 'w')",), "exec": (f"open({str(victim)!r}, 'w')",), "system": (f"touch {victim}",)}.get(function, (str(victim),))
+    stand_in = types.FunctionType((lambda *_: None).__code__, {}, function)
+    stand_in.__module__, stand_in.__qualname__ = module, function
+    source = tmp_path / "malicious.pt"
+    with ModelBary() as model_bary:
+        net = model_bary.BaryIR()
+        net.hook = Reduced(stand_in, *arguments) if place == "in a module" else None
+        content = {"epoch": Reduced(stand_in, *arguments) if place == "top" else 1, "BaryIR": net}
+        save_naming(content, source)
+    message = refused(source, tmp_path / "net.pth")
+    assert f"names {name}, expected" in message.replace("__builtin__", "builtins") and "nothing was run" in message
+    assert not victim.exists()
+
+
+def save_naming(content, path: Path) -> None:
+    """A file of torch.save with functions pickled by name, whatever that name leads to here."""
+    class Pickler(pickle._Pickler):
+        def save_global(self, obj, name=None):
+            self.write(f"c{obj.__module__}\n{name or obj.__qualname__}\n".encode())
+
+        dispatch = pickle._Pickler.dispatch | {types.FunctionType: save_global}
+
+    with open(path.with_suffix(".pkl"), "wb") as file:
+        Pickler(file, 2).dump(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", path.with_suffix(".pkl").read_bytes())
+
+
+def test_the_malicious_files_are_real(tmp_path):
+    """Loaded the old way, such a file does run its code: the refusals above are not for want of an attack."""
+    victim = tmp_path / "victim"
+    with pytest.MonkeyPatch.context() as patch, ModelBary():
+        patch.chdir(tmp_path)
+        torch.save({"epoch": Reduced(builtins.eval, f"open({str(victim)!r}, 'w')")}, tmp_path / "malicious.pt")
+        torch.load(tmp_path / "malicious.pt", weights_only=False)
+    assert victim.exists()
+    victim.unlink()
+    assert "names " in refused(tmp_path / "malicious.pt", tmp_path / "net.pth") and not victim.exists()
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda data: data[:len(data) // 2], "truncated, or not a zip file"), (lambda data: b"", "truncated, or not a zip file"),
+    (lambda data: b"\x80\x02}q\x00.", "truncated, or not a zip file"),
+    (lambda data: data.replace(b"LN", b"LM"), "its entry data.pkl cannot be read (Bad CRC-32"),
+])
+def test_broken_files(tmp_path, zeros, damage, message):
+    source = save_official(tmp_path / "official.pt", zeros)
+    source.write_bytes(damage(source.read_bytes()))
+    assert message in refused(source, tmp_path / "net.pth")
+
+
+def test_broken_contents(tmp_path, zeros):
+    def replaced(name: str, data: bytes) -> Path:
+        return rewrite(save_official(tmp_path / "official.pt", zeros), tmp_path / "broken.pt", lambda entry, old: data if entry.endswith(name) else old)
+
+    assert "its pickle cannot be read" in refused(replaced("data.pkl", b"\x80\x02}q\x00"), tmp_path / "net.pth")
+    assert "does not fit the numbers that the file holds" in refused(replaced("data/100", b""), tmp_path / "net.pth")
+    assert "big-endian" in refused(replaced("byteorder", b"big"), tmp_path / "net.pth")
+    for content, message in ((3, "holds int"), ({"weights": 3}, "holds weights, expected a network under BaryIR"), ({"net": {}, "network": {}}, "already")):
+        torch.save(content, tmp_path / "broken.pt")
+        assert message in refused(tmp_path / "broken.pt", tmp_path / "net.pth")
+    assert "no such file" in refused(tmp_path / "gone.pt", tmp_path / "net.pth")
+    source = save_official(tmp_path / "official.pt", zeros)
+    before = source.read_bytes()
+    assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
+    with zipfile.ZipFile(tmp_path / "compressed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 10_000)
+    assert "is compressed" in refused(tmp_path / "compressed.pt", tmp_path / "net.pth")
+
+
+def test_modules_that_contain_themselves(tmp_path, zeros):
+    def loop(net: nn.Module) -> nn.Module:
+        net._modules["again"] = net
+        return net
+
+    assert "is not a tree of modules" in refused(save_official(tmp_path / "official.pt", zeros, wrap=loop), tmp_path / "net.pth")
+
+
+def test_memory_is_that_of_the_weights(tmp_path, reference):
+    """Beyond what importing torch takes, less than twice the file."""
+    source = save_official(tmp_path / "official.pt", reference)
+    code = ("import resource, sys, utils.convert_official as c\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "sys.argv[0] = 'convert'; c.main()\n"
+            "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))")
+    result = subprocess.run([sys.executable, "-c", code, source, tmp_path / "net.pth"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert int(result.stdout.splitlines()[-1]) < 2 * os.path.getsize(source), result.stderr
+
+
+def test_nothing_of_the_file_is_imported(tmp_path, zeros):
+    """The stand-ins resolve without the authors' source: model_bary is on no path."""
+    source = save_official(tmp_path / "official.pt", zeros)
+    assert "model_bary" not in sys.modules
+    content = convert_official.Archive(source).content()
+    assert "model_bary" not in sys.modules and isinstance(content["BaryIR"], convert_official.Module)
