@@ -59,13 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     for images in sets:
         print(f"{images.name}: {images.describe()}")
+        if "fid" in options.metrics and images.selected < 2:
+            raise InputError(f"{options.file}: metrics: fid with one image in set {images.name}, expected at least 2")
     metrics = Metrics(options.metrics, device)
     net = load_network(options.checkpoint, device)
 
     # Restore, measure, save:
     folder = Path(options.output) / options.name
     names = {images.name: png_names(images) for images in sets}
-    total = sum(min(images.options.limit or len(images), len(images)) for images in sets)
+    total = sum(images.selected for images in sets)
     start = time.monotonic()
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
@@ -77,12 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     rows += [average] if (average := average_row(rows)) else []
 
     # Tables: ours, and the paper's with ours below.
-    write_set_csv(folder / "table.csv", rows, options.metrics, options.protocol)
+    write_set_csv(folder / "table.csv", rows, options.metrics, options.protocol, options.checkpoint)
+    (folder / "comparison.csv").unlink(missing_ok=True)                     # of an earlier run
     comparison = []
     if published:
-        write_comparison_csv(folder / "comparison.csv", rows, published, options.protocol)
+        write_comparison_csv(folder / "comparison.csv", rows, published, options.protocol, options.checkpoint)
         comparison = [comparison_table(rows, published)]
-    notes = remarks(rows, options.protocol, options.checkpoint, options.file)
+    notes = remarks(rows, published, options.protocol, options.checkpoint, options.file)
     text = "\n\n".join([*map(as_markdown, [set_table(rows, options.metrics), *comparison]), *notes]) + "\n"
     write_atomically(folder / "table.md", lambda path: Path(path).write_text(text, encoding="utf-8"))
     text = "\n\n".join([*map(as_text, [set_table(rows, options.metrics, folder if options.save else None), *comparison]), "\n".join(notes)])

@@ -14,35 +14,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
-from data.datasets import ImageSet, MissingFolder, first_few, list_others
-from utils.errors import InputError, one_line_errors
+from data.datasets import ImageSet, MissingFolder, list_others
+from utils.errors import InputError, count, first_few, one_line_errors
 from utils.images import read_image, write_atomically
-from utils.options import TrainOptions, load_any
+from utils.options import TestSet, TrainOptions, load_any
+
+LOSSY = ("JPEG", "MPO")         # formats, as Pillow calls them
 
 
 @dataclass
 class File:
-    """What was found of an image file: its size in pixels or why it cannot be read, and its SHA-256 if asked for."""
+    """What was found of an image file: its size in pixels or why it cannot be read, its format and its SHA-256."""
 
     size: tuple[int, int] | None            # width, height
     error: str
+    format: str
     digest: str
 
 
-def examine(path: Path, hashed: bool) -> File:
-    """Decode a file, keeping its size only."""
+def examine(path: Path) -> File:
+    """Decode a file, keeping none of its pixels."""
     try:
         height, width = read_image(path).shape[:2]
-        size, error = (width, height), ""
-    except InputError as unreadable:
-        size, error = None, str(unreadable)
-    digest = ""
-    if hashed and path.is_file():
+        with Image.open(path) as header:
+            size, error, file_format = (width, height), "", header.format
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return File(size, error, digest)
+        return File(size, error, file_format, digest)
+    except InputError as unreadable:
+        return File(None, str(unreadable), "", "")
 
 
 def entries(options) -> Iterator[tuple[str, object]]:
@@ -53,50 +56,79 @@ def entries(options) -> Iterator[tuple[str, object]]:
             yield f"{options.file}: {key}[{i}] {images.name}", images
 
 
-def set_problems(images: ImageSet, where: str, files: dict[Path, File]) -> list[str]:
+def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
+    """Print what was found of a set."""
+    sizes = [files[path].size for path in images.files if files[path].size]
+    print(f"{where}: {images.describe()}; {count(len(images.files), 'file')}" + (f", {size_range(sizes)}" if sizes else ""))
+    if images.options.expected:
+        print(f"    {count(len(images), 'image')} of {images.options.expected} expected")
+    if images.paired and (shared := len(images.pairs) - len({pair.clean for pair in images.pairs})):
+        print(f"    {count(len(images.pairs) - shared, 'clean image')} for {len(images.pairs)} degraded ones")
+    if others := list_others(images.folder) if not images.options.bundled else []:
+        print(f"    {count(len(others), 'file')} of other kinds: {first_few(map(str, others))}")
+
+
+def set_problems(where: str, images: ImageSet, files: dict[Path, File], training: bool) -> list[str]:
     """What is wrong with a set, once its files are examined."""
     problems = list(images.problems)
     found, expected = len(images), images.options.expected
     if expected and found != expected:
-        problems.append(f"{where}: {found} {'pairs' if images.paired else 'images'}, expected {expected}")
+        problems.append(f"{where}: {count(found, 'pair' if images.paired else 'image')}, expected {expected}")
     if unreadable := [files[path].error for path in images.files if files[path].error]:
-        problems.append(f"{where}: {len(unreadable)} unreadable files: {first_few(unreadable)}")
-    unequal = []
-    for pair in images.pairs:
-        sizes = [files[path].size for path in (pair.degraded, pair.clean) if path]
-        if len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
-            unequal.append(f"{pair.degraded} is {sizes[0][0]}x{sizes[0][1]} but {pair.clean} is {sizes[1][0]}x{sizes[1][1]}")
+        problems.append(f"{where}: {count(len(unreadable), 'unreadable file')}: {first_few(unreadable)}")
+    unequal, lossy = [], []
+    for degraded, clean in ((pair.degraded, pair.clean) for pair in images.pairs if pair.degraded and pair.clean):
+        sizes = [files[path].size for path in (degraded, clean)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            unequal.append(f"{degraded} is {sizes[0][0]}x{sizes[0][1]} but {clean} is {sizes[1][0]}x{sizes[1][1]}")
+        if files[clean].format in LOSSY and files[degraded].format and files[degraded].format not in LOSSY:
+            lossy.append(f"{clean}, of {degraded}")
     if unequal:
-        problems.append(f"{where}: {len(unequal)} pairs of unequal size: {first_few(unequal)}")
+        problems.append(f"{where}: {count(len(unequal), 'pair')} of unequal size: {first_few(unequal)}")
+    if lossy:
+        problems.append(f"{where}: {count(len(lossy), 'clean image')} in JPEG beside a lossless degraded one: {first_few(lossy)}")
+    named = [path for path in images.files if files[path].format in LOSSY and path.suffix.lower() not in (".jpg", ".jpeg")]
+    if named:
+        problems.append(f"{where}: {count(len(named), 'file')} with JPEG data under another format's name: {first_few(map(str, named))}")
+    if (same := repeated(images, files)) and isinstance(images.options, TestSet):       # in training they only weigh more
+        problems.append(f"{where}: {count(len(same), 'image')} there more than once: {first_few(same)}")
+    if images.selected < len(images) and not training:                                  # a validation may be short
+        problems.append(f"{where}: its option limit leaves {images.selected} of {len(images)} images")
     return problems
+
+
+def repeated(images: ImageSet, files: dict[Path, File]) -> list[str]:
+    """Images of a set whose files are equal to the byte."""
+    same: dict[str, list[Path]] = {}
+    for pair in images.pairs:
+        if files[pair.path].digest:
+            same.setdefault(files[pair.path].digest, []).append(pair.path)
+    return [" = ".join(map(str, paths)) for paths in same.values() if len(paths) > 1]
 
 
 def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool) -> list[str]:
     """Compare the files with a manifest, lines of `sha256sum`; where there is none yet, write it if `write`."""
-    def name(file: Path) -> str:
-        return (file.relative_to(root) if root in file.parents else file).as_posix()
-
-    digests = {name(file): files[file].digest for file in sorted(files) if files[file].digest}
+    digests = {file.relative_to(root).as_posix(): files[file].digest for file in sorted(files) if root in file.parents and files[file].digest}
     if not path.exists():
         if not write:
             return [f"{path}: not written, for the problems above"]
         text = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
         write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-        print(f"manifest {path}: written, {len(digests)} files; verify with the same command, or below {root} with sha256sum -c")
+        print(f"manifest {path}: written, {count(len(digests), 'file')}; verify with the same command, or below {root} with sha256sum -c")
         return []
     recorded = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         digest, separator, file = line.partition("  ")
         if not separator or len(digest) != 64:
             raise InputError(f"{path}: line {number}: {line[:80]!r}, expected a SHA-256, two blanks and a file name")
         recorded[file] = digest
-    print(f"manifest {path}: {len(recorded)} files")
+    print(f"manifest {path}: {count(len(recorded), 'file')}")
     changes = {
         "changed": [file for file in recorded if file in digests and digests[file] != recorded[file]],
         "gone": [file for file in recorded if file not in digests],
         "new": [file for file in digests if file not in recorded],
     }
-    return [f"{path}: {len(names)} files {kind} since it was written: {first_few(names)}" for kind, names in changes.items() if names]
+    return [f"{path}: {count(len(names), 'file')} {kind} since it was written: {first_few(names)}" for kind, names in changes.items() if names]
 
 
 def size_range(sizes: list[tuple[int, int]]) -> str:
@@ -123,7 +155,7 @@ def main() -> None:
         try:
             sets.append((where, ImageSet(description, options.root, where, strict=False)))
         except MissingFolder as error:
-            if getattr(description, "optional", False):
+            if getattr(description, "optional", False) and not error.similar:
                 print(f"left out (optional): {error}")
             else:
                 problems.append(str(error))
@@ -131,26 +163,21 @@ def main() -> None:
             problems.append(str(error))
     paths = sorted({path for _, images in sets for path in images.files})
     with ThreadPoolExecutor() as pool:
-        examined = pool.map(lambda path: examine(path, flags.hash is not None), paths)
-        files = dict(zip(paths, tqdm(examined, "decoding", len(paths), leave=False, dynamic_ncols=True)))
+        files = dict(zip(paths, tqdm(pool.map(examine, paths), "decoding", len(paths), leave=False, dynamic_ncols=True)))
 
-    # Report set by set.
     for where, images in sets:
-        sizes = [files[path].size for path in images.files if files[path].size]
-        print(f"{where}: {images.describe()}" + (f", {size_range(sizes)}" if sizes else ""))
-        if images.paired and (shared := len(images.pairs) - len({pair.clean for pair in images.pairs})):
-            print(f"    {len(images.pairs) - shared} clean images for {len(images.pairs)} degraded ones")
-        if others := list_others(images.folder) if not images.options.bundled else []:
-            print(f"    {len(others)} files that are not images: {first_few(map(str, others))}")
-        problems += set_problems(images, where, files)
-    if flags.hash is not None:
+        report(where, images, files)
+        problems += set_problems(where, images, files, training=isinstance(options, TrainOptions))
+    if not sets:
+        problems.append(f"{options.file}: none of its sets is there, root {options.root}")
+    elif flags.hash is not None:
         manifest = Path(flags.hash or Path(options.root, f"manifest_{options.name}.sha256"))
         problems += check_manifest(manifest, Path(options.root), files, write=not problems)
     for problem in problems:
         print(f"problem: {problem}")
     if problems:
-        raise InputError(f"{len(problems)} problems, {len(files)} files decoded: a run with {options.file} would not be the one that it describes")
-    print(f"no problems, {len(files)} files decoded")
+        raise InputError(f"{count(len(problems), 'problem')}, {count(len(files), 'file')} decoded: a run with {options.file} would not be the one that it describes")
+    print(f"no problems, {count(len(files), 'file')} decoded")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Pairs are made by key, never by position in two sorted lists. What is wrong with
 import difflib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from data.degradations import DEGRADATIONS
 from data.transforms import random_crop, random_dihedral, to_tensor
-from utils.errors import InputError
+from utils.errors import InputError, first_few
 from utils.images import EXTENSIONS, list_images, read_image
 
 # Folders of the public data sets below the root, as users of PromptIR, AdaIR and BaryIR have them (METHOD section 4).
@@ -38,12 +39,6 @@ PAIRINGS: dict[str, Callable[[str], str]] = {
     "o_haze": lambda stem: stem.replace("_hazy", "_GT"),        # 01_outdoor_hazy.jpg -> 01_outdoor_GT.jpg
     "spa": lambda stem: stem + "gt",                            # 000.png -> 000gt.png
 }
-
-
-def first_few(names: Iterable[str], count: int = 3) -> str:
-    """The first of many names, for one line."""
-    names = list(names)
-    return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,9 @@ def bundled_depth(name: str) -> np.ndarray | None:
 
 
 class MissingFolder(InputError):
-    """A folder of an option file is absent."""
+    """A folder of an option file is absent; `similar` where another one looks like it."""
+
+    similar = False
 
 
 def find_folder(root: str, folders: str | list[str], where: str) -> Path:
@@ -87,8 +84,10 @@ def find_folder(root: str, folders: str | list[str], where: str) -> Path:
         if folder.is_dir():
             return folder
     hints = [folder_hint(Path(root), folder) for folder in candidates]
-    hint = next((hint for hint in hints if hint.startswith(", did you mean")), hints[0])
-    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
+    similar = next((hint for hint in hints if hint.startswith(", did you mean")), "")
+    error = MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{similar or hints[0]}")
+    error.similar = bool(similar)
+    raise error
 
 
 def folder_hint(root: Path, folder: Path) -> str:
@@ -123,19 +122,21 @@ def find_images(folder: Path, where: str) -> list[Path]:
 def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
     """The files of a folder that a list names, in the list's order, and its entries that are not there.
 
-    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); the columns after
-    the first are not read.
+    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a line that is
+    no name, what follows the first blank is not read. InputError where a name is listed twice.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file {path}")
     known = {file.relative_to(parent).as_posix(): file for parent in (folder.parent, folder) for file in files}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.strip().lstrip("/") for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise InputError(f"{where}: {path} is not a text file, expected one file name a line") from None
-    names = [line.split()[0].lstrip("/") for line in lines if line.strip()]
+    names = [line if line in known else line.split()[0] for line in lines if line]
     if not names:
         raise InputError(f"{where}: {path} is empty, expected one file name a line")
+    if twice := [name for name, count in Counter(known.get(name, name) for name in names).items() if count > 1]:
+        raise InputError(f"{where}: {path} lists {first_few(map(str, twice))} more than once")
     return [known[name] for name in names if name in known], [name for name in names if name not in known]
 
 
@@ -216,7 +217,7 @@ class ImageSet:
         layout = LAYOUTS.get(options.type, {})
         clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded_folder = options.degraded or layout.get("degraded")
-        clean = degraded = self.clean_folder = None
+        clean = degraded = self.folder = self.clean_folder = None
         if options.bundled:
             self.folder = bundled_folder()
             clean = [self.folder / name for name in options.bundled]
@@ -226,12 +227,16 @@ class ImageSet:
             if not options.degradation:
                 clean, degraded = None, clean
         else:
-            if clean_folder:
-                self.folder = self.clean_folder = find_folder(root, clean_folder, f"{where}.clean")
-                clean = find_images(self.clean_folder, f"{where}.clean")
             if degraded_folder:
                 self.folder = find_folder(root, degraded_folder, f"{where}.degraded")     # names the images
                 degraded = find_images(self.folder, f"{where}.degraded")
+            if clean_folder:
+                try:
+                    self.clean_folder = find_folder(root, clean_folder, f"{where}.clean")
+                except MissingFolder as error:
+                    raise InputError(str(error)) if degraded else error     # degraded images alone are no absent set
+                self.folder = self.folder or self.clean_folder
+                clean = find_images(self.clean_folder, f"{where}.clean")
             if options.file_list:
                 files = degraded or clean
                 listed, absent = read_file_list(Path(root) / options.file_list, self.folder, files, f"{where}.file_list")
@@ -259,6 +264,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def selected(self) -> int:
+        """Images that a test of the set restores: all, or its option `limit`."""
+        return min(getattr(self.options, "limit", 0) or len(self), len(self))
 
     def name_of(self, index: int) -> Path:
         """An image's path below the set's folder."""
@@ -301,6 +311,8 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
             if not images.optional:
                 raise InputError(f"{error}; put the data there, set root=PATH, or mark the set optional: true") from None
             report(f"left out (optional): {error}")
+    if options and not sets:
+        raise InputError(f"{where}: none of them is there, root {root}; set root=PATH")
     return sets
 
 

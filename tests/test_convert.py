@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from conftest import REPOSITORY, run_script
@@ -214,7 +216,8 @@ def test_the_malicious_files_are_real(tmp_path):
 @pytest.mark.parametrize("damage, message", [
     (lambda data: data[:len(data) // 2], "truncated, or not a zip file"), (lambda data: b"", "truncated, or not a zip file"),
     (lambda data: b"\x80\x02}q\x00.", "truncated, or not a zip file"),
-    (lambda data: data.replace(b"LN", b"LM"), "its entry data.pkl cannot be read (Bad CRC-32"),
+    (lambda data: data.replace(b"LN", b"LM"), "its entry data.pkl cannot be read (BadZipFile: Bad CRC-32"),
+    (lambda data: data.replace(b"official/data.pkl", b"official/data.\xff\xfel"), "truncated, or not a zip file"),
 ])
 def test_broken_files(tmp_path, zeros, damage, message):
     source = save_official(tmp_path / "official.pt", zeros)
@@ -229,9 +232,18 @@ def test_broken_contents(tmp_path, zeros):
     assert "its pickle cannot be read" in refused(replaced("data.pkl", b"\x80\x02}q\x00"), tmp_path / "net.pth")
     assert "does not fit the numbers that the file holds" in refused(replaced("data/100", b""), tmp_path / "net.pth")
     assert "big-endian" in refused(replaced("byteorder", b"big"), tmp_path / "net.pth")
-    for content, message in ((3, "holds int"), ({"weights": 3}, "holds weights, expected a network under BaryIR"), ({"net": {}, "network": {}}, "already")):
+    tensors = {**zeros, "epoch": 3}
+    forged = {"x\nok.pth: 53,549,774 parameters": torch.zeros(1)}                # a name must not pass for a line of ours
+    for content, message in ((3, "holds int"), ({"weights": 3}, "holds weights, expected tensors only"), ({"net": {}, "network": {}}, "already"),
+                             (tensors, "holds epoch, expected tensors only"), ({}, "holds nothing"), (forged, "1 unknown: x\\nok.pth")):
         torch.save(content, tmp_path / "broken.pt")
         assert message in refused(tmp_path / "broken.pt", tmp_path / "net.pth")
+    torch.save(zeros | {"LN.body.bias": torch.zeros(384, dtype=torch.int64)}, tmp_path / "broken.pt")
+    assert "LN.body.bias holds int64, expected floating-point numbers" in refused(tmp_path / "broken.pt", tmp_path / "net.pth")
+    torch.save(zeros, tmp_path / "broken.pt", _use_new_zipfile_serialization=False)
+    assert "format of before torch 1.6" in refused(tmp_path / "broken.pt", tmp_path / "net.pth")
+    source = save_official(tmp_path / "official.pt", zeros)
+    assert "is a folder" in convert(source, tmp_path).stderr
     assert "no such file" in refused(tmp_path / "gone.pt", tmp_path / "net.pth")
     source = save_official(tmp_path / "official.pt", zeros)
     before = source.read_bytes()
@@ -246,7 +258,53 @@ def test_modules_that_contain_themselves(tmp_path, zeros):
         net._modules["again"] = net
         return net
 
-    assert "is not a tree of modules" in refused(save_official(tmp_path / "official.pt", zeros, wrap=loop), tmp_path / "net.pth")
+    def wide(net: nn.Module) -> nn.Module:
+        net._modules |= {f"again{i}": net for i in range(1000)}
+        return net
+
+    for wrap in (loop, wide):
+        assert "is not a tree of at most" in refused(save_official(tmp_path / "official.pt", zeros, wrap=wrap), tmp_path / "net.pth")
+    content = {}
+    content["BaryIR"] = content
+    torch.save(content, tmp_path / "loop.pt")
+    assert "holds BaryIR, expected tensors only" in refused(tmp_path / "loop.pt", tmp_path / "net.pth")
+
+
+def doubled(end: bytes) -> bytes:
+    """A pickle of a tuple that holds another one twice, and so on: 2^60 elements in a few bytes; then `end`."""
+    return b"\x80\x02}(X\x01\x00\x00\x00k" + b"K\x01" + b"".join(b"\x85q%c0h%ch%c\x86" % (i, i, i) for i in range(60)) + end
+
+
+@pytest.mark.parametrize("data, message", [
+    (b"\x80\x02}(" + doubled(b"")[len(b"\x80\x02}(X\x01\x00\x00\x00k"):] + b"K\x01u.", "a key that is neither text nor a number"),      # hashing it would never end
+    (doubled(b"Qu."), "a reference to something else than a storage"),                                                              # nor printing it
+    (doubled(b"u."), "holds k, expected tensors only"),
+    (b"\x80\x02}r\xff\xff\xff\x7f.", "holds nothing"),                                                                             # a memo of 2^31 places
+    (b"\x80\x02c__builtin__\nset\n]K\x01K\x02\x86a\x85R.", "a set of something else than names"),
+    (b"\x80\x02ccollections\nOrderedDict\n](K\x01K\x02\x86e\x85R.", "an OrderedDict made of something"),
+    (b"\x80\x02K\x01K\x02\x85R.", "a call of something that is no function"),
+    (b"\x80\x02(cmodel_bary\nBaryIR\no.", "its pickle cannot be read"),                                                              # OBJ: not carried out
+    (b"\x80\x02\x82\x01.", "its pickle cannot be read"),                                                                             # nor extensions
+    (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "names os.system, expected"),
+    (b"\x80\x04\x8c\x0btorch.nn\n\nx\x8c\x06system\x93.", "names torch.nn\\n\\nx.system, expected"),
+    (b"\x80\x04\x8c\x0btorch.nn\n\nx\x8c\x06system" + b"0" * (9 << 20), "its pickle has 9,"),
+])
+def test_small_files_that_would_take_for_ever(tmp_path, data, message):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    start = time.monotonic()
+    assert message in refused(tmp_path / "bomb.pt", tmp_path / "net.pth")
+    assert time.monotonic() - start < 10
+
+
+def test_module_of_distributed_training(tmp_path, zeros):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        save_official(tmp_path / "official.pt", {name: tensor.clone() for name, tensor in zeros.items()}, wrap=nn.parallel.DistributedDataParallel)
+    finally:
+        dist.destroy_process_group()
+    result = convert(tmp_path / "official.pt", tmp_path / "net.pth")
+    assert result.returncode == 0 and len(weights(tmp_path / "net.pth")) == 760, result.stderr
 
 
 def test_memory_is_that_of_the_weights(tmp_path, reference):

@@ -96,7 +96,10 @@ def test_file_list_chooses_and_orders(tmp_path):
         folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
     assert "4 of 5 names" in str(error.value) and "a123.jpg, but 123.jpg is there: one of the two has a prefix a" in str(error.value)
     assert str(error.value).endswith("; ...")
-    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty")):
+    (tmp_path / "list.txt").write_text("\ufeff123.jpg\nno 1.jpg\n", encoding="utf-8")                # a byte order mark, a blank in a name
+    write_image(tmp_path / "Train/Denoise/no 1.jpg")
+    assert len(folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")) == 2
+    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty"), (b"123.jpg\nDenoise/123.jpg\n", "123.jpg more than once")):
         (tmp_path / "list.txt").write_bytes(content)
         with pytest.raises(InputError, match=message):
             folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
@@ -127,8 +130,15 @@ def test_absent_and_empty_folders(tmp_path):
         folder_set(tmp_path, clean="empty", degradation="noise", levels=[25])
     reports = []
     description = {"name": "gone", "degraded": "gone", "optional": True}
-    assert open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append) == []
+    write_image(tmp_path / "there/1.png")
+    both = [options.parse(options.TestSet, entry, "") for entry in (description, {"name": "there", "degraded": "there"})]
+    assert [images.name for images in open_test_sets(both, str(tmp_path), "sets", reports.append)] == ["there"]
     assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
+    with pytest.raises(InputError, match="sets: none of them is there, root"):              # a mistyped root leaves nothing
+        open_test_sets(both[:1], str(tmp_path), "sets", reports.append)
+    with pytest.raises(InputError, match="sets.0. there.clean: no folder"):                 # half a set is not an absent one
+        open_test_sets([options.parse(options.TestSet, {"name": "there", "degraded": "there", "clean": "gt", "optional": True}, "")],
+                       str(tmp_path), "sets", reports.append)
     (tmp_path / "gone").mkdir()                                 # a folder that is there but wrong is never left out
     with pytest.raises(InputError, match="no images in"):
         open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)

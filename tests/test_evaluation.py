@@ -39,7 +39,7 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
 def table(tmp_path: Path) -> dict[str, dict]:
     with open(tmp_path / "results/table/table.csv", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == ["set", "images", "expected", "psnr_in", "ssim_in", "psnr", "ssim", "protocol"]
+        assert reader.fieldnames == ["set", "images", "expected", "psnr_in", "ssim_in", "psnr", "ssim", "protocol", "checkpoint"]
         return {row["set"]: row for row in reader}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import run_script
+from conftest import run_script, write_image
 from test_evaluation import options, restored_by_hand
 from utils import perceptual
 from utils.errors import InputError
@@ -90,7 +90,7 @@ def test_table_with_all_metrics(tmp_path, checkpoint, packages):
     assert "input dB / FID / SSIM / LPIPS" in result.stdout
     with open(tmp_path / "results/table/table.csv", newline="") as file:
         row = next(csv.DictReader(file))
-    assert list(row)[3:] == ["psnr_in", "fid_in", "ssim_in", "lpips_in", "psnr", "fid", "ssim", "lpips", "protocol"]
+    assert list(row)[3:] == ["psnr_in", "fid_in", "ssim_in", "lpips_in", "psnr", "fid", "ssim", "lpips", "protocol", "checkpoint"]
 
     # By hand, from the 8-bit values that protocol baryir compares:
     trunk, mix = torch.load(packages["lpips"]), torch.load(packages["fid"])
@@ -130,9 +130,17 @@ def test_what_is_absent_is_said_before_any_image_is_restored(tmp_path, checkpoin
     assert f"metrics: {package} is not installed, expected after: pip install {package}" in refusal()
 
 
-def test_fid_needs_two_images(packages):
+def test_too_few_images_and_pixels_for_a_metric(tmp_path, checkpoint, packages):
     with pytest.raises(InputError, match="fid: 1 image in a set, expected at least 2"):
         perceptual.frechet_distance(np.zeros((1, 5)), np.zeros((1, 5)))
+    path = options(tmp_path, checkpoint, metrics=["fid"])
+    result = run_script("test.py", "--opt", path, "--set", "sets.1.limit=1")
+    assert result.returncode == 1 and "fid with one image in set noise, expected at least 2" in result.stderr and not (tmp_path / "results").exists()
+    for name in ("in/a.png", "clean/a.png"):
+        write_image(tmp_path / "small" / name, 31, 40)
+    small = [{"name": "small", "degraded": "../small/in", "clean": "../small/clean"}]
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, metrics=["lpips"], sets=small), "--protocol", "full")
+    assert result.returncode == 1 and "a.png: 31x40 pixels" in result.stderr and "too few to measure lpips, expected at least 32x32" in result.stderr
 
 
 # With the packages themselves, where they are installed: their networks, at random.

@@ -87,6 +87,7 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
     for text in (result.stdout, markdown):
         assert "protocol baryir, checkpoint" in text and "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
     assert {row["protocol"] for row in table.values()} == {"baryir"}
+    assert {row["checkpoint"] for row in table.values()} == {comparison["ours", "LOL"]["checkpoint"]} == {str(checkpoint)}
     assert len(comparison) == (8 + 1) * 6
     for name, row in table.items():
         ours = comparison["ours", name]
@@ -97,6 +98,16 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
             assert float(theirs[f"{metric}_difference"]) == pytest.approx(float(row[metric]) - value, abs=1e-12)
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.3f}" in printed["ours"]
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in markdown
+
+
+def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
+    command = ("--opt", "options/test_5d.yml", "--set", f"root={five}", f"checkpoint={checkpoint}", f"output={tmp_path / 'results'}", "device=cpu")
+    result = run_script("test.py", *command, "metrics=[ssim]")
+    assert result.returncode == 0, result.stderr
+    ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
+    assert " - / 0." in ours and (tmp_path / "results/5d/comparison.csv").exists()
+    assert run_script("test.py", *command, "published=").returncode == 0
+    assert not (tmp_path / "results/5d/comparison.csv").exists()            # it was another run's
 
 
 def test_unknown_table_is_refused(tmp_path, five, checkpoint):

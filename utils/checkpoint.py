@@ -16,7 +16,10 @@ from utils.images import write_atomically
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    try:
+        write_atomically(path, lambda temporary: torch.save(content, temporary))
+    except RuntimeError as error:                               # what torch raises on a full disk
+        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:

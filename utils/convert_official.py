@@ -14,7 +14,6 @@ import io
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from models.baryir import BaryIR
 from utils.checkpoint import save_checkpoint
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, first_few, one_line_errors
 from utils.official import UNUSED, official_name
 from utils.options import Network
 
@@ -34,24 +33,24 @@ DTYPES = {
 }
 # Classes of modules: any name of the authors' module model_bary, class names of torch.nn.
 MODULES = re.compile(r"(\w+\.)*model_bary \w+|torch\.nn\.(modules|parallel)(\.\w+)* _?[A-Z]\w*")
-KEYS = ("BaryIR", "state_dict", "model", "params")      # under which a file may hold the network
-MOST_MODULES = 10_000                                   # the authors' network has 1,016; more are a loop or a bomb
+KEYS = ("BaryIR", "state_dict", "model_state_dict", "model", "params_ema", "params")    # under which a file may hold the network
+MOST_MODULES = 10_000                                   # theirs has about a thousand; more are a loop or a bomb
+LONGEST_NAME = 200                                      # characters, of a parameter
+LARGEST_PICKLE = 8 << 20                                # bytes; theirs has half a megabyte: the numbers lie outside
+BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."      # how torch.save's files began before
 
 
 class Inert:
-    """Stand-in for an object of the file: keeps what it was made of and set to, does nothing."""
+    """Stand-in for an object of the file: keeps what it was made of, does nothing."""
 
-    def __init__(self, *arguments: Any, **_: Any) -> None:
-        self.arguments, self.state = arguments, {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
 
 class Module(Inert):
     """Stand-in for a torch.nn module: `state` holds _parameters, _buffers and _modules."""
 
-    state: Any = {}                     # pickled objects are made without __init__
+    state: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,12 @@ class TensorReference(Inert):
     """Stand-in for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...)."""
 
     @property
-    def shape(self) -> tuple:
-        return self.arguments[2] if len(self.arguments) > 2 and isinstance(self.arguments[2], tuple) else ()
+    def shape(self) -> tuple[int, ...]:
+        """Its size; InputError where the file has something else in that place."""
+        match self.arguments:
+            case (_, _, tuple(size), *_) if len(size) <= 8 and all(type(n) is int and 0 <= n < 2 ** 40 for n in size):
+                return size
+        raise InputError("a tensor without a size")
 
 
 def parameter(tensor: Any, *_: Any) -> Any:
@@ -76,16 +79,48 @@ def parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+def ordered_dict(*items: Any) -> dict:
+    """Stand-in for collections.OrderedDict, which files make empty and fill then."""
+    if items:
+        raise pickle.UnpicklingError("an OrderedDict made of something")
+    return {}
+
+
+def string_set(items: Any = ()) -> set[str]:
+    """Stand-in for set: modules hold sets of names."""
+    if type(items) is not list or not all(type(item) is str for item in items):
+        raise pickle.UnpicklingError("a set of something else than names")
+    return set(items)
+
+
 ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict, ("builtins", "set"): set, ("__builtin__", "set"): set, ("torch", "Size"): Inert, ("torch", "device"): Inert,
+    ("collections", "OrderedDict"): ordered_dict, ("builtins", "set"): string_set, ("__builtin__", "set"): string_set,
+    ("torch", "Size"): Inert, ("torch", "device"): Inert,
+    ("torch.distributed.algorithms.join", "_JoinConfig"): Module,           # of DistributedDataParallel
     ("torch._utils", "_rebuild_tensor_v2"): TensorReference,
     ("torch._utils", "_rebuild_parameter"): parameter, ("torch._utils", "_rebuild_parameter_with_state"): parameter,
     **{("torch", name): dtype for name, dtype in DTYPES.items()}, **{("torch", str(dtype)[6:]): dtype for dtype in DTYPES.values()},
 }
+CALLABLE = [Module, *(function for function in ALLOWED.values() if not isinstance(function, torch.dtype))]
+# What torch.save's pickles are made of (protocols 2 to 4). Nothing else is carried out: no extensions, no instances made
+# otherwise than by REDUCE and NEWOBJ.
+OPCODES = (
+    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1,
+    pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.EMPTY_DICT, pickle.EMPTY_LIST,
+    pickle.EMPTY_TUPLE, pickle.EMPTY_SET, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.APPEND, pickle.APPENDS, pickle.SETITEM,
+    pickle.SETITEMS, pickle.ADDITEMS, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL,
+    pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.BINPERSID,
+)
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Resolves the names of ALLOWED and classes of modules, all to stand-ins; InputError, by name, for any other."""
+class InertUnpickler(pickle._Unpickler):
+    """Carries out OPCODES on plain containers and stand-ins only; a name that is not ALLOWED nor a module's is an InputError.
+
+    The unpickler written in Python, since of the one in C only the look-up of names can be replaced. Keys and members of
+    sets are text or numbers: hashing nested tuples could take for ever.
+    """
+
+    dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ALLOWED:
@@ -98,7 +133,50 @@ class InertUnpickler(pickle.Unpickler):
         match reference:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(numel)) if numel >= 0:
                 return StorageReference(key, dtype, numel)
-        raise pickle.UnpicklingError(f"unknown storage {reference!r}")
+        raise pickle.UnpicklingError("a reference to something else than a storage")
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if not any(function is allowed for allowed in CALLABLE) or type(arguments) is not tuple:
+            raise pickle.UnpicklingError("a call of something that is no function")
+        self.stack[-1] = function(*arguments)
+
+    def load_newobj(self) -> None:
+        self.stack.pop()
+        if self.stack[-1] is not Module:
+            raise pickle.UnpicklingError("an object of something that is no class of modules")
+        self.stack[-1] = Module()
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Module):
+            self.stack[-1].state = state
+        elif type(self.stack[-1]) is not dict:                              # an OrderedDict's attribute _metadata is not needed
+            raise pickle.UnpicklingError("a state for something that is no module")
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._set(items)
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def _set(self, items: list) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or not all(type(key) in (str, int, float, bool, type(None)) for key in items[::2]):
+            raise pickle.UnpicklingError("a key that is neither text nor a number")
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        if type(self.stack[-1]) is not set:
+            raise pickle.UnpicklingError("members for something that is no set")
+        self.stack[-1].update(string_set(items))
+
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_newobj, pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem,
+                 pickle.SETITEMS[0]: load_setitems, pickle.ADDITEMS[0]: load_additems}
 
 
 class Archive:
@@ -110,8 +188,13 @@ class Archive:
             self.zip = zipfile.ZipFile(path)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (zipfile.BadZipFile, NotImplementedError):
-            raise self.error("truncated, or not a zip file as torch.save writes it since torch 1.6") from None
+        except OSError:
+            raise                                                           # says itself what it could not read
+        except Exception:                                                   # a broken directory raises nearly anything
+            with open(path, "rb") as file:
+                old = file.read(len(BEFORE_1_6)) == BEFORE_1_6
+            raise self.error("in torch.save's format of before torch 1.6, expected the zip format of later ones" if old else
+                             "truncated, or not a zip file as torch.save writes it since torch 1.6") from None
         pickles = [name for name in self.zip.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise self.error(f"{len(pickles)} entries data.pkl, expected one, as torch.save writes it")
@@ -125,11 +208,16 @@ class Archive:
     def entry(self, name: str) -> bytes:
         """An entry's bytes, their checksum verified."""
         try:
-            if self.zip.getinfo(self.folder + name).compress_type != zipfile.ZIP_STORED:
+            info = self.zip.getinfo(self.folder + name)
+            if info.compress_type != zipfile.ZIP_STORED:
                 raise self.error(f"its entry {name} is compressed, expected none to be, as torch.save writes it")
+            if name == "data.pkl" and info.file_size > LARGEST_PICKLE:
+                raise self.error(f"its pickle has {info.file_size:,} bytes, expected at most {LARGEST_PICKLE:,}")
             return self.zip.read(self.folder + name)
-        except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-            raise self.error(f"its entry {name} cannot be read ({' '.join(str(error).split())})") from None
+        except InputError:
+            raise
+        except Exception as error:                                          # a broken entry raises nearly anything
+            raise self.error(f"its entry {name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
     def content(self) -> Any:
         """The pickled object; InputError where it names anything but tensors, plain containers and module classes."""
@@ -143,11 +231,14 @@ class Archive:
             raise self.error(f"its pickle cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
     def tensor(self, reference: TensorReference, name: str) -> Tensor:
-        """A tensor of the file as float32."""
+        """A tensor of the file, of any precision, as float32."""
+        size = reference.shape
         match reference.arguments:
-            case (StorageReference() as storage, int(offset), tuple(size), tuple(stride), *_) if (
-                len(size) == len(stride) and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+            case (StorageReference() as storage, int(offset), _, tuple(stride), *_) if (
+                len(size) == len(stride) and all(type(n) is int and n >= 0 for n in (offset, *stride))
             ):
+                if not storage.dtype.is_floating_point:
+                    raise self.error(f"{name} holds {str(storage.dtype)[6:]}, expected floating-point numbers")
                 last = offset + sum((n - 1) * step for n, step in zip(size, stride))
                 if self.latest[0] != storage.key:
                     self.latest = (storage.key, bytearray(self.entry(f"data/{storage.key}")))
@@ -160,39 +251,42 @@ class Archive:
 
 def state_dict(content: Any) -> dict[str, TensorReference]:
     """Parameters and persistent buffers by name, of a module or of a plain state dict, alone or under one of KEYS."""
-    if isinstance(content, dict):
-        if {"net", "network"} <= content.keys():
-            raise InputError("a checkpoint of this repository already, expected one of the authors'")
-        for key in KEYS:
-            if key in content:
-                return state_dict(content[key])
-        if content and all(isinstance(value, TensorReference) for value in content.values()):
-            found = {str(name): value for name, value in content.items()}
-        else:
-            raise InputError(f"holds {', '.join(map(str, content)) or 'nothing'}, expected a network under {', '.join(KEYS)} or a state dict")
-    elif isinstance(content, Module):
+    for _ in range(3):
+        if type(content) is dict and not {"net", "network"} <= content.keys():
+            content = next((content[key] for key in KEYS if key in content), content)
+    if isinstance(content, Module):
         found = tensors_below(content)
-    else:
+    elif type(content) is not dict:
         raise InputError(f"holds {type(content).__name__}, expected a module or a state dict")
-    while found and all(name.startswith("module.") for name in found):      # of DataParallel
-        found = {name.removeprefix("module."): value for name, value in found.items()}
+    elif {"net", "network"} <= content.keys():
+        raise InputError("a checkpoint of this repository already, expected one of the authors'")
+    else:
+        others = [str(name)[:LONGEST_NAME] for name, value in content.items() if not isinstance(value, TensorReference)]
+        if others or not content:
+            raise InputError(f"holds {first_few(others) or 'nothing'}, expected tensors only, or a network under {', '.join(KEYS)}")
+        found = {str(name)[:LONGEST_NAME]: value for name, value in content.items()}
+    for prefix in ("module.", "BaryIR.", "module."):                        # of DataParallel, or of a module that holds it
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
 
 
 def tensors_below(module: Module) -> dict[str, TensorReference]:
     """Parameters and persistent buffers of a module and of all below it, named as Module.state_dict names them."""
-    found, waiting, seen = {}, [("", module)], 0
+    found, waiting, seen = {}, [("", module)], 1
     while waiting:
         prefix, module = waiting.pop()
-        seen += 1
-        groups = [module.state.get(group, {}) for group in ("_parameters", "_buffers", "_modules")] if isinstance(module.state, dict) else []
-        if not groups or not all(isinstance(group, dict) for group in groups) or seen > MOST_MODULES:
-            raise InputError(f"{prefix.rstrip('.') or 'the network'} is not a tree of modules")
-        temporary = module.state.get("_non_persistent_buffers_set", ())
-        parameters, buffers, modules = groups
-        for name, value in (*parameters.items(), *((name, buffer) for name, buffer in buffers.items() if name not in temporary)):
-            if isinstance(value, TensorReference):
-                found[f"{prefix}{name}"] = value
+        state = module.state if type(module.state) is dict else {}
+        parameters, buffers, modules = (state.get(group) for group in ("_parameters", "_buffers", "_modules"))
+        temporary = state.get("_non_persistent_buffers_set", set())
+        parts = (parameters, buffers, modules)
+        if not all(type(part) is dict and all(type(name) is str for name in part) for part in parts) or type(temporary) is not set:
+            raise InputError(f"{prefix.rstrip('.') or 'its network'} is not a module as torch.save writes it")
+        seen += len(modules)
+        if seen > MOST_MODULES or max((len(prefix + name) for part in parts for name in part), default=0) > LONGEST_NAME:
+            raise InputError(f"its network is not a tree of at most {MOST_MODULES:,} modules with names of at most {LONGEST_NAME} characters")
+        persistent = {name: value for name, value in buffers.items() if name not in temporary}
+        found |= {f"{prefix}{name}": value for name, value in (parameters | persistent).items() if isinstance(value, TensorReference)}
         waiting += [(f"{prefix}{name}.", child) for name, child in reversed(modules.items()) if isinstance(child, Module)]
     return found
 
@@ -203,6 +297,7 @@ def convert(source: Path) -> dict:
     content = archive.content()
     try:
         theirs = state_dict(content)
+        shapes = {name: tensor.shape for name, tensor in theirs.items()}
     except InputError as error:
         raise archive.error(str(error)) from None
     network = dataclasses.asdict(Network())
@@ -216,8 +311,8 @@ def convert(source: Path) -> dict:
     if extra := [name for name in theirs if name not in names and name not in UNUSED]:
         problems.append(f"{len(extra)} unknown: {', '.join(extra)}")
     for name in (name for name in names if name in theirs):
-        if theirs[name].shape != ours[names[name]]:
-            problems.append(f"{name} is {list(theirs[name].shape)}, expected {list(ours[names[name]])}")
+        if shapes[name] != ours[names[name]]:
+            problems.append(f"{name} is {list(shapes[name])}, expected {list(ours[names[name]])}")
             continue
         net[names[name]] = tensor = archive.tensor(theirs[name], name)
         if not tensor.isfinite().all():
@@ -225,7 +320,7 @@ def convert(source: Path) -> dict:
     if problems:
         raise archive.error(f"not the authors' network at the paper's size: {'; '.join(problems)}")
     epoch = content.get("epoch") if isinstance(content, dict) else None
-    return {"net": {name: net[name] for name in ours}, "network": network, **({"epoch": epoch} if type(epoch) is int else {})}
+    return {"net": {name: net[name] for name in ours}, "network": network, **({"epoch": epoch} if type(epoch) is int and 0 <= epoch < 2 ** 31 else {})}
 
 
 def main() -> None:
@@ -235,6 +330,8 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.target.resolve() == flags.source.resolve():
         raise InputError(f"{flags.target}: is the input, expected another file to write")
+    if flags.target.is_dir():
+        raise InputError(f"{flags.target}: is a folder, expected a file to write")
     checkpoint = convert(flags.source)
     save_checkpoint(flags.target, checkpoint)
     count = sum(tensor.numel() for tensor in checkpoint["net"].values())

@@ -2,15 +2,28 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
     """Wrong input or options. The message is one line: where, what was found, what was expected."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader worker re-raises with its traceback in the message; the line for the user is the last one.
-        super().__init__(message.strip().splitlines()[-1].removeprefix("utils.errors.InputError: "))
+        if message.startswith("Caught InputError in DataLoader worker"):    # re-raised with its traceback: the last line is ours
+            message = message.strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
+        # Names out of files may hold anything: nothing in them starts a new line or moves the terminal's cursor.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+def first_few(names: Iterable[str], count: int = 3) -> str:
+    """The first of many names, for one line."""
+    names = list(names)
+    return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
+
+
+def count(number: int, thing: str) -> str:
+    """"1 file", "2 files"."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
 from utils.errors import InputError
-from utils.metrics import SSIM_WINDOW, Metrics, crop_for
+from utils.metrics import Metrics, crop_for
 
 
 @dataclass
@@ -95,13 +95,13 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
                 precision: str = "float32") -> Iterator[Restored]:
     """Restore and measure a set's images one by one."""
     device = next(net.parameters()).device
-    limit = images.options.limit or len(images)
-    for index in range(min(limit, len(images))):
+    for index in range(images.selected):
         degraded, clean = (image if image is None else crop_for(protocol, image) for image in degraded_and_clean(images, index))
         height, width = degraded.shape[:2]
-        if min(height, width) < (1 if clean is None else SSIM_WINDOW):
+        smallest = 1 if clean is None else metrics.smallest
+        if min(height, width) < smallest:
             raise InputError(f"{images.pairs[index].path}: {width}x{height} pixels are left by protocol {protocol}, too few to "
-                             + ("restore" if clean is None else f"measure SSIM, expected at least {SSIM_WINDOW}x{SSIM_WINDOW}"))
+                             + ("restore" if clean is None else f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}"))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()

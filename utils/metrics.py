@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from utils.images import to_uint8
-from utils.perceptual import frechet_distance, load_inception, load_lpips
+from utils.perceptual import LPIPS_SMALLEST, frechet_distance, load_inception, load_lpips
 
 SSIM_WINDOW = 7        # pixels, scikit-image's default: the field's uniform window
 
@@ -51,6 +51,7 @@ class Metrics:
 
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
         self.names = tuple(names)
+        self.smallest = max({"ssim": SSIM_WINDOW, "lpips": LPIPS_SMALLEST}.get(name, 1) for name in names)      # side in pixels
         self.lpips = load_lpips(device) if "lpips" in names else None
         self.inception = load_inception(device) if "fid" in names else None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from utils.errors import InputError
 
 ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+LPIPS_SMALLEST = 32        # pixels: AlexNet's strides leave nothing of less
 INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
 

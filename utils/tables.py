@@ -29,8 +29,14 @@ def read_published(table: str, where: str) -> dict:
     return tables[table]
 
 
-def scores_cell(scores: dict[str, float], digits: dict[str, int] = DIGITS, mark: str = "", sign: str = "") -> str:
-    return " / ".join(f"{value:{sign}.{digits[name]}f}" for name, value in scores.items()) + mark if scores else "-"
+def scores_cell(scores: dict[str, float]) -> str:
+    return " / ".join(f"{value:.{DIGITS[name]}f}" for name, value in scores.items()) if scores else "-"
+
+
+def pair_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
+    """PSNR / SSIM as the published tables have them, - for one that was not measured."""
+    pair = [f"{scores[name]:{sign}.{digits}f}" if name in scores else "-" for name, digits in PUBLISHED_DIGITS.items()]
+    return "-" if pair == ["-", "-"] else " / ".join(pair) + mark
 
 
 def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
@@ -58,16 +64,15 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
     Our average is given where every set of the paper's table was measured.
     """
     ours = comparable(rows, published)
-    lines = [["method", *published["sets"]]]
+    lines = [["method (dB / SSIM)", *published["sets"]]]
     for method, figures in published["rows"].items():
-        lines.append([method, *(scores_cell(dict(zip(PUBLISHED_DIGITS, pair)), PUBLISHED_DIGITS) for pair in figures)])
+        lines.append([method, *(pair_cell(dict(zip(PUBLISHED_DIGITS, pair))) for pair in figures)])
     cells, differences = [], []
     for name, figures in zip(published["sets"], published["rows"][published["reference"]]):
         row = ours.get(name)
         mark = "*" if row and row.incomplete else ""
-        pair = {metric: row.scores[metric] for metric in PUBLISHED_DIGITS if metric in row.scores} if row else {}
-        cells.append(scores_cell(pair, PUBLISHED_DIGITS, mark))
-        differences.append(scores_cell(difference(pair, figures), PUBLISHED_DIGITS, mark, sign="+"))
+        cells.append(pair_cell(row.scores if row else {}, mark))
+        differences.append(pair_cell(difference(row.scores if row else {}, figures), mark, sign="+"))
     return [*lines, ["ours", *cells], [f"ours - {published['reference']}", *differences]]
 
 
@@ -79,11 +84,15 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
     return {name: row for name, row in ours.items() if name in published["sets"]}
 
 
-def remarks(rows: Sequence[Row], protocol: str, checkpoint: str, option_file: str) -> list[str]:
+def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str, option_file: str) -> list[str]:
     """What a reader of the table must know: how it was made, and which sets are not the published ones."""
     lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows if row.incomplete and row.set != "average"]
-    return lines + ([f"* not the published test set: {', '.join(incomplete)}"] if incomplete else [])
+    if incomplete:
+        lines.append(f"* not the published test set: {', '.join(incomplete)}")
+    if published:
+        lines.append("published rows as their papers give them: most follow protocol promptir, the authors' own tester is protocol baryir")
+    return lines
 
 
 def as_text(lines: Lines) -> str:
@@ -97,23 +106,23 @@ def as_markdown(lines: Lines) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body))
 
 
-def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str) -> None:
+def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str, checkpoint: str) -> None:
     """The sets' table with full precision: empty cells where there is no ground truth."""
-    header = ["set", "images", "expected", *(f"{name}_in" for name in metrics), *metrics, "protocol"]
-    _write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol] for row in rows)])
+    header = ["set", "images", "expected", *(f"{name}_in" for name in metrics), *metrics, "protocol", "checkpoint"]
+    _write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint] for row in rows)])
 
 
-def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str) -> None:
+def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str, checkpoint: str) -> None:
     """One line for each method and set, ours last, with ours minus theirs; empty where we have no figure."""
     ours = comparable(rows, published)
-    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference", "protocol"]]
+    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference", "protocol", "checkpoint"]]
     for method, figures in published["rows"].items():
         for name, pair in zip(published["sets"], figures):
             delta = difference(ours[name].scores, pair) if name in ours else {}
-            lines.append([method, name, "", "", *pair, delta.get("psnr", ""), delta.get("ssim", ""), "published"])
+            lines.append([method, name, "", "", *pair, delta.get("psnr", ""), delta.get("ssim", ""), "published", ""])
     for name in published["sets"]:
         if row := ours.get(name):
-            lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol])
+            lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol, checkpoint])
     _write_csv(path, lines)
 
 
