@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             restored, z, b = (t.float() for t in net(degraded))
         loss, terms = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
-                                    options.objective.gamma, options.objective.tau)
+                                    options.objective.cost, options.objective.gamma, options.objective.tau)
         map_optimizer.zero_grad()
         loss.backward()
         net.requires_grad_(False)
@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.dry_run:
         batch = next(iter(loader))
         terms = map_step(batch) | potential_step(batch)
-        log("one step: " + ", ".join(f"{name} {terms[name]:.4g}" for name in TERMS))
+        log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
         return
 
     def save() -> None:

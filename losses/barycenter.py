@@ -37,17 +37,56 @@ def sample_weights(source: Tensor, lambdas: Tensor, probabilities: Tensor) -> Te
     return (lambdas / probabilities)[source] / len(source)
 
 
-def transport_distance(z: Tensor, b: Tensor) -> Tensor:
-    """dist(z_i, b_i): root mean square over channels and pixels. [B,8C,h,w] each -> [B]."""
+def root_mean_square(z: Tensor, b: Tensor) -> Tensor:
+    """The paper's dist(z_i, b_i): root mean square over channels and pixels. [B,...] each -> [B]."""
     difference = (z - b).flatten(1)
     return torch.linalg.vector_norm(difference, dim=1) / difference.shape[1] ** 0.5
 
 
+def mean_square(z: Tensor, b: Tensor) -> Tensor:
+    """(z_i - b_i)^2, mean over channels and pixels: quadratic, at the scale of root_mean_square. [B,...] each -> [B]."""
+    return (z - b).flatten(1).square().mean(dim=1)
+
+
+def euclidean(z: Tensor, b: Tensor) -> Tensor:
+    """||z_i - b_i||: root_mean_square without its scale. [B,...] each -> [B]."""
+    return torch.linalg.vector_norm((z - b).flatten(1), dim=1)
+
+
+def quadratic(z: Tensor, b: Tensor) -> Tensor:
+    """||z_i - b_i||^2 / 2: the cost of Wasserstein-2 barycenters. [B,...] each -> [B]."""
+    return (z - b).flatten(1).square().sum(dim=1) / 2
+
+
+COSTS = {"root_mean_square": root_mean_square, "mean_square": mean_square, "euclidean": euclidean, "quadratic": quadratic}
+
+
+def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07) -> dict[str, Tensor]:
+    """C_i = dist(z_i, b_i) + gamma (L_ctr,i + L_ort,i), [B], with its terms; dist is a name of COSTS.
+
+    z, b: [B,...]. source: [B] int. With gamma = 0 the two latent terms are left out.
+    """
+    terms = {"distance": COSTS[cost](z, b)}
+    if gamma:
+        terms |= {"contrastive": contrastive(z - b, source, tau), "orthogonality": orthogonality(b, z - b)}
+    return {"cost": terms["distance"] + gamma * sum(terms[name] for name in terms if name != "distance"), **terms}
+
+
+def of_source(f: Tensor, source: Tensor) -> Tensor:
+    """f_{k_i}(b_i) of all potentials' values: [B,K] and [B] int -> [B]."""
+    return f.gather(1, source[:, None]).squeeze(1)
+
+
+def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
+    """sum_k lambda_k E_k[ C_i - f_k(b_i) ], which the map descends. cost: C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
+    return (weights * (cost - of_source(f, source))).sum()
+
+
 def map_objective(
     restored: Tensor, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
-    w_rec: float = 1e4, gamma: float = 0.05, tau: float = 0.07,
+    w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ],  C_i = dist + gamma (L_ctr + L_ort).
+    """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ].
 
     Args:
         restored, clean: [B,3,H,W]. z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int.
@@ -55,18 +94,11 @@ def map_objective(
 
     Returns the scalar to minimise over encoder, T and decoder, and its terms, detached, each weighted over the sources.
     """
-    r = z - b
-    distance, l_ctr, l_ort = transport_distance(z, b), contrastive(r, source, tau), orthogonality(b, r)    # [B]
-    f_k = f.gather(1, source[:, None]).squeeze(1)                                                          # [B]
-
     reconstruction = (restored - clean).abs().mean()
-    cost = distance + gamma * (l_ctr + l_ort)
-    loss = w_rec * reconstruction + (weights * (cost - f_k)).sum()
-
-    terms = {"reconstruction": reconstruction}
-    for name, value in (("distance", distance), ("contrastive", l_ctr), ("orthogonality", l_ort), ("potential", f_k)):
-        terms[name] = (weights * value).sum()
-    return loss, {name: value.detach() for name, value in terms.items()}
+    terms = transport_cost(z, b, source, cost, gamma, tau)
+    loss = w_rec * reconstruction + transport_objective(terms.pop("cost"), f, source, weights)
+    terms = {name: (weights * value).sum() for name, value in {**terms, "potential": of_source(f, source)}.items()}
+    return loss, {name: value.detach() for name, value in {"reconstruction": reconstruction, **terms}.items()}
 
 
 def congruence_penalty(f: Tensor, lambdas: Tensor, rho: float = 10.0) -> Tensor:
@@ -81,6 +113,5 @@ def potential_objective(
 
     f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights. lambdas: [K].
     """
-    f_k = f.gather(1, source[:, None]).squeeze(1)
-    loss = (weights * f_k).sum()
+    loss = (weights * of_source(f, source)).sum()
     return loss + congruence_penalty(f, lambdas, rho) if rho else loss

@@ -3,6 +3,11 @@
 from torch import Tensor, nn
 
 
+def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
+    """f_k = g_k - sum_j lambda_j g_j, so that sum_k lambda_k f_k = 0 for any weights that sum to 1. g: [N,K], lambdas: [K]."""
+    return g - (g * lambdas).sum(dim=1, keepdim=True)
+
+
 class Potentials(nn.Module):
     """K scalar functions f_k of a latent, with sum_k lambda_k f_k = 0 everywhere.
 
@@ -41,6 +46,4 @@ class Potentials(nn.Module):
     def forward(self, b: Tensor) -> Tensor:
         """Latents [B,8C,h,w] of any size -> values of all K potentials [B,K]."""
         g = self.head(self.features(b).mean(dim=(2, 3), keepdim=True)).flatten(1)     # [B,K]
-        if self.congruent:
-            g = g - (self.lambdas * g).sum(dim=1, keepdim=True)
-        return g
+        return congruent(g, self.lambdas) if self.congruent else g

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from losses.barycenter import congruence_penalty, map_objective, potential_objective, sample_weights, source_weights, transport_distance
+from losses.barycenter import congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights, source_weights
 from losses.residual import contrastive, orthogonality
 from utils import distributed
 
@@ -77,7 +77,7 @@ def test_one_sample_or_one_source_is_finite(batch, sources):
 def test_zero_residual_has_finite_gradients():
     z, _, source = latents()
     b = z.clone().requires_grad_()
-    (transport_distance(z, b) + contrastive(z - b, source) + orthogonality(b, z - b)).sum().backward()
+    (root_mean_square(z, b) + contrastive(z - b, source) + orthogonality(b, z - b)).sum().backward()
     assert b.grad.isfinite().all()
 
 

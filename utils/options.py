@@ -129,6 +129,7 @@ class Potentials:
 @dataclass
 class Objective:
     w_rec: float = 1e4
+    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # of losses.barycenter
     gamma: float = 0.05                                     # 0.02 in the release's distributed runs
     tau: float = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"

@@ -1,0 +1,344 @@
+"""Does the alternation find the barycenter? Gaussian sources, whose barycenter is known to any precision (METHOD section 7).
+
+    python -m benchmarks.gaussian_barycenter --quick            two dimensions, a look in minutes
+    python -m benchmarks.gaussian_barycenter                    D = 2 ... 128
+
+Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py trains: the cost
+and both objectives of losses/barycenter.py, the congruence of models/potentials.py. The cost is |x - y|^2 / 2. The figures are
+those of the final, averaged map on samples that training has not seen:
+
+    l2_uvp      100 sum_k lambda_k E|T_k - T*_k|^2 / tr S, percent                      error    its numerator, without the 100
+    bw2_uvp     100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent
+    gap_inner   d1 = L(f, T) - inf_T L(f, T)        gap_outer   d2 = L* - inf_T L(f, T)
+    bound       (2 / beta) (sqrt d1 + sqrt d2)^2, which no error exceeds
+
+Proof of the bound. Let f be congruent and y -> c_k(x, y) - f_k(y) beta-strongly convex for each x, with minimiser Y_k(x). Strong
+convexity gives sum_k lambda_k E|T_k - Y_k|^2 <= 2 d1 / beta. With the true maps, congruence and the common image Q of all T*_k give
+sum_k lambda_k E f_k(T*_k) = E_Q sum_k lambda_k f_k = 0, so that L(f, T*) is the primal optimum L*, and likewise
+sum_k lambda_k E|T*_k - Y_k|^2 <= 2 (L(f, T*) - inf_T L(f, T)) / beta = 2 d2 / beta. Minkowski's inequality adds the two.
+
+beta is the smallest eigenvalue of 1 - Hessian f_k that is found between the points that the proof compares, T_k, T*_k and Y_k: an
+estimate from samples, not a certificate.
+
+Schemes: exact (one map per source, congruence by construction); penalty (free potentials, 10 (sum_k lambda_k f_k)^2 over the
+batch); release (as the authors' code: one map and one potential step on each batch, RMSprop, the penalty on the batch's last
+sample); shared (one map for all sources, as BaryIR has it); identity (no training).
+"""
+
+import argparse
+import csv
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.gaussians import Gaussians, bw2_uvp, l2_uvp
+from losses.barycenter import congruence_penalty, potential_objective, sample_weights, transport_cost, transport_objective
+from models.potentials import congruent
+from utils.errors import InputError, one_line_errors
+from utils.images import write_atomically
+from utils.tables import as_text
+
+SCHEMES = ("exact", "penalty", "release", "shared", "identity")
+WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
+# L2-UVP / BW2-UVP in percent of other solvers, zero means, uniform weights: Howard et al., arXiv 2506.17197, table 4.
+PUBLISHED = {
+    "WIN": {64: (0.96, 0.2), 96: (1.2, 0.3), 128: (1.46, 0.38)}, "W2CB": {64: (0.17, 0.04), 96: (0.2, 0.07), 128: (0.25, 0.12)},
+    "NOTWB": {64: (0.1, 0.08), 96: (0.1, 0.1), 128: (0.13, 0.14)}, "TreeDSBM": {64: (1.18, 0.14), 96: (1.13, 0.15), 128: (1.23, 0.27)},
+}
+
+
+class MLPs(nn.Module):
+    """K multilayer perceptrons side by side, three hidden layers, SiLU: [K,N,inputs] -> [K,N,outputs]."""
+
+    def __init__(self, count: int, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        sizes = [inputs, width, width, width, outputs]
+        self.weights = nn.ParameterList(torch.randn(count, a, b) / math.sqrt(3 * a) for a, b in zip(sizes, sizes[1:]))
+        self.biases = nn.ParameterList(torch.zeros(count, 1, b) for b in sizes[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, F.silu(x) if i else x, weight)
+        return x
+
+
+class Maps(nn.Module):
+    """T_k(x) = x + MLP_k(x) of each source's samples, [K,N,D] -> [K,N,D]; with `shared`, one T for all sources."""
+
+    def __init__(self, sources: int, dim: int, width: int, shared: bool = False) -> None:
+        super().__init__()
+        self.mlps = MLPs(1 if shared else sources, dim, width, dim)
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.mlps(x.flatten(0, 1)[None])[0].view_as(x) if self.shared else self.mlps(x))
+
+
+class Potentials(nn.Module):
+    """f_1..f_K at points [N,D] -> [N,K]: congruent by construction, or free."""
+
+    def __init__(self, lambdas: Tensor, dim: int, width: int, exact: bool = True) -> None:
+        super().__init__()
+        self.mlps = MLPs(len(lambdas), dim, width, 1)
+        self.lambdas, self.exact = lambdas, exact
+
+    def forward(self, y: Tensor) -> Tensor:
+        g = self.mlps(y.expand(len(self.lambdas), *y.shape)).squeeze(2).T
+        return congruent(g, self.lambdas) if self.exact else g
+
+
+@dataclass
+class Row:
+    """A line of the results; columns as in the module's docstring."""
+
+    dim: int
+    weights: str
+    means: str
+    instance: int
+    scheme: str
+    l2_uvp: float
+    bw2_uvp: float
+    gap_inner: float
+    gap_outer: float
+    bound: float
+    error: float
+    seconds: float
+
+
+def train(truth: Gaussians, scheme: str = "exact", steps: int = 2000, map_steps: int = 10, batch: int = 256, learning_rate: float = 1e-3, potential_learning_rate: float = 5e-3,
+          average: float = 0.99, seed: int = 0, cost: str = "quadratic", objective_lambdas: Tensor | None = None) -> tuple[Maps, Potentials]:
+    """Train maps and potentials by the alternation: `map_steps` map steps and a potential step, `steps` times.
+
+    `batch` samples of each source a step; cosine decay; the maps returned are averaged with decay `average`. Other
+    `objective_lambdas` than the congruence's are a negative control.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    sources, dim = truth.means.shape
+    width = max(100, 2 * dim)
+    lambdas = truth.lambdas.float()
+    release = scheme == "release"
+    maps = Maps(sources, dim, width, shared=scheme == "shared")
+    potentials = Potentials(lambdas, dim, width, exact=scheme in ("exact", "shared"))
+    rho = 10.0 if scheme == "penalty" else 0.0
+    optimizer = torch.optim.RMSprop if release else torch.optim.Adam
+    map_optimizer, potential_optimizer = optimizer(maps.parameters()), optimizer(potentials.parameters())
+    averaged = [parameter.detach().clone() for parameter in maps.parameters()]
+    source = torch.arange(sources).repeat_interleave(batch)
+    weights = sample_weights(source, lambdas if objective_lambdas is None else objective_lambdas, torch.full((sources,), 1 / sources))
+
+    def objective_terms(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Transport costs [K*batch] and all potentials [K*batch,K] at T(x)."""
+        y = maps(x)
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        return transport_cost(x, y, source, cost, gamma=0.0)["cost"], potentials(y)
+
+    for step in range(steps):
+        for side, rate in ((map_optimizer, learning_rate), (potential_optimizer, potential_learning_rate)):
+            for group in side.param_groups:
+                group["lr"] = rate * max(1e-3, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        x = truth.sample(batch, generator)
+        potentials.requires_grad_(False)
+        for _ in range(1 if release else map_steps):
+            loss = transport_objective(*objective_terms(x), source, weights)
+            map_optimizer.zero_grad()
+            loss.backward()
+            map_optimizer.step()
+            for mean, parameter in zip(averaged, maps.parameters()):
+                mean.lerp_(parameter.detach(), 1 - average)
+            x = x if release else truth.sample(batch, generator)
+        potentials.requires_grad_(True)
+        with torch.no_grad():
+            y = maps(x).flatten(0, 1)
+        f = potentials(y)
+        loss = potential_objective(f, source, weights, lambdas, rho)
+        if release:
+            loss = loss + congruence_penalty(f[-1:], lambdas, 10.0)
+        potential_optimizer.zero_grad()
+        loss.backward()
+        potential_optimizer.step()
+    with torch.no_grad():
+        for parameter, mean in zip(maps.parameters(), averaged):
+            parameter.copy_(mean)
+    return maps, potentials
+
+
+def of_own_source(potentials: Potentials, y: Tensor) -> Tensor:
+    """f_k(y) at points of each source, [K,N,D] -> [K,N]."""
+    sources, count, _ = y.shape
+    return potentials(y.flatten(0, 1)).view(sources, count, sources).diagonal(dim1=0, dim2=2).T
+
+
+def inner_minimiser(potentials: Potentials, x: Tensor, start: Tensor, steps: int = 100) -> Tensor:
+    """Y_k(x) = argmin_y |x - y|^2 / 2 - f_k(y) of samples of each source, [K,N,D], by L-BFGS from `start`."""
+    y = start.detach().clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([y], max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = ((x - y).square().sum(2) / 2 - of_own_source(potentials, y)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return y.detach()
+
+
+def smallest_curvature(potentials: Potentials, points: Tensor) -> float:
+    """Smallest eigenvalue of 1 - Hessian f_k over points of each source, [K,N,D]."""
+    smallest = math.inf
+    for k, of_source in enumerate(points):
+        hessian = torch.func.jacrev(torch.func.jacrev(lambda y: potentials(y[None])[0, k]))
+        hessians = torch.func.vmap(hessian, chunk_size=64)(of_source)
+        curvature = torch.linalg.eigvalsh(torch.eye(points.shape[2], dtype=points.dtype) - hessians)
+        smallest = min(smallest, float(curvature.min()))
+    return smallest
+
+
+def duality_gaps(truth: Gaussians, maps: Maps, potentials: Potentials, generator: torch.Generator, count: int = 1000, hessians: int = 64) -> dict[str, float]:
+    """gap_inner, gap_outer and bound, from `count` samples of each source, in float64.
+
+    The outer gap compares sample by sample with the true potentials, whose dual value is known, which leaves little variance.
+    """
+    maps, potentials = maps.double(), potentials.double().requires_grad_(False)
+    potentials.lambdas = potentials.lambdas.double()
+    x = truth.sample(count, generator).double()
+    with torch.no_grad():
+        y, true = maps(x), truth.transport(x)
+    best = inner_minimiser(potentials, x, y)
+
+    def inner_value(at: Tensor, f: Tensor) -> Tensor:
+        return (truth.lambdas * ((x - at).square().sum(2) / 2 - f).mean(1)).sum()
+
+    f_true = truth.potentials(true.flatten(0, 1)).view(len(x), count, -1).diagonal(dim1=0, dim2=2).T
+    with torch.no_grad():
+        dual = inner_value(best, of_own_source(potentials, best))
+        gap_inner = float(inner_value(y, of_own_source(potentials, y)) - dual)
+        gap_outer = float(inner_value(true, f_true) - dual)
+    between = torch.cat([(best + share * (other - best))[:, :hessians] for other in (y, true) for share in (0.0, 0.5, 1.0)], dim=1)
+    beta = smallest_curvature(potentials, between)
+    bound = 2 / beta * (math.sqrt(max(gap_inner, 0)) + math.sqrt(max(gap_outer, 0))) ** 2 if beta > 0 else math.inf
+    return {"gap_inner": gap_inner, "gap_outer": gap_outer, "bound": bound}
+
+
+def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: int, samples: int = 100_000) -> Row:
+    """Train and measure one instance."""
+    torch.set_num_threads(1)
+    truth = Gaussians.random(dim, WEIGHTS[weights], means == "normal", seed=instance)
+    start = time.monotonic()
+    generator = torch.Generator().manual_seed(10_000 + instance)
+    x = truth.sample(samples, generator)
+    if scheme == "identity":
+        transported, gaps = x, {"gap_inner": math.nan, "gap_outer": math.nan, "bound": math.nan}
+        seconds = 0.0
+    else:
+        release = scheme == "release"
+        how = {"learning_rate": 3e-4, "potential_learning_rate": 3e-4} if release else {}
+        maps, potentials = train(truth, scheme, steps * 5 if release else steps, seed=instance, **how)
+        seconds = time.monotonic() - start
+        with torch.no_grad():
+            transported = torch.cat([maps(part) for part in x.split(5000, dim=1)], dim=1)
+        gaps = duality_gaps(truth, maps, potentials, generator)
+    error = l2_uvp(truth, transported, x)
+    return Row(dim, weights, means, instance, scheme, error, bw2_uvp(truth, transported), **gaps,
+               error=error * float(truth.covariance.trace()) / 100, seconds=seconds)
+
+
+def sampling_floor(dim: int, samples: int = 100_000) -> float:
+    """BW2-UVP in percent that the true maps get on as many samples."""
+    truth = Gaussians.random(dim, WEIGHTS["uniform"], False, seed=0)
+    return bw2_uvp(truth, truth.transport(truth.sample(samples, torch.Generator().manual_seed(0))))
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """All rows so far: a long benchmark keeps what it has."""
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=[entry.name for entry in fields(Row)])
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+    write_atomically(path, write)
+
+
+def table(rows: list[Row]) -> str:
+    """Means over the instances, each scheme and dimension a line, the published figures below."""
+    lines = [["D", "weights", "means", "scheme", "L2-UVP %", "BW2-UVP %", "inner gap", "outer gap", "bound", "error", "seconds", "instances"]]
+    for key in dict.fromkeys((row.dim, row.weights, row.means, row.scheme) for row in rows):
+        group = [row for row in rows if (row.dim, row.weights, row.means, row.scheme) == key]
+        mean = {name: sum(getattr(row, name) for row in group) / len(group) for name in list(asdict(group[0]))[5:]}
+        numbers = ["-" if math.isnan(value) else f"{value:.3g}" for value in mean.values()]
+        lines.append([*map(str, key), *numbers, str(len(group))])
+    for method, figures in PUBLISHED.items():
+        for dim, (l2, bw2) in figures.items():
+            if any(row.dim == dim for row in rows):
+                lines.append([str(dim), "uniform", "zero", method, str(l2), str(bw2), "-", "-", "-", "-", "-", "published"])
+    return as_text(lines)
+
+
+def plot_samples(path: Path, steps: int) -> None:
+    """Scatter of two-dimensional sources, their images under the trained maps and the true barycenter."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot of samples: it needs matplotlib (pip install matplotlib)")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    truth = Gaussians.random(2, WEIGHTS["uniform"], True, seed=0)
+    maps, _ = train(truth, steps=steps)
+    x = truth.sample(500, torch.Generator().manual_seed(0))
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharex=True, sharey=True, layout="constrained")
+    for axis, points, title in zip(axes, (x, maps(x).detach(), truth.transport(x)), ("sources", "trained maps", "true barycenter")):
+        for of_source in points:
+            axis.scatter(*of_source.T, s=3)
+        axis.set(title=title, aspect="equal")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    print(f"samples at D = 2: {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="D = 2 and 8, one instance, fewer steps")
+    parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["uniform"])
+    parser.add_argument("--means", nargs="+", choices=("zero", "normal"), default=["zero"])
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2000, help="potential steps; each follows ten map steps")
+    parser.add_argument("--jobs", type=int, default=torch.get_num_threads(), help="runs side by side, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"), help="CSV file to write; the plot goes beside it")
+    flags = parser.parse_args()
+    if flags.quick:
+        flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
+    if min(*flags.dims, flags.instances, flags.steps, flags.jobs) < 1:
+        raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
+    runs = [(dim, weights, means, instance, scheme, flags.steps) for dim in flags.dims for weights in flags.weights for means in flags.means
+            for instance in range(flags.instances) for scheme in flags.schemes]
+    rows: dict[int, Row] = {}
+    with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
+        numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
+        for future in tqdm(as_completed(numbers), "runs", len(runs), dynamic_ncols=True):
+            rows[numbers[future]] = future.result()
+            write_csv(flags.out, [rows[number] for number in sorted(rows)])
+    print(table([rows[number] for number in sorted(rows)]))
+    print("floor of BW2-UVP at 100,000 samples: " + ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims))
+    print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")
+    if 2 in flags.dims:
+        plot_samples(flags.out.with_suffix(".png"), flags.steps // 4)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

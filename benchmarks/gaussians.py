@@ -1,0 +1,103 @@
+"""Gaussian sources with known barycenter: the ground truth of benchmarks.gaussian_barycenter, in float64.
+
+Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal, w log-spaced in [0.5, 2].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def sqrtm(a: Tensor) -> Tensor:
+    """Square root of symmetric positive semi-definite matrices [...,D,D]."""
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+
+
+@dataclass
+class Gaussians:
+    """K sources N(m_k, C_k) with weights lambda_k, their barycenter N(m, S) and the maps T*_k(x) = m + A_k (x - m_k)."""
+
+    lambdas: Tensor             # [K]
+    means: Tensor               # m_k, [K,D]
+    covariances: Tensor         # C_k, [K,D,D]
+    mean: Tensor                # m, [D]
+    covariance: Tensor          # S, [D,D]
+    maps: Tensor                # A_k, [K,D,D]
+
+    @classmethod
+    def random(cls, dim: int, lambdas: list[float], random_means: bool, seed: int) -> "Gaussians":
+        """A random instance; the barycenter by the fixed point S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.tensor(lambdas, dtype=torch.float64)
+        sources = len(lambdas)
+        rotations = torch.linalg.qr(torch.randn(sources, dim, dim, generator=generator, dtype=torch.float64))[0]
+        scales = torch.logspace(-1, 1, dim, base=2, dtype=torch.float64).square()
+        covariances = (rotations * scales) @ rotations.mT
+        means = torch.randn(sources, dim, generator=generator, dtype=torch.float64) * random_means
+        s = torch.eye(dim, dtype=torch.float64)
+        for _ in range(1000):
+            root = sqrtm(s)
+            inverse = torch.linalg.inv(root)
+            middle = (weights[:, None, None] * sqrtm(root @ covariances @ root)).sum(0)
+            previous, s = s, inverse @ middle @ middle @ inverse
+            if (s - previous).norm() < 1e-14 * s.norm():
+                break
+        roots = sqrtm(covariances)
+        inverses = torch.linalg.inv(roots)
+        maps = inverses @ sqrtm(roots @ s @ roots) @ inverses
+        return cls(weights, means, covariances, weights @ means, s, maps)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` samples of each source, [K,count,D] float32."""
+        noise = torch.randn(len(self.lambdas), count, self.means.shape[1], generator=generator)
+        return self.means.float()[:, None] + noise @ torch.linalg.cholesky(self.covariances).float().mT
+
+    def transport(self, x: Tensor) -> Tensor:
+        """T*_k(x) of samples of each source, [K,N,D]."""
+        return self.mean.to(x) + (x - self.means.to(x)[:, None]) @ self.maps.to(x).mT
+
+    def potentials(self, y: Tensor) -> Tensor:
+        """The optimal potentials, all at y [N,D] -> [N,K]: f_k(y) = |y|^2/2 - m_k.y - (y-m).A_k^-1(y-m)/2 + |m|^2/2.
+
+        The gradient at y is y - T*_k^-1(y). Congruent, as sum_k lambda_k A_k^-1 = 1 at the barycenter.
+        """
+        centred = y - self.mean.to(y)
+        inverse = torch.linalg.inv(self.maps).to(y)
+        quadratic = torch.einsum("nd,kde,ne->nk", centred, inverse, centred)
+        return (y.square().sum(1, keepdim=True) + self.mean.to(y).square().sum() - quadratic) / 2 - y @ self.means.to(y).mT
+
+    def optimum(self) -> float:
+        """L* = sum_k lambda_k W_2^2(P_k, Q) / 2, the value of the primal and of the dual."""
+        trace = torch.diagonal(self.covariances + self.covariance - 2 * self.maps @ self.covariances, dim1=1, dim2=2).sum(1)
+        return float((self.lambdas * ((self.means - self.mean).square().sum(1) + trace)).sum() / 2)
+
+    def dual_value(self, quadratic: Tensor, linear: Tensor, constant: Tensor) -> float:
+        """inf_T L(f, T) for f_k(y) = y.H_k y/2 + h_k.y + c_k (H [K,D,D] below 1, h [K,D], c [K]), in closed form.
+
+        The inner minimum is at y = (1 - H_k)^-1 (x + h_k), with value |x|^2/2 - (x + h_k).(1 - H_k)^-1 (x + h_k)/2 - c_k.
+        """
+        inverse = torch.linalg.inv(torch.eye(quadratic.shape[-1], dtype=torch.float64) - quadratic)
+        shifted = self.means + linear
+        energy = torch.diagonal(self.covariances, dim1=1, dim2=2).sum(1) + self.means.square().sum(1)
+        inner = torch.diagonal(inverse @ self.covariances, dim1=1, dim2=2).sum(1) + torch.einsum("kd,kde,ke->k", shifted, inverse, shifted)
+        return float((self.lambdas * ((energy - inner) / 2 - constant)).sum())
+
+
+def l2_uvp(truth: Gaussians, transported: Tensor, x: Tensor) -> float:
+    """100 sum_k lambda_k E|T_k(x) - T*_k(x)|^2 / tr S, percent; transported and x: [K,N,D]."""
+    error = (transported.double() - truth.transport(x.double())).square().sum(2).mean(1)
+    return float(100 * (truth.lambdas * error).sum() / truth.covariance.trace())
+
+
+def bw2_uvp(truth: Gaussians, transported: Tensor) -> float:
+    """100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent, from the samples' means and covariances; transported: [K,N,D]."""
+    transported = transported.double()
+    mean = transported.mean(1)
+    centred = transported - mean[:, None]
+    covariance = centred.mT @ centred / transported.shape[1]
+    root = sqrtm(truth.covariance)
+    cross = torch.diagonal(sqrtm(root @ covariance @ root), dim1=1, dim2=2).sum(1)
+    distance = (mean - truth.mean).square().sum(1) + torch.diagonal(covariance, dim1=1, dim2=2).sum(1) + truth.covariance.trace() - 2 * cross
+    return float(100 * (truth.lambdas * distance).sum() / truth.covariance.trace())
