@@ -1,0 +1,78 @@
+"""The alternation finds Gaussian barycenters, by the losses and the congruence that train.py uses; and does not where it must not."""
+
+import pytest
+import torch
+
+from benchmarks.gaussian_barycenter import Gaussians, duality_gaps, inner_minimiser, l2_uvp, train
+from benchmarks.gaussians import bw2_uvp
+
+UNEQUAL = [0.25, 0.25, 0.5]
+SHORT = dict(steps=100, batch=64, potential_batch=128, learning_rate=3e-3)
+
+
+def quadratic_potentials(truth: Gaussians) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The optimal potentials as y.H y/2 + h.y + c."""
+    inverse = torch.linalg.inv(truth.maps)
+    h = torch.einsum("kde,e->kd", inverse, truth.mean) - truth.means
+    c = truth.mean.square().sum() / 2 - torch.einsum("d,kde,e->k", truth.mean, inverse, truth.mean) / 2
+    return torch.eye(len(truth.mean)) - inverse, h, c
+
+
+@pytest.mark.parametrize("random_means", [False, True])
+@pytest.mark.parametrize("dim", [2, 16, 64])
+def test_closed_form(dim, random_means):
+    """In float64, without training: the fixed point is a barycenter, and its potentials close the duality gap."""
+    truth = Gaussians.random(dim, UNEQUAL, random_means, seed=1)
+    torch.testing.assert_close(truth.maps @ truth.covariances @ truth.maps.mT, truth.covariance.expand_as(truth.covariances))    # T*_k#P_k = Q
+    quadratic, linear, constant = quadratic_potentials(truth)
+    assert abs(truth.dual_value(quadratic, linear, constant) - truth.optimum()) < 1e-10
+
+    y = torch.randn(7, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    f = truth.potentials(y)
+    torch.testing.assert_close(f, torch.einsum("nd,kde,ne->nk", y, quadratic, y) / 2 + y @ linear.T + constant)
+    assert (f @ truth.lambdas).abs().max() < 1e-10                          # congruent, with the weights of the objective
+
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(3, dim, dim, generator=generator, dtype=torch.float64) * 0.02 / dim
+    change = change + change.mT
+    congruent_change = change - torch.einsum("k,kde->de", truth.lambdas, change)
+    assert truth.dual_value(quadratic + congruent_change, linear, constant) < truth.optimum()          # weak duality
+    plain_mean = change - change.mean(0) + 0.05 * torch.eye(dim)            # congruent for no weights
+    assert truth.dual_value(quadratic - plain_mean, linear, constant) > truth.optimum()                # no bound without congruence
+
+    x = truth.sample(50_000, generator)
+    assert l2_uvp(truth, truth.transport(x), x) < 1e-8 and bw2_uvp(truth, truth.transport(x)) < 0.05 < 5 < bw2_uvp(truth, x)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Gaussians:
+    return Gaussians.random(2, UNEQUAL, False, seed=0)
+
+
+def error(truth: Gaussians, **how) -> tuple[float, tuple]:
+    sides = train(truth, **{**SHORT, **how})
+    x = truth.sample(20_000, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return l2_uvp(truth, sides[0](x), x), sides
+
+
+def test_training_finds_the_barycenter_and_its_bound_holds(truth):
+    l2, (maps, potentials) = error(truth)
+    assert l2 < 0.6                                                         # the identity has 33
+    gaps = duality_gaps(truth, maps, potentials, torch.Generator().manual_seed(1), count=300, hessians=16)
+    distance = l2 / 100 * float(truth.covariance.trace())
+    assert gaps["gap_inner"] > 0 and gaps["gap_outer"] > 0 and distance < gaps["bound"] < 20 * distance
+    x = truth.sample(10, torch.Generator().manual_seed(2)).double()
+    best = inner_minimiser(potentials, x, maps(x))
+    best.requires_grad_(True)
+    value = (x - best).square().sum(2) / 2 - torch.stack([potentials(best[k])[:, k] for k in range(3)])
+    assert torch.autograd.grad(value.sum(), best)[0].abs().max() < 1e-5     # a minimiser indeed
+
+
+@pytest.mark.parametrize("how, least", [
+    (dict(objective_lambdas=torch.full((3,), 1 / 3)), 10),                  # other weights in the objective than in the congruence
+    (dict(scheme="shared"), 10),                                            # one map for sources that overlap
+    (dict(cost="euclidean"), 10),                                           # the distance, not squared
+])
+def test_negative_controls(truth, how, least):
+    assert not error(truth, **how)[0] < least
