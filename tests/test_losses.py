@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from losses.barycenter import congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights, source_weights
+from losses.barycenter import (COSTS, congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights,
+                               source_weights, transport_cost)
 from losses.residual import contrastive, orthogonality
 from utils import distributed
 
@@ -61,6 +62,21 @@ def test_potential_objective_and_penalty_equal_the_loop():
     assert float(potential_objective(f, source, weights, LAMBDAS)) == pytest.approx(expected, rel=1e-5)
     assert float(congruence_penalty(f, LAMBDAS)) == pytest.approx(penalty, rel=1e-5)
     assert float(potential_objective(f, source, weights, LAMBDAS, rho=10.0)) == pytest.approx(expected + penalty, rel=1e-5)
+
+
+def test_costs_and_their_terms():
+    z, b, source = latents()
+    squares = [float(((z[i] - b[i]) ** 2).sum()) for i in range(6)]
+    size = z[0].numel()
+    expected = {"root_mean_square": [(s / size) ** 0.5 for s in squares], "mean_square": [s / size for s in squares],
+                "euclidean": [s ** 0.5 for s in squares], "quadratic": [s / 2 for s in squares]}
+    assert set(expected) == set(COSTS)
+    for name, values in expected.items():
+        terms = transport_cost(z, b, source, name, gamma=0.0)
+        assert set(terms) == {"cost", "distance"} and terms["cost"].tolist() == pytest.approx(values, rel=1e-6)
+        terms = transport_cost(z, b, source, name, gamma=0.3)
+        latent = terms["contrastive"] + terms["orthogonality"]
+        assert torch.allclose(terms["cost"], terms["distance"] + 0.3 * latent) and latent.min() > 0
 
 
 @pytest.mark.parametrize("batch, sources", [(1, 1), (1, 3), (4, 1)])
