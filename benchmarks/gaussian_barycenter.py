@@ -194,7 +194,8 @@ def of_own_source(potentials: Potentials, y: Tensor) -> Tensor:
 def inner_minimiser(potentials: Potentials, x: Tensor, start: Tensor, steps: int = 100) -> Tensor:
     """Y_k(x) = argmin_y |x - y|^2 / 2 - f_k(y) of samples of each source, [K,N,D], by L-BFGS from `start`."""
     y = start.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([y], max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([y], max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=20,
+                                  line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -217,7 +218,8 @@ def smallest_curvature(potentials: Potentials, points: Tensor) -> float:
     return smallest
 
 
-def duality_gaps(truth: Gaussians, maps: Maps, potentials: Potentials, generator: torch.Generator, count: int = 1000, hessians: int = 64) -> dict[str, float]:
+def duality_gaps(truth: Gaussians, maps: Maps, potentials: Potentials, generator: torch.Generator, count: int = 1000,
+                 hessians: int = 64) -> dict[str, float]:
     """gap_inner, gap_outer and bound, from `count` samples of each source, in float64.
 
     The outer gap compares sample by sample with the true potentials, whose dual value is known, which leaves little variance.

@@ -61,7 +61,8 @@ def quadratic(z: Tensor, b: Tensor) -> Tensor:
 COSTS = {"root_mean_square": root_mean_square, "mean_square": mean_square, "euclidean": euclidean, "quadratic": quadratic}
 
 
-def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07) -> dict[str, Tensor]:
+def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_square", gamma: float = 0.05,
+                   tau: float = 0.07) -> dict[str, Tensor]:
     """C_i = dist(z_i, b_i) + gamma (L_ctr,i + L_ort,i), [B], with its terms; dist is a name of COSTS.
 
     z, b: [B,...]. source: [B] int. With gamma = 0 the two latent terms are left out.

@@ -319,8 +319,9 @@ def convert(source: Path) -> dict:
             problems.append(f"{name} holds numbers that are not finite")
     if problems:
         raise archive.error(f"not the authors' network at the paper's size: {'; '.join(problems)}")
-    epoch = content.get("epoch") if isinstance(content, dict) else None
-    return {"net": {name: net[name] for name in ours}, "network": network, **({"epoch": epoch} if type(epoch) is int and 0 <= epoch < 2 ** 31 else {})}
+    checkpoint = {"net": {name: net[name] for name in ours}, "network": network}
+    epoch = content.get("epoch") if type(content) is dict else None
+    return checkpoint | ({"epoch": epoch} if type(epoch) is int and 0 <= epoch < 2 ** 31 else {})
 
 
 def main() -> None:
