@@ -31,8 +31,8 @@ from utils import distributed
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import average_row, evaluate
-from utils.images import write_atomically
 from utils.options import TrainOptions, dump, load_options
+from utils.tables import write_csv
 
 TERMS = ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss", "potential_gradient_norm")
 
@@ -311,12 +311,7 @@ def start_table(path: Path, columns: tuple, step: int) -> None:
     if step and path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *rows])
-
-    write_atomically(path, write)
+    write_csv(path, [columns, *rows])
 
 
 def append_row(path: Path, row: tuple) -> None:

@@ -10,7 +10,6 @@ only and are listed apart.
 """
 
 import argparse
-import csv
 import json
 import platform
 import re
@@ -31,9 +30,8 @@ from models.baryir import BaryIR
 from models.potentials import Potentials
 from models.restormer import Down, TransformerBlock, Up
 from utils.errors import InputError, one_line_errors
-from utils.images import write_atomically
 from utils.options import TrainOptions, load_options
-from utils.tables import PUBLISHED, as_text
+from utils.tables import PUBLISHED, as_text, write_csv
 
 LITE = Path(__file__).parent.parent / "options/train_lite.yml"
 
@@ -180,12 +178,7 @@ def main() -> None:
         print(f"potentials for {sources} sources, in training only: {count / 1e6:.2f} M parameters")
     where = torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda") else f"{platform.machine()} CPU, {flags.threads} threads"
     print(f"float32, batch 1, {where}, torch {torch.__version__}, {date.today()}; {flags.out}")
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *rows])
-
-    write_atomically(flags.out, write)
+    write_csv(flags.out, [columns, *rows])
 
 
 if __name__ == "__main__":

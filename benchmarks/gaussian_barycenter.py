@@ -26,11 +26,10 @@ sample); shared (one map for all sources, as BaryIR has it); identity (no traini
 """
 
 import argparse
-import csv
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,8 +43,7 @@ from benchmarks.gaussians import Gaussians, bw2_uvp, l2_uvp
 from losses.barycenter import congruence_penalty, potential_objective, sample_weights, transport_cost, transport_objective
 from models.potentials import congruent
 from utils.errors import InputError, one_line_errors
-from utils.images import write_atomically
-from utils.tables import as_text
+from utils.tables import as_text, write_csv
 
 SCHEMES = ("exact", "penalty", "release", "shared", "identity")
 WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
@@ -275,17 +273,6 @@ def sampling_floor(dim: int, samples: int = 100_000) -> float:
     return bw2_uvp(truth, truth.transport(truth.sample(samples, torch.Generator().manual_seed(0))))
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All rows so far: a long benchmark keeps what it has."""
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[entry.name for entry in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-
-    write_atomically(path, write)
-
-
 def table(rows: list[Row]) -> str:
     """Means over the instances, each scheme and dimension a line, the published figures below."""
     lines = [["D", "weights", "means", "scheme", "L2-UVP %", "BW2-UVP %", "inner gap", "outer gap", "bound", "error", "seconds", "instances"]]
@@ -347,7 +334,8 @@ def main() -> None:
         numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
         for future in tqdm(as_completed(numbers), "runs", len(runs), dynamic_ncols=True):
             rows[numbers[future]] = future.result()
-            write_csv(flags.out, [rows[number] for number in sorted(rows)])
+            # All rows so far: a long benchmark keeps what it has.
+            write_csv(flags.out, [[entry.name for entry in fields(Row)], *(astuple(rows[number]) for number in sorted(rows))])
     print(table([rows[number] for number in sorted(rows)]))
     print("floor of BW2-UVP at 100,000 samples: " + ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims))
     print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")

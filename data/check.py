@@ -17,7 +17,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.datasets import ImageSet, MissingFolder, list_others
+from data.datasets import ImageSet
+from data.files import MissingFolder, list_others
 from utils.errors import InputError, count, first_few, one_line_errors
 from utils.images import read_image, write_atomically
 from utils.options import TestSet, TrainOptions, load_any

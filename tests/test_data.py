@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from conftest import write_image
-from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, match_pairs, near_miss, open_test_sets
+from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
 from data.degradations import DEGRADATIONS, file_rng
+from data.files import match_pairs, near_miss
 from data.transforms import random_crop, random_dihedral
 from utils import options
 from utils.errors import InputError

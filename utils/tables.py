@@ -4,7 +4,7 @@ The published figures are data, benchmarks/published.yml.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -109,7 +109,7 @@ def as_markdown(lines: Lines) -> str:
 def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str, checkpoint: str) -> None:
     """The sets' table with full precision: empty cells where there is no ground truth."""
     header = ["set", "images", "expected", *(f"{name}_in" for name in metrics), *metrics, "protocol", "checkpoint"]
-    _write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint] for row in rows)])
+    write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint] for row in rows)])
 
 
 def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str, checkpoint: str) -> None:
@@ -123,10 +123,11 @@ def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, proto
     for name in published["sets"]:
         if row := ours.get(name):
             lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol, checkpoint])
-    _write_csv(path, lines)
+    write_csv(path, lines)
 
 
-def _write_csv(path: Path, lines: list[list]) -> None:
+def write_csv(path: Path, lines: Iterable[Sequence]) -> None:
+    """Write a CSV file, its header first, whole or not at all."""
     def write(temporary: str) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
