@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     for images in sets:
         print(f"{images.name}: {images.describe()}")
-        if "fid" in options.metrics and images.selected < 2:
+        if "fid" in options.metrics and images.selected < 2 and images.pairs[0].clean:
             raise InputError(f"{options.file}: metrics: fid with one image in set {images.name}, expected at least 2")
     metrics = Metrics(options.metrics, device)
     net = load_network(options.checkpoint, device)
