@@ -1,0 +1,194 @@
+"""What the barycenter is worth on images: the sources lie apart in z; do they lie together in b, and does r tell them apart?
+
+    python -m benchmarks.latent_report --opt options/test_5d.yml --checkpoint checkpoints/baryir_lite.pth [--set root=PATH]
+
+Each test set of the option file is a source. As many patches of each, spread over its images, go through encoder and barycenter
+map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and of z of the *clean* patches:
+
+    distance    squared Bures-Wasserstein distance between two sources' latent pixels (vectors of 8C channels, by mean and
+                covariance), divided by the total variance of all pixels: 0 = same Gaussian. Beside the mean over all pairs, the
+                mean over halves of the images of one source, which is what different scenes alone make
+    probe       accuracy of a linear classifier that guesses the source from the mean over a patch's pixels; on images that it
+                was not fitted to (five folds of images); chance is 1 / sources
+    |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
+
+Sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches shows: no degradation is left there to tell.
+Writes the figures as CSV and, with matplotlib, a picture of the patches' mean latents: t-SNE where scikit-learn is installed,
+as in the paper's figure 5, else the first two principal components.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.gaussians import squared_bures_wasserstein
+from data.datasets import ImageSet, open_test_sets
+from data.transforms import random_crop, to_tensor
+from models.baryir import BaryIR
+from utils import distributed
+from utils.checkpoint import load_network
+from utils.errors import InputError, one_line_errors
+from utils.evaluation import degraded_and_clean
+from utils.options import TestOptions, load_options
+from utils.tables import as_text, write_csv
+
+SPACES = {"z": "z", "b": "b", "r": "r", "clean": "z of clean"}
+FOLDS = 5
+
+
+def patches(images: ImageSet, count: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """`count` seeded patches of a test set, spread evenly: image index, degraded and clean [1,3,size,size]."""
+    for index in range(images.selected):
+        pair = degraded_and_clean(images, index)
+        rng = np.random.default_rng([0, index])
+        for _ in range(count // images.selected + (index < count % images.selected)):
+            degraded, clean = (to_tensor(patch)[None] for patch in random_crop(list(pair), size, rng))
+            yield index, degraded, clean
+
+
+@torch.inference_mode()
+def latents(net: BaryIR, images: ImageSet, count: int, size: int, progress: tqdm) -> tuple[dict[str, Tensor], Tensor]:
+    """Latents of a source, [patches,pixels,8C] of each space, and the image that each patch is from, [patches]."""
+    device = next(net.parameters()).device
+    found: dict[str, list[Tensor]] = {space: [] for space in SPACES}
+    groups = []
+    for index, degraded, clean in patches(images, count, size):
+        z, _ = net.encode(degraded.to(device))
+        b = net.transport(z)
+        clean_z, _ = net.encode(clean.to(device))
+        for space, latent in zip(SPACES, (z, b, z - b, clean_z)):
+            found[space].append(latent[0].flatten(1).T.cpu())
+        groups.append(index)
+        progress.update()
+    return {space: torch.stack(of_space) for space, of_space in found.items()}, torch.tensor(groups)
+
+
+def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and covariance [C,C] of [...,C], float64."""
+    pixels = pixels.flatten(0, -2).double()
+    return pixels.mean(0), torch.cov(pixels.T, correction=0)
+
+
+def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float], list[float]]:
+    """Between each pair of sources, and between two halves of each one's images; latents [patches,pixels,C] of each source."""
+    variance = moments(torch.cat(sources))[1].trace()
+    gaussians = [moments(pixels) for pixels in sources]
+    between = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in itertools.combinations(gaussians, 2)]
+    halves = [[moments(pixels[images % 2 == half]) for half in (0, 1)] for pixels, images in zip(sources, groups)]
+    within = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in halves]
+    return between, within
+
+
+def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float = 1e-3) -> float:
+    """Share of [P,C] features whose source [P] a linear softmax classifier guesses that was fitted to the other folds [P]."""
+    sources = int(source.max()) + 1
+    correct = 0
+    for held_out in fold.unique():
+        test = fold == held_out
+        mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
+        x = (features - mean) / deviation
+        weight = torch.zeros(features.shape[1], sources, requires_grad=True)
+        bias = torch.zeros(sources, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(x[~test] @ weight + bias, source[~test]) + decay * weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        correct += int(((x[test] @ weight + bias).argmax(1) == source[test]).sum())
+    return correct / len(source)
+
+
+def plane(features: Tensor) -> tuple[str, Tensor]:
+    """[P,C] -> the name of the projection and [P,2]: t-SNE, or principal components without scikit-learn."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        centred = features - features.mean(0)
+        return "PCA", centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
+    return "t-SNE", torch.from_numpy(TSNE(random_state=0, perplexity=min(30, len(features) // 4)).fit_transform(features.numpy()))
+
+
+def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[str]) -> str:
+    """Draw the patches' mean latents of each space, one colour a source; returns what was done, as a line."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "no picture: it needs matplotlib (pip install matplotlib; scikit-learn for t-SNE)"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(features), figsize=(3.4 * len(features), 3.6), layout="constrained")
+    for axis, (space, of_space) in zip(axes, features.items()):
+        projection, points = plane(of_space)
+        for k, name in enumerate(names):
+            axis.scatter(*points[source == k].T, s=8, label=name)
+        axis.set(title=SPACES[space], xticks=[], yticks=[])
+    axes[0].legend(fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return f"{projection} of the patches' mean latents: {path}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py: each test set is a source")
+    parser.add_argument("--checkpoint", metavar="PATH", help="instead of the option file's")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
+    parser.add_argument("--patches", type=int, default=90, help="of each source")
+    parser.add_argument("--size", type=int, default=128, help="sides of the square patches in pixels")
+    parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"), help="CSV file to write; the picture goes beside it")
+    flags = parser.parse_args()
+    options = load_options(TestOptions, flags.opt, flags.set + ([f"checkpoint={flags.checkpoint}"] if flags.checkpoint else []))
+    if flags.size < 16 or flags.patches < FOLDS:
+        raise InputError(f"--patches {flags.patches} --size {flags.size}, expected at least {FOLDS} patches of at least 16 pixels")
+    sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
+    if len(sets) < 2:
+        raise InputError(f"{options.file}: sets: {len(sets)}, expected at least two sources to compare")
+    for images in sets:
+        if images.selected < FOLDS or not images.pairs[0].clean:
+            raise InputError(f"{options.file}: set {images.name}: {images.selected} images, expected at least {FOLDS}, with ground truth")
+    net = load_network(options.checkpoint, distributed.setup(options.device)[2])
+
+    with tqdm(total=len(sets) * flags.patches, desc="latents", dynamic_ncols=True) as progress:
+        found, groups = zip(*(latents(net, images, flags.patches, flags.size, progress) for images in sets))
+    names = [images.name for images in sets]
+    source = torch.arange(len(sets)).repeat_interleave(flags.patches)
+    fold = torch.cat(groups) % FOLDS
+    pooled = {space: torch.cat([of_source[space].mean(1) for of_source in found]) for space in SPACES}
+    between, within = {}, {}
+    for space in SPACES:
+        between[space], within[space] = distances([of_source[space] for of_source in found], list(groups))
+    z, b, r = (torch.cat([of_source[space].flatten(1) for of_source in found]) for space in "zbr")
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    rows = [["distance between sources", *(mean(between[space]) for space in SPACES)],
+            ["distance within a source", *(mean(within[space]) for space in SPACES)],
+            ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
+            ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
+            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""]]
+    rows += [[f"distance {' - '.join(pair)}", *(between[space][i] for space in SPACES)]
+             for i, pair in enumerate(itertools.combinations(names, 2))]
+    write_csv(flags.out, [["quantity", *SPACES], *rows])
+    print(as_text([["", *SPACES.values()], *([name, *(f"{value:.3f}" if value != "" else "-" for value in values)] for name, *values in rows)]))
+    print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each source, checkpoint {options.checkpoint}, "
+          f"option file {options.file}, {date.today()}; {flags.out}")
+    print(plot(flags.out.with_suffix(".png"), pooled, source, names))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
