@@ -12,29 +12,33 @@ the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
 import argparse
 import csv
 import dataclasses
+import functools
 import math
 import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
-from losses.barycenter import map_objective, potential_objective, sample_weights, source_weights
+from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import average_row, evaluate
+from utils.instruments import SourceStatistics, inner_gap
 from utils.options import TrainOptions, dump, load_options
 from utils.tables import write_csv
 
-TERMS = ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss", "potential_gradient_norm")
+TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
+         "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -108,6 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     except ValueError as error:
         raise InputError(f"{options.file}: network: {error}") from None
+    if options.pretrained and not flags.resume:
+        try:
+            net.load_state_dict(load_network(options.pretrained).state_dict())
+        except RuntimeError:
+            raise InputError(f"{options.file}: pretrained: {options.pretrained} has another network than the option file") from None
     exact = options.potentials.congruence == "exact"
     potentials = Potentials(lambdas, net.latent_channels, options.potentials.width, congruent=exact).to(device)
     rho = 0.0 if exact else options.potentials.penalty
@@ -122,6 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
+
+    of_sources = SourceStatistics([images.name for images in sources], device)
 
     def to_device(batch: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A batch on the device: degraded, clean [B,3,P,P], source [B], and the weights lambda_k / (B p_k) [B]."""
@@ -145,8 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
         net.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             restored, z, b = (t.float() for t in net(degraded))
-        loss, terms = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
-                                    options.objective.cost, options.objective.gamma, options.objective.tau)
+        loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
+                                             options.objective.cost, options.objective.gamma, options.objective.tau)
         map_optimizer.zero_grad()
         loss.backward()
         net.requires_grad_(False)
@@ -156,6 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
         map_optimizer.step()
         if ema:
             ema.update_parameters(net)
+        of_sources.add(samples["cost"], samples["potential"], source)
         return values
 
     # Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
@@ -165,15 +177,28 @@ def main(arguments: list[str] | None = None) -> None:
             z, _ = net.encode(degraded)
             b = net.transport(z).float()                        # encoder and T only, never the decoder
         potentials.requires_grad_(True)
-        loss = potential_objective(potentials(b), source, weights, lambdas, rho)
+        f = potentials(b)
+        loss = potential_objective(f, source, weights, lambdas, rho)
         potential_optimizer.zero_grad()
         loss.backward()
         potentials.requires_grad_(False)
         distributed.average_gradients(potentials.parameters())
         norm = torch.nn.utils.clip_grad_norm_(potentials.parameters(), math.inf)
-        values = finite({"potential_loss": loss.detach(), "potential_gradient_norm": norm})
+        values = finite({"potential_loss": loss.detach(), "congruence_error": congruence_error(f.detach(), lambdas), "potential_gradient_norm": norm})
         potential_optimizer.step()
         return values
+
+    # Inner gap: how far T is from the best map for these potentials, on patches that no step of the run sees.
+    def measure_gap(batch: int, patch: int, learning_rate: float) -> float:
+        rng = np.random.default_rng([options.seed, 2, step, rank])
+        batches = []
+        for _ in range(2 * options.gap.steps):
+            requests = [(int(rng.integers(len(training_set))), 2**62 + int(rng.integers(2**62)), patch) for _ in range(batch)]
+            degraded, _, source, weights = to_device(default_collate([training_set[request] for request in requests]))
+            batches.append((degraded, source, weights))
+        cost = functools.partial(transport_cost, cost=options.objective.cost, gamma=options.objective.gamma, tau=options.objective.tau)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return inner_gap(net, potentials, cost, batches[:options.gap.steps], batches[options.gap.steps:], learning_rate)
 
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
     step, best, resumed = 0, -math.inf, ""
@@ -209,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "options.yml").write_text(dump(options), encoding="utf-8")
         log_file = open(folder / "train.log", "a", encoding="utf-8")
-        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS), step)
+        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns), step)
         start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
 
     # Report what will run:
@@ -282,6 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
                 terms |= potential_step(batch)
 
             step += 1
+            if options.gap.every and step % options.gap.every == 0:
+                terms["inner_gap"] = measure_gap(*stages[0][1:], options.learning_rate * factor)
             bar.update()
             for name, value in terms.items():
                 sums[name] += value
@@ -289,11 +316,12 @@ def main(arguments: list[str] | None = None) -> None:
             if step % options.log_every == 0 or step == steps:
                 means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
                 sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
-                bar.set_postfix({name: f"{means[name]:.3g}" for name in TERMS if not name.endswith("gradient_norm")})
+                means |= of_sources.report()
+                bar.set_postfix({name: f"{means[name]:.3g}" for name in ("map_loss", "reconstruction", "dual", "potential_loss")})
                 if rank == 0:
-                    log_file.write(f"step {step} " + " ".join(f"{name} {means[name]:.4g}" for name in TERMS) + "\n")
+                    log_file.write(f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in means.items()) + "\n")
                     append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
-                                                       *(f"{means[name]:.6g}" for name in TERMS)))
+                                                       *(f"{value:.6g}" for value in means.values())))
             if sets and (step % options.validation.every == 0 or step == steps):
                 validate()
             stopping = distributed.average(torch.tensor(float(bool(stop)), device=device)).item() > 0

@@ -86,25 +86,33 @@ def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor
 def map_objective(
     restored: Tensor, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
     w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ].
 
     Args:
         restored, clean: [B,3,H,W]. z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int.
         weights: [B], of sample_weights.
 
-    Returns the scalar to minimise over encoder, T and decoder, and its terms, detached, each weighted over the sources.
+    Returns the scalar to minimise over encoder, T and decoder; detached, its terms, weighted over the sources (dual: all but
+    the reconstruction, the batch's estimate of L(f, T)); and, detached, C_i and f_{k_i}(b_i) of each sample, [B].
     """
     reconstruction = (restored - clean).abs().mean()
-    terms = transport_cost(z, b, source, cost, gamma, tau)
-    loss = w_rec * reconstruction + transport_objective(terms.pop("cost"), f, source, weights)
-    terms = {name: (weights * value).sum() for name, value in {**terms, "potential": of_source(f, source)}.items()}
-    return loss, {name: value.detach() for name, value in {"reconstruction": reconstruction, **terms}.items()}
+    samples = transport_cost(z, b, source, cost, gamma, tau)
+    dual = transport_objective(samples["cost"], f, source, weights)
+    samples = {name: value.detach() for name, value in {**samples, "potential": of_source(f, source)}.items()}
+    terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
+    terms = {"reconstruction": reconstruction.detach(), "dual": dual.detach(), **terms}
+    return w_rec * reconstruction + dual, terms, {name: samples[name] for name in ("cost", "potential")}
+
+
+def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:
+    """Root mean square over the batch of sum_k lambda_k f_k, which is to be zero everywhere. f: [B,K], lambdas: [K]."""
+    return (f @ lambdas).square().mean().sqrt()
 
 
 def congruence_penalty(f: Tensor, lambdas: Tensor, rho: float = 10.0) -> Tensor:
     """rho * mean over the batch of (sum_k lambda_k f_k)^2: the release's soft congruence. f: [B,K], lambdas: [K]."""
-    return rho * (f * lambdas).sum(dim=1).square().mean()
+    return rho * (f @ lambdas).square().mean()
 
 
 def potential_objective(

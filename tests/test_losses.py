@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from losses.barycenter import (COSTS, congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights,
+from losses.barycenter import (COSTS, congruence_error, congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights,
                                source_weights, transport_cost)
 from losses.residual import contrastive, orthogonality
 from utils import distributed
@@ -43,14 +43,17 @@ def test_map_objective_equals_the_double_loop():
     z, b, source = latents()
     restored, clean, f = (torch.rand(6, *s, dtype=torch.float64) for s in ((3, 8, 8), (3, 8, 8), (3,)))
     weights = sample_weights(source, LAMBDAS, PROBABILITIES)
-    loss, terms = map_objective(restored, clean, z, b, f, source, weights, w_rec=100.0, gamma=0.05, tau=0.07)
+    loss, terms, samples = map_objective(restored, clean, z, b, f, source, weights, w_rec=100.0, gamma=0.05, tau=0.07)
     costs = naive_cost(z, b, source, gamma=0.05, tau=0.07)
     expected = 100 * float((restored - clean).abs().mean())
     for i in range(6):
         k = int(source[i])
         expected += float(LAMBDAS[k] / PROBABILITIES[k]) / 6 * (costs[i] - float(f[i, k]))
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert set(terms) == {"reconstruction", "distance", "contrastive", "orthogonality", "potential"}
+    assert set(terms) == {"reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential"}
+    assert float(terms["dual"]) == pytest.approx(expected - 100 * float(terms["reconstruction"]), rel=1e-5)
+    assert samples["cost"].tolist() == pytest.approx(costs, rel=1e-5)
+    assert samples["potential"].tolist() == [float(f[i, source[i]]) for i in range(6)]
 
 
 def test_potential_objective_and_penalty_equal_the_loop():
@@ -61,6 +64,7 @@ def test_potential_objective_and_penalty_equal_the_loop():
     penalty = sum(10 * float(sum(LAMBDAS[k] * f[i, k] for k in range(3))) ** 2 for i in range(6)) / 6
     assert float(potential_objective(f, source, weights, LAMBDAS)) == pytest.approx(expected, rel=1e-5)
     assert float(congruence_penalty(f, LAMBDAS)) == pytest.approx(penalty, rel=1e-5)
+    assert float(congruence_error(f, LAMBDAS)) == pytest.approx(math.sqrt(penalty / 10), rel=1e-5)
     assert float(potential_objective(f, source, weights, LAMBDAS, rho=10.0)) == pytest.approx(expected + penalty, rel=1e-5)
 
 
@@ -84,7 +88,7 @@ def test_one_sample_or_one_source_is_finite(batch, sources):
     z, b, source = latents(batch, sources)
     z.requires_grad_()
     assert torch.allclose(contrastive(z - b, source), torch.zeros(batch, dtype=torch.float64))
-    loss, _ = map_objective(torch.zeros(batch, 3, 4, 4), torch.zeros(batch, 3, 4, 4), z, b, torch.zeros(batch, 3), source,
+    loss, _, _ = map_objective(torch.zeros(batch, 3, 4, 4), torch.zeros(batch, 3, 4, 4), z, b, torch.zeros(batch, 3), source,
                             torch.full((batch,), 1 / batch))
     loss.backward()
     assert loss.isfinite() and z.grad.isfinite().all()
@@ -126,7 +130,7 @@ def toy_gradients(samples: slice) -> list[torch.Tensor]:
     z = encoder(image)
     b = transport(z)
     weights = sample_weights(source, LAMBDAS.double(), PROBABILITIES.double())
-    loss, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
+    loss, _, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
     parameters = [*encoder.parameters(), *transport.parameters()]
     loss.backward(inputs=parameters)
     distributed.average_gradients(parameters)

@@ -90,8 +90,8 @@ def test_each_phase_moves_only_its_own_parameters(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
-    """A signal in the middle of an epoch, then --resume, equals the run that was left alone."""
-    opt = option_file(tmp_path, steps=12, map_steps=2, save_every=4, validation={"every": 6, "sets": [
+    """A signal in the middle of an epoch, then --resume, equals the run that was left alone, the estimates of its gap included."""
+    opt = option_file(tmp_path, steps=12, map_steps=2, save_every=4, gap={"every": 2, "steps": 2}, validation={"every": 6, "sets": [
         {"name": "noise_25", "bundled": ["chessboard_RGB.png"], "degradation": "noise", "levels": [25]}]})
     run(opt, "--set", "name=whole")
 
@@ -181,8 +181,8 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
     def third_is_nan(*arguments):
         calls.append(None)
-        loss, terms = map_objective(*arguments)
-        return (loss * torch.nan if len(calls) == 3 else loss), terms
+        loss, *rest = map_objective(*arguments)
+        return (loss * torch.nan if len(calls) == 3 else loss), *rest
 
     monkeypatch.setattr(train, "map_objective", third_is_nan)
     with pytest.raises(InputError, match="step 2: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):
@@ -193,7 +193,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
 def test_penalty_and_other_options_run(tmp_path):
     run(option_file(tmp_path, steps=2, optimizer="rmsprop", precision="bfloat16", channels_last=True, ema=0.0, clip=1.0, progressive=[[1, 1, 24]],
-                    schedule={"name": "step", "every": 0.1}, potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
+                    schedule={"name": "step", "every": 0.1}, potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}, gap={"every": 1, "steps": 2}))
     (first, second) = rows(tmp_path / "out/run/losses.csv")
     assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
     assert all(float(row[term]) == float(row[term]) for row in (first, second) for term in train.TERMS)

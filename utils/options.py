@@ -163,6 +163,18 @@ class Validation:
 
 
 @dataclass
+class Gap:
+    """utils.instruments.inner_gap: an estimate of the dual's inner gap in losses.csv."""
+
+    every: int = 0                                          # steps between estimates; 0 = none
+    steps: int = 10                                         # map steps of the copy, and batches on which it is measured
+
+    def check(self) -> None:
+        not_negative(self, "every")
+        positive(self, "steps")
+
+
+@dataclass
 class TrainOptions:
     name: str
     sources: list[Source]
@@ -173,6 +185,7 @@ class TrainOptions:
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
     channels_last: bool = False
     network: Network = field(default_factory=Network)
+    pretrained: str = ""                                    # checkpoint whose weights a new run starts from
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
     epochs: float = 0                                       # epochs or steps, not both
@@ -192,6 +205,7 @@ class TrainOptions:
     cache: bool = False                                     # decode all images into memory first
     log_every: int = 50                                     # steps
     save_every: int = 1000
+    gap: Gap = field(default_factory=Gap)
     validation: Validation = field(default_factory=Validation)
     file: str = ""                                          # the option file, filled in when it is read
 
