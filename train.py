@@ -156,10 +156,16 @@ def main(arguments: list[str] | None = None) -> None:
         net.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             restored, z, b = (t.float() for t in net(degraded))
-        loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
-                                             options.objective.cost, options.objective.gamma, options.objective.tau)
+        reconstruction, dual, terms, samples = map_objective(
+            restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec, options.objective.cost,
+            options.objective.gamma, options.objective.tau)
+        loss = reconstruction + dual
         map_optimizer.zero_grad()
-        loss.backward()
+        if options.objective.through_encoder:
+            loss.backward()
+        else:                                                   # the sources P_k are given: only T moves to meet the barycenter
+            reconstruction.backward(retain_graph=True)
+            dual.backward(inputs=list(net.transport_map.parameters()))
         net.requires_grad_(False)
         distributed.average_gradients(net.parameters())
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), options.clip or math.inf)

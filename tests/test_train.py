@@ -181,8 +181,8 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
     def third_is_nan(*arguments):
         calls.append(None)
-        loss, *rest = map_objective(*arguments)
-        return (loss * torch.nan if len(calls) == 3 else loss), *rest
+        reconstruction, *rest = map_objective(*arguments)
+        return (reconstruction * torch.nan if len(calls) == 3 else reconstruction), *rest
 
     monkeypatch.setattr(train, "map_objective", third_is_nan)
     with pytest.raises(InputError, match="step 2: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):

@@ -130,6 +130,7 @@ class Potentials:
 class Objective:
     w_rec: float = 1e4
     cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # of losses.barycenter
+    through_encoder: bool = True                            # the transport terms move the encoder, too (the paper), or T alone
     gamma: float = 0.05                                     # 0.02 in the release's distributed runs
     tau: float = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
