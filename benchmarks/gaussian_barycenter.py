@@ -263,7 +263,7 @@ def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: i
         seconds = 0.0
     else:
         release = scheme == "release"
-        how = {"learning_rate": 3e-4, "potential_learning_rate": 3e-4} if release else {}
+        how = {"batch": 256, "learning_rate": 3e-4, "potential_learning_rate": 3e-4} if release else {}
         maps, potentials = train(truth, scheme, steps * 5 if release else steps, seed=instance, **how)
         seconds = time.monotonic() - start
         with torch.no_grad():
