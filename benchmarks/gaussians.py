@@ -3,10 +3,14 @@
 Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal, w log-spaced in [0.5, 2].
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+MEANS = ("zero", "normal", "apart")     # zero, N(0, 1), or 26 from one another
 
 
 def sqrtm(a: Tensor) -> Tensor:
@@ -34,15 +38,22 @@ class Gaussians:
     maps: Tensor                # A_k, [K,D,D]
 
     @classmethod
-    def random(cls, dim: int, lambdas: list[float], random_means: bool, seed: int) -> "Gaussians":
-        """A random instance; the barycenter by the fixed point S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2."""
+    def random(cls, dim: int, lambdas: list[float], means: str, seed: int) -> "Gaussians":
+        """A random instance, `means` one of MEANS.
+
+        The barycenter by the fixed point S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2.
+        """
         generator = torch.Generator().manual_seed(seed)
         weights = torch.tensor(lambdas, dtype=torch.float64)
         sources = len(lambdas)
         rotations = torch.linalg.qr(torch.randn(sources, dim, dim, generator=generator, dtype=torch.float64))[0]
         scales = torch.logspace(-1, 1, dim, base=2, dtype=torch.float64).square()
         covariances = (rotations * scales) @ rotations.mT
-        means = torch.randn(sources, dim, generator=generator, dtype=torch.float64) * random_means
+        centres = torch.randn(sources, dim, generator=generator, dtype=torch.float64) * (means == "normal")
+        if means == "apart":
+            # A regular polygon of radius 15 in a random plane; three sources, of spread 2 at most, are 26 apart.
+            angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
+            centres = 15 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
         s = torch.eye(dim, dtype=torch.float64)
         for _ in range(1000):
             root = sqrtm(s)
@@ -54,7 +65,7 @@ class Gaussians:
         roots = sqrtm(covariances)
         inverses = torch.linalg.inv(roots)
         maps = inverses @ sqrtm(roots @ s @ roots) @ inverses
-        return cls(weights, means, covariances, weights @ means, s, maps)
+        return cls(weights, centres, covariances, weights @ centres, s, maps)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` samples of each source, [K,count,D] float32."""
