@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         raise InputError(f"{options.file}: objective.lambdas: {error}") from None
     counts = torch.tensor(training_set.samples_per_epoch, dtype=torch.float64)
-    probabilities = (counts / counts.sum()).float().to(device)
+    probabilities = (torch.full_like(counts, 1 / len(counts)) if options.balanced else counts / counts.sum()).float().to(device)
     try:
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     except ValueError as error:
@@ -257,7 +257,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps, {samples:,} samples, "
         f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {options.precision}")
 
-    sampler = EpochSampler(len(training_set), stages, steps, options.seed, step, rank, processes)
+    groups = training_set.samples_per_epoch if options.balanced else [len(training_set)]
+    sampler = EpochSampler(groups, stages, steps, options.seed, step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
                         worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state

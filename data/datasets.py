@@ -207,23 +207,26 @@ class TrainingSet(Dataset):
 class EpochSampler(Sampler):
     """Batches of requests for TrainingSet, from any step on: the same samples whatever the workers and processes.
 
-    Sample number n of the run is entry n mod N of the n // N-th epoch's own permutation. A step takes the next
-    batch * processes samples, process r the r-th part of them. Nothing needs saving to continue at step s.
+    The samples of an epoch are one group or, for balanced batches, one group for each source. Sample number n of the run is of
+    group n mod G; the m-th sample of a group of N is entry m mod N of its m // N-th epoch's own permutation. A step takes the
+    next batch * processes samples, process r the r-th part of them. Nothing needs saving to continue at step s.
 
     Args:
+        groups: samples of each group, which lie one after the other in the training set.
         stages: [(first step, batch per process, patch)], the first from step 0.
     """
 
-    def __init__(self, length: int, stages: Sequence[tuple[int, int, int]], steps: int, seed: int, start: int = 0,
+    def __init__(self, groups: Sequence[int], stages: Sequence[tuple[int, int, int]], steps: int, seed: int, start: int = 0,
                  rank: int = 0, processes: int = 1) -> None:
-        self.length, self.stages, self.steps, self.seed = length, list(stages), steps, seed
+        self.groups, self.stages, self.steps, self.seed = list(groups), list(stages), steps, seed
         self.start, self.rank, self.processes = start, rank, processes
 
     def __len__(self) -> int:
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        position, epoch, order = 0, -1, None
+        position, epochs, orders = 0, [-1] * len(self.groups), [np.empty(0)] * len(self.groups)
+        starts = np.cumsum([0, *self.groups])
         for step in range(self.steps):
             batch, patch = next((b, p) for first, b, p in reversed(self.stages) if step >= first)
             positions = range(position + self.rank * batch, position + (self.rank + 1) * batch)
@@ -232,10 +235,12 @@ class EpochSampler(Sampler):
                 continue
             requests = []
             for n in positions:
-                if n // self.length != epoch:
-                    epoch = n // self.length
-                    order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.length)
-                requests.append((int(order[n % self.length]), n, patch))
+                m, group = divmod(n, len(self.groups))
+                epoch, entry = divmod(m, self.groups[group])
+                if epoch != epochs[group]:
+                    epochs[group] = epoch
+                    orders[group] = np.random.default_rng([self.seed, 1, epoch, group]).permutation(self.groups[group])
+                requests.append((int(starts[group] + orders[group][entry]), n, patch))
             yield requests
 
 

@@ -179,7 +179,7 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
     training_set, cached = two_sources(tmp_path), two_sources(tmp_path, cache=True)
 
     def batches(dataset: TrainingSet, workers: int, start: int = 0) -> list:
-        sampler = EpochSampler(len(dataset), [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
+        sampler = EpochSampler([len(dataset)], [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
         return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
 
     expected = batches(training_set, 0)
@@ -201,13 +201,25 @@ def test_pair_gets_the_same_crop_and_turn(tmp_path):
 
 def test_processes_share_one_sequence():
     def requests(rank: int, processes: int, batch: int) -> list:
-        return list(EpochSampler(10, [(0, batch, 8)], steps=7, seed=3, rank=rank, processes=processes))
+        return list(EpochSampler([10], [(0, batch, 8)], steps=7, seed=3, rank=rank, processes=processes))
 
     single = requests(0, 1, 4)
     halves = [first + second for first, second in zip(requests(0, 2, 2), requests(1, 2, 2))]
     assert single == halves
     first_epoch = [index for batch in single for index, position, _ in batch if position < 10]
     assert sorted(first_epoch) == list(range(10))
+
+
+def test_balanced_batches_hold_every_source_equally():
+    """Sources of 3 and 7 samples, batches of 4: two of each, each source's samples once before any comes again."""
+    batches = list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3))
+    indices = [[index for index, _, _ in batch] for batch in batches]
+    assert all(sum(index < 3 for index in batch) == 2 for batch in indices)
+    for of_source, size in (([i for batch in indices for i in batch if i < 3], 3), ([i - 3 for batch in indices for i in batch if i >= 3], 7)):
+        for first in range(0, 14 - size + 1, size):
+            assert sorted(of_source[first:first + size]) == list(range(size))
+    assert len({position for batch in batches for _, position, _ in batch}) == 28
+    assert list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3, start=4)) == batches[4:]
 
 
 def test_small_images_are_padded_and_crops_agree():

@@ -192,6 +192,7 @@ class TrainOptions:
     epochs: float = 0                                       # epochs or steps, not both
     steps: int = 0
     batch: int = 3                                          # per process
+    balanced: bool = False                                  # every batch holds all sources equally, whatever their repeats
     patch: int = 128
     progressive: list[list[int]] = field(default_factory=list)     # [[from step, batch, patch], ...], Restormer sec. 4
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
@@ -225,6 +226,9 @@ class TrainOptions:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
         if self.progressive and not (self.steps and [0] < sorted(self.progressive)[0] and sorted(self.progressive)[-1] < [self.steps]):
             raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
+        batches = [self.batch, *(stage[1] for stage in self.progressive)]
+        if self.balanced and any(batch % len(self.sources) for batch in batches):
+            raise InputError(f"balanced: batches of {batches} with {len(self.sources)} sources, expected multiples of {len(self.sources)}")
         positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")
