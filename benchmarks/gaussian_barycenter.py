@@ -124,7 +124,7 @@ class Row:
 
 
 def train(
-    truth: Gaussians, scheme: str = "exact", steps: int = 2000, map_steps: int = 10, batch: int = 128, potential_batch: int = 2048,
+    truth: Gaussians, scheme: str = "exact", steps: int = 1000, map_steps: int = 10, batch: int = 128, potential_batch: int = 2048,
     learning_rate: float = 1e-3, potential_learning_rate: float = 2e-3, average: float = 0.99, seed: int = 0,
     cost: str = "quadratic", objective_lambdas: Tensor | None = None,
 ) -> tuple[Maps, Potentials]:
@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="potential steps; each follows ten map steps")
+    parser.add_argument("--steps", type=int, default=1000, help="potential steps; each follows ten map steps")
     parser.add_argument("--jobs", type=int, default=torch.get_num_threads(), help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"), help="CSV file to write; the plot goes beside it")
     flags = parser.parse_args()
@@ -334,8 +334,8 @@ def main() -> None:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
     if min(*flags.dims, flags.instances, flags.steps, flags.jobs) < 1:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
-    runs = [(dim, weights, means, instance, scheme, flags.steps) for dim in flags.dims for weights in flags.weights for means in flags.means
-            for instance in range(flags.instances) for scheme in flags.schemes]
+    runs = [(dim, weights, means, instance, scheme, flags.steps) for instance in range(flags.instances) for weights in flags.weights
+            for means in flags.means for dim in flags.dims for scheme in flags.schemes]          # all cases once before any comes again
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
