@@ -127,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     bfloat16 = options.precision == "bfloat16"
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
-    map_optimizer = make_optimizer(options, list(net.parameters()), options.learning_rate)
+    kept = {id(parameter) for parameter in net.encoder_parameters()} if options.freeze_encoder else set()
+    moving = [parameter for parameter in net.parameters() if id(parameter) not in kept]
+    map_optimizer = make_optimizer(options, moving, options.learning_rate)
     potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
@@ -153,22 +155,17 @@ def main(arguments: list[str] | None = None) -> None:
     # Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
     def map_step(batch: tuple) -> dict[str, float]:
         degraded, clean, source, weights = to_device(batch)
-        net.requires_grad_(True)
+        for parameter in moving:
+            parameter.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             restored, z, b = (t.float() for t in net(degraded))
-        reconstruction, dual, terms, samples = map_objective(
-            restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec, options.objective.cost,
-            options.objective.gamma, options.objective.tau)
-        loss = reconstruction + dual
+        loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
+                                             options.objective.cost, options.objective.gamma, options.objective.tau)
         map_optimizer.zero_grad()
-        if options.objective.through_encoder:
-            loss.backward()
-        else:                                                   # the sources P_k are given: only T moves to meet the barycenter
-            reconstruction.backward(retain_graph=True)
-            dual.backward(inputs=list(net.transport_map.parameters()))
+        loss.backward()
         net.requires_grad_(False)
-        distributed.average_gradients(net.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), options.clip or math.inf)
+        distributed.average_gradients(moving)
+        norm = torch.nn.utils.clip_grad_norm_(moving, options.clip or math.inf)
         values = finite({"map_loss": loss.detach(), **terms, "gradient_norm": norm})
         map_optimizer.step()
         if ema:

@@ -5,7 +5,7 @@
     decode:     b, residual r = z - b     -> restored image
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,11 @@ class BaryIR(nn.Module):
         self.residual_bridge = nn.ModuleList(conv1x1(c, c) for c in channels[1:])
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that z depends on. The norm is b's, too."""
+        for stage in (self.patch_embed, self.encoder, self.down, self.latent, self.latent_norm):
+            yield from stage.parameters()
 
     def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image [B,3,H,W] in [0,1], any size -> source latent z [B,8C,ceil(H/8),ceil(W/8)] and the skips.

@@ -88,6 +88,25 @@ def test_each_phase_moves_only_its_own_parameters(tmp_path):
     assert trained == set(both["potentials"])
 
 
+def test_second_stage_keeps_the_encoder(tmp_path):
+    """A run from given weights starts with them; with freeze_encoder z stays what it was, and T and the decoder move."""
+    opt = option_file(tmp_path, steps=2, balanced=True, objective={"cost": "mean_square"})
+    run(opt, "--set", "name=first")
+    first = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["net"]
+    pretrained = f"pretrained={tmp_path / 'out/first/last.pth'}"
+    run(opt, "--set", "name=second", pretrained, "freeze_encoder=true")
+    second = torch.load(tmp_path / "out/second/last.pth", weights_only=True)["net"]
+    for name, weight in first.items():
+        encoder = name.startswith(("patch_embed", "encoder", "down", "latent"))
+        assert torch.equal(weight, second[name]) == encoder, name
+    for changes, message in (([pretrained, "network.width=16"], "pretrained: .*last.pth has another network than the option file"),
+                             (["pretrained=nowhere.pth"], "nowhere.pth: no such checkpoint"),
+                             (["freeze_encoder=true"], "freeze_encoder: true without pretrained"),
+                             (["balanced=true", "batch=3"], r"balanced: batches of \[3\] with 2 sources, expected multiples of 2")):
+        with pytest.raises(InputError, match=message):
+            train.main(["--opt", opt, "--set", *TINY_NETWORK, "name=third", *changes])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
     """A signal in the middle of an epoch, then --resume, equals the run that was left alone, the estimates of its gap included."""
@@ -181,8 +200,8 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
     def third_is_nan(*arguments):
         calls.append(None)
-        reconstruction, *rest = map_objective(*arguments)
-        return (reconstruction * torch.nan if len(calls) == 3 else reconstruction), *rest
+        loss, *rest = map_objective(*arguments)
+        return (loss * torch.nan if len(calls) == 3 else loss), *rest
 
     monkeypatch.setattr(train, "map_objective", third_is_nan)
     with pytest.raises(InputError, match="step 2: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):

@@ -130,7 +130,6 @@ class Potentials:
 class Objective:
     w_rec: float = 1e4
     cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # of losses.barycenter
-    through_encoder: bool = True                            # the transport terms move the encoder, too (the paper), or T alone
     gamma: float = 0.05                                     # 0.02 in the release's distributed runs
     tau: float = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
@@ -187,6 +186,7 @@ class TrainOptions:
     channels_last: bool = False
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
+    freeze_encoder: bool = False                            # keep its encoder, so that the sources P_k stay what they are
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
     epochs: float = 0                                       # epochs or steps, not both
@@ -227,6 +227,8 @@ class TrainOptions:
         if self.progressive and not (self.steps and [0] < sorted(self.progressive)[0] and sorted(self.progressive)[-1] < [self.steps]):
             raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
         batches = [self.batch, *(stage[1] for stage in self.progressive)]
+        if self.freeze_encoder and not self.pretrained:
+            raise InputError("freeze_encoder: true without pretrained, expected a checkpoint whose encoder is kept")
         if self.balanced and any(batch % len(self.sources) for batch in batches):
             raise InputError(f"balanced: batches of {batches} with {len(self.sources)} sources, expected multiples of {len(self.sources)}")
         positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
