@@ -37,6 +37,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,15 +45,10 @@ from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
 from losses.barycenter import congruence_penalty, potential_objective, sample_weights, transport_cost, transport_objective
 from models.potentials import congruent
 from utils.errors import InputError, one_line_errors
-from utils.tables import as_text, write_csv
+from utils.tables import PUBLISHED, as_text, write_csv
 
 SCHEMES = ("exact", "penalty", "release", "shared", "identity")
 WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
-# L2-UVP / BW2-UVP in percent of other solvers, zero means, uniform weights: Howard et al., arXiv 2506.17197, table 4.
-PUBLISHED = {
-    "WIN": {64: (0.96, 0.2), 96: (1.2, 0.3), 128: (1.46, 0.38)}, "W2CB": {64: (0.17, 0.04), 96: (0.2, 0.07), 128: (0.25, 0.12)},
-    "NOTWB": {64: (0.1, 0.08), 96: (0.1, 0.1), 128: (0.13, 0.14)}, "TreeDSBM": {64: (1.18, 0.14), 96: (1.13, 0.15), 128: (1.23, 0.27)},
-}
 
 
 def smoothness(dim: int) -> float:
@@ -288,7 +284,7 @@ def table(rows: list[Row]) -> str:
         mean = {name: sum(getattr(row, name) for row in group) / len(group) for name in list(asdict(group[0]))[5:]}
         numbers = ["-" if math.isnan(value) else f"{value:.3g}" for value in mean.values()]
         lines.append([*map(str, key), *numbers, str(len(group))])
-    for method, figures in PUBLISHED.items():
+    for method, figures in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"].items():
         for dim, (l2, bw2) in figures.items():
             if any(row.dim == dim for row in rows):
                 lines.append([str(dim), "uniform", "zero", method, str(l2), str(bw2), "-", "-", "-", "-", "-", "published"])

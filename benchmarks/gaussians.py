@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-MEANS = ("zero", "normal", "apart")     # zero, N(0, 1), or 26 from one another
+MEANS = ("zero", "normal", "apart")     # zero, N(0, 1), or 16 from one another
 
 
 def sqrtm(a: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ class Gaussians:
         covariances = (rotations * scales) @ rotations.mT
         centres = torch.randn(sources, dim, generator=generator, dtype=torch.float64) * (means == "normal")
         if means == "apart":
-            # A regular polygon of radius 15 in a random plane; three sources, of spread 2 at most, are 26 apart.
+            # A regular polygon of radius 9 in a random plane; three sources, of spread 2 at most, are 16 apart.
             angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
-            centres = 15 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
+            centres = 9 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
         s = torch.eye(dim, dtype=torch.float64)
         for _ in range(1000):
             root = sqrtm(s)
