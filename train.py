@@ -127,8 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     bfloat16 = options.precision == "bfloat16"
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
-    kept = {id(parameter) for parameter in net.encoder_parameters()} if options.freeze_encoder else set()
-    moving = [parameter for parameter in net.parameters() if id(parameter) not in kept]
+    moving = net.stage_parameters(options.moves)
     map_optimizer = make_optimizer(options, moving, options.learning_rate)
     potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
     net.requires_grad_(False)
@@ -158,7 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
         for parameter in moving:
             parameter.requires_grad_(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            restored, z, b = (t.float() for t in net(degraded))
+            z, skips = net.encode(degraded)
+            b = net.transport(z)
+            restored = net.decode(b, z - b, skips).float() if options.objective.w_rec else None
+        z, b = z.float(), b.float()
         loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
                                              options.objective.cost, options.objective.gamma, options.objective.tau)
         map_optimizer.zero_grad()
@@ -307,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
                     group["lr"] = rate * factor
 
             terms = map_step(batch)
-            if (step + 1) % options.map_steps == 0:
+            if (step + 1) % options.map_steps == 0 and "transport_map" in options.moves:
                 terms |= potential_step(batch)
 
             step += 1

@@ -84,25 +84,28 @@ def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor
 
 
 def map_objective(
-    restored: Tensor, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
+    restored: Tensor | None, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
     w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ].
 
     Args:
-        restored, clean: [B,3,H,W]. z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int.
+        restored, clean: [B,3,H,W]; without restored the first summand is left out. z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int.
         weights: [B], of sample_weights.
 
     Returns the scalar to minimise over encoder, T and decoder; detached, its terms, weighted over the sources (dual: all but
     the reconstruction, the batch's estimate of L(f, T)); and, detached, C_i and f_{k_i}(b_i) of each sample, [B].
     """
-    reconstruction = (restored - clean).abs().mean()
     samples = transport_cost(z, b, source, cost, gamma, tau)
     dual = transport_objective(samples["cost"], f, source, weights)
     samples = {name: value.detach() for name, value in {**samples, "potential": of_source(f, source)}.items()}
     terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
-    terms = {"reconstruction": reconstruction.detach(), "dual": dual.detach(), **terms}
-    return w_rec * reconstruction + dual, terms, {name: samples[name] for name in ("cost", "potential")}
+    terms = {"dual": dual.detach(), **terms}
+    loss = dual
+    if restored is not None:
+        reconstruction = (restored - clean).abs().mean()
+        loss, terms["reconstruction"] = w_rec * reconstruction + dual, reconstruction.detach()
+    return loss, terms, {name: samples[name] for name in ("cost", "potential")}
 
 
 def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:

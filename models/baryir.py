@@ -5,7 +5,7 @@
     decode:     b, residual r = z - b     -> restored image
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -110,10 +110,11 @@ class BaryIR(nn.Module):
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Those that z depends on. The norm is b's, too."""
-        for stage in (self.patch_embed, self.encoder, self.down, self.latent, self.latent_norm):
-            yield from stage.parameters()
+    def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
+        """Parameters of some of the stages encoder (the norm, which is b's, too, included), transport_map and decoder."""
+        encoder = ("patch_embed", "encoder", "down", "latent", "latent_norm")
+        stage_of = {**dict.fromkeys(encoder, "encoder"), "transport_map": "transport_map"}
+        return [p for name, p in self.named_parameters() if stage_of.get(name.partition(".")[0], "decoder") in stages]
 
     def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image [B,3,H,W] in [0,1], any size -> source latent z [B,8C,ceil(H/8),ceil(W/8)] and the skips.

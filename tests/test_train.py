@@ -88,23 +88,37 @@ def test_each_phase_moves_only_its_own_parameters(tmp_path):
     assert trained == set(both["potentials"])
 
 
-def test_second_stage_keeps_the_encoder(tmp_path):
-    """A run from given weights starts with them; with freeze_encoder z stays what it was, and T and the decoder move."""
+@pytest.mark.parametrize("moves", ["encoder", "transport_map", "decoder"])
+def test_later_stages_move_what_they_say(tmp_path, moves):
+    """A run from given weights starts with them, and its map steps move the stages that `moves` names, no other."""
     opt = option_file(tmp_path, steps=2, balanced=True, objective={"cost": "mean_square"})
     run(opt, "--set", "name=first")
     first = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["net"]
     pretrained = f"pretrained={tmp_path / 'out/first/last.pth'}"
-    run(opt, "--set", "name=second", pretrained, "freeze_encoder=true")
+    run(opt, "--set", "name=second", pretrained, f"moves=[{moves}]", *(["objective.w_rec=0"] if moves == "transport_map" else []))
     second = torch.load(tmp_path / "out/second/last.pth", weights_only=True)["net"]
     for name, weight in first.items():
-        encoder = name.startswith(("patch_embed", "encoder", "down", "latent"))
-        assert torch.equal(weight, second[name]) == encoder, name
-    for changes, message in (([pretrained, "network.width=16"], "pretrained: .*last.pth has another network than the option file"),
-                             (["pretrained=nowhere.pth"], "nowhere.pth: no such checkpoint"),
-                             (["freeze_encoder=true"], "freeze_encoder: true without pretrained"),
-                             (["balanced=true", "batch=3"], r"balanced: batches of \[3\] with 2 sources, expected multiples of 2")):
-        with pytest.raises(InputError, match=message):
-            train.main(["--opt", opt, "--set", *TINY_NETWORK, "name=third", *changes])
+        stage = "encoder" if name.startswith(("patch_embed", "encoder", "down", "latent")) else "transport_map" if name.startswith("transport_map") else "decoder"
+        assert torch.equal(weight, second[name]) == (stage != moves), name
+    losses = rows(tmp_path / "out/second/losses.csv")[-1]
+    assert (losses["reconstruction"] == "nan") == (moves == "transport_map") == (losses["potential_loss"] != "nan")
+
+
+@pytest.mark.parametrize("changes, message", [
+    (["pretrained=nowhere.pth"], "nowhere.pth: no such checkpoint"),
+    (["moves=[decoder]"], "moves: decoder without pretrained"),
+    (["objective.w_rec=0"], "objective.w_rec: 0 but moves has the decoder"),
+    (["moves=[]"], "expected one or more of encoder, transport_map, decoder"),
+    (["balanced=true", "batch=3"], r"balanced: batches of \[3\] with 2 sources, expected multiples of 2"),
+])
+def test_later_stages_that_cannot_be(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(option_file(tmp_path), "--set", *changes)
+
+
+def test_pretrained_weights_of_another_network(tmp_path, checkpoint):
+    with pytest.raises(InputError, match="pretrained: .*net.pth has another network than the option file"):
+        run(option_file(tmp_path, pretrained=str(checkpoint)), "--set", "network.width=16")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -186,7 +186,8 @@ class TrainOptions:
     channels_last: bool = False
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
-    freeze_encoder: bool = False                            # keep its encoder, so that the sources P_k stay what they are
+    # Stages that the map step moves. T alone, with w_rec: 0: the barycenter of given sources P_k. The decoder alone: for a given T.
+    moves: list[Literal["encoder", "transport_map", "decoder"]] = field(default_factory=lambda: ["encoder", "transport_map", "decoder"])
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
     epochs: float = 0                                       # epochs or steps, not both
@@ -227,8 +228,12 @@ class TrainOptions:
         if self.progressive and not (self.steps and [0] < sorted(self.progressive)[0] and sorted(self.progressive)[-1] < [self.steps]):
             raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
         batches = [self.batch, *(stage[1] for stage in self.progressive)]
-        if self.freeze_encoder and not self.pretrained:
-            raise InputError("freeze_encoder: true without pretrained, expected a checkpoint whose encoder is kept")
+        if not self.moves or len(set(self.moves)) < len(self.moves):
+            raise InputError(f"moves: {self.moves}, expected one or more of encoder, transport_map, decoder, each once")
+        if len(self.moves) < 3 and not self.pretrained:
+            raise InputError(f"moves: {', '.join(self.moves)} without pretrained, expected a checkpoint that gives the other stages")
+        if "decoder" in self.moves and not self.objective.w_rec:
+            raise InputError("objective.w_rec: 0 but moves has the decoder, which nothing else trains")
         if self.balanced and any(batch % len(self.sources) for batch in batches):
             raise InputError(f"balanced: batches of {batches} with {len(self.sources)} sources, expected multiples of {len(self.sources)}")
         positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
