@@ -222,8 +222,8 @@ def smallest_curvature(potentials: Potentials, points: Tensor) -> float:
 
 
 def duality_gaps(truth: Gaussians, maps: Maps, potentials: Potentials, generator: torch.Generator, count: int = 1000,
-                 hessians: int = 64) -> dict[str, float]:
-    """gap_inner, gap_outer and bound, from `count` samples of each source, in float64.
+                 hessians: int | None = None) -> dict[str, float]:
+    """gap_inner, gap_outer and bound, from `count` samples of each source, beta from `hessians` of them (64 to 4, by dimension), in float64.
 
     Free potentials are made congruent first: the dual bounds nothing otherwise. L* = L(f, T*) is taken from the samples, so that
     both gaps are means of differences, sample by sample, from the inner minimum, none of them negative.
@@ -241,6 +241,7 @@ def duality_gaps(truth: Gaussians, maps: Maps, potentials: Potentials, generator
             return float((truth.lambdas * ((x - at).square().sum(2) / 2 - of_own_source(potentials, at)).mean(1)).sum())
 
     gap_inner, gap_outer = value(y) - value(best), value(true) - value(best)
+    hessians = hessians or max(4, min(64, 512 // x.shape[2]))
     between = torch.cat([(best + share * (other - best))[:, :hessians] for other in (y, true) for share in (0.0, 0.5, 1.0)], dim=1)
     beta = smallest_curvature(potentials, between)
     bound = 2 / beta * (math.sqrt(max(gap_inner, 0)) + math.sqrt(max(gap_outer, 0))) ** 2 if beta > 0 else math.inf
@@ -268,6 +269,11 @@ def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: i
     error = l2_uvp(truth, transported, x)
     return Row(dim, weights, means, instance, scheme, error, bw2_uvp(truth, transported), **gaps,
                error=error * float(truth.covariance.trace()) / 100, seconds=seconds)
+
+
+def default_steps(dim: int) -> int:
+    """Potential steps that keep the figures at the level of low dimensions, as measured."""
+    return max(1000, 1000 * dim // 64)
 
 
 def sampling_floor(dim: int, samples: int = 100_000) -> float:
@@ -322,15 +328,15 @@ def main() -> None:
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000, help="potential steps; each follows ten map steps")
+    parser.add_argument("--steps", type=int, help="potential steps; each follows ten map steps; by default 1000, above D = 64 in proportion to D")
     parser.add_argument("--jobs", type=int, default=torch.get_num_threads(), help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"), help="CSV file to write; the plot goes beside it")
     flags = parser.parse_args()
     if flags.quick:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
-    if min(*flags.dims, flags.instances, flags.steps, flags.jobs) < 1:
+    if min(*flags.dims, flags.instances, flags.jobs, flags.steps or 1) < 1 or flags.steps == 0:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
-    runs = [(dim, weights, means, instance, scheme, flags.steps) for instance in range(flags.instances) for weights in flags.weights
+    runs = [(dim, weights, means, instance, scheme, flags.steps or default_steps(dim)) for instance in range(flags.instances) for weights in flags.weights
             for means in flags.means for dim in flags.dims for scheme in flags.schemes]          # all cases once before any comes again
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
@@ -343,7 +349,7 @@ def main() -> None:
     print("floor of BW2-UVP at 100,000 samples: " + ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims))
     print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")
     if 2 in flags.dims:
-        plot_samples(flags.out.with_suffix(".png"), flags.steps // 4)
+        plot_samples(flags.out.with_suffix(".png"), (flags.steps or default_steps(2)) // 4)
 
 
 if __name__ == "__main__":
