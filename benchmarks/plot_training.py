@@ -45,7 +45,8 @@ def main() -> None:
         rows = [(int(row["step"]), float(row[column])) for row in losses if not math.isnan(float(row[column]))]
         return [step for step, _ in rows], [value for _, value in rows]
 
-    restoration.plot(*points("reconstruction"), linewidth=0.8)
+    if points("reconstruction")[0]:
+        restoration.plot(*points("reconstruction"), linewidth=0.8)
     restoration.set(ylabel="mean |restored - clean|", yscale="log", title="restoration loss (training patches)")
     for name in dict.fromkeys(row["set"] for row in validation):
         rows = [row for row in validation if row["set"] == name and row["psnr"]]
@@ -53,7 +54,8 @@ def main() -> None:
                   linewidth=2 if name == "average" else 1)
     psnr.set(ylabel="PSNR in dB", title="validation (first images of each set)")
     dual.plot(*points("dual"), linewidth=0.8, label="L(f, T) of the batches")
-    dual.plot(*points("inner_gap"), marker=".", linewidth=0.8, label="inner gap, estimate")
+    if points("inner_gap")[0]:
+        dual.plot(*points("inner_gap"), marker=".", linewidth=0.8, label="inner gap, estimate")
     dual.set(title="dual value and inner gap")
     congruence.plot(*points("congruence_error"), linewidth=0.8)
     congruence.set(title="congruence error, root mean square of $\\sum_k \\lambda_k f_k(b)$")
@@ -65,8 +67,10 @@ def main() -> None:
         potential.fill_between(steps, [m - s for m, s in zip(mean, spread)], [m + s for m, s in zip(mean, spread)], color=line.get_color(), alpha=0.15)
     cost.set(title="transport cost $C_k$ of each source")
     potential.set(title="$f_k$ on its own source: mean and spread")
-    for axis in figure.axes:
+    for axis in list(figure.axes):
         axis.set(xlabel="step")
+        if not axis.has_data():                                 # a run without decoder or without test sets
+            axis.remove()
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="x-small", ncols=2)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
