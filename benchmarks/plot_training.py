@@ -38,7 +38,7 @@ def main() -> None:
     if not losses or "dual" not in losses[0]:
         raise InputError(f"{arguments.folder / 'losses.csv'}: no steps or no column dual, expected a file that train.py wrote")
     sources = [column.removeprefix("cost_") for column in losses[0] if column.startswith("cost_")]
-    figure, ((restoration, psnr, dual), (congruence, cost, potential)) = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    figure, ((dual, cost, potential), (congruence, restoration, psnr)) = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
 
     def points(column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column where it has any."""
