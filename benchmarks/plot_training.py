@@ -45,22 +45,24 @@ def main() -> None:
         rows = [(int(row["step"]), float(row[column])) for row in losses if not math.isnan(float(row[column]))]
         return [step for step, _ in rows], [value for _, value in rows]
 
-    if points("reconstruction")[0]:
-        restoration.plot(*points("reconstruction"), linewidth=0.8)
+    def draw(axis, column: str, **style) -> None:
+        if points(column)[0]:
+            axis.plot(*points(column), linewidth=0.8, **style)
+
+    draw(restoration, "reconstruction")
     restoration.set(ylabel="mean |restored - clean|", yscale="log", title="restoration loss (training patches)")
     for name in dict.fromkeys(row["set"] for row in validation):
         rows = [row for row in validation if row["set"] == name and row["psnr"]]
         psnr.plot([int(row["step"]) for row in rows], [float(row["psnr"]) for row in rows], marker=".", label=name,
                   linewidth=2 if name == "average" else 1)
     psnr.set(ylabel="PSNR in dB", title="validation (first images of each set)")
-    dual.plot(*points("dual"), linewidth=0.8, label="L(f, T) of the batches")
-    if points("inner_gap")[0]:
-        dual.plot(*points("inner_gap"), marker=".", linewidth=0.8, label="inner gap, estimate")
+    draw(dual, "dual", label="L(f, T) of the batches")
+    draw(dual, "inner_gap", marker=".", label="inner gap, estimate")
     dual.set(title="dual value and inner gap")
-    congruence.plot(*points("congruence_error"), linewidth=0.8)
+    draw(congruence, "congruence_error")
     congruence.set(title="congruence error, root mean square of $\\sum_k \\lambda_k f_k(b)$")
     for name in sources:
-        cost.plot(*points(f"cost_{name}"), linewidth=0.8, label=name)
+        draw(cost, f"cost_{name}", label=name)
         steps, mean = points(f"potential_mean_{name}")
         spread = points(f"potential_spread_{name}")[1]
         (line,) = potential.plot(steps, mean, linewidth=0.8, label=name)
