@@ -22,8 +22,8 @@ estimate from samples, not a certificate.
 
 Schemes: exact (one map per source, congruence by construction); penalty (free potentials, 10 (sum_k lambda_k f_k)^2 over the
 batch); release (as the authors' code: one map and one potential step on each batch, RMSprop, the penalty on the batch's last
-sample); shared (one map for all sources, as BaryIR has it; it can work only where the sources lie apart, --means apart); identity (no
-training).
+sample); shared (one map for all sources, as BaryIR has it: it cannot serve sources that overlap; those of --means apart do not);
+identity (no training).
 """
 
 import argparse
