@@ -159,10 +159,10 @@ def train(
             for group in side.param_groups:
                 group["lr"] = rate * max(1e-3, 0.5 * (1 + math.cos(math.pi * step / steps)))
         x = truth.sample(batch, generator)
+        source, weights = labels(batch)
         potentials.requires_grad_(False)
         for _ in range(1 if release else map_steps):
             y = maps(x).flatten(0, 1)
-            source, weights = labels(x.shape[1])
             costs = transport_cost(x.flatten(0, 1), y, source, cost, gamma=0.0)["cost"]
             loss = transport_objective(costs, potentials(y), source, weights)
             map_optimizer.zero_grad()
@@ -334,7 +334,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.quick:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
-    if min(*flags.dims, flags.instances, flags.jobs, flags.steps or 1) < 1 or flags.steps == 0:
+    if min(*flags.dims, flags.instances, flags.jobs, 1 if flags.steps is None else flags.steps) < 1:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
     runs = [(dim, weights, means, instance, scheme, flags.steps or default_steps(dim)) for instance in range(flags.instances) for weights in flags.weights
             for means in flags.means for dim in flags.dims for scheme in flags.schemes]          # all cases once before any comes again

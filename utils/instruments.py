@@ -43,7 +43,7 @@ def inner_gap(net: BaryIR, potentials: torch.nn.Module, cost: Callable[[Tensor, 
 
     A copy of T takes a map step on each batch of `fit`, without the reconstruction term; L of T less L of the copy is then
     measured on the batches `held_out`. As the copy is no minimiser, d1 is larger than this, up to the noise of the samples,
-    which may also take it below zero. In exact arithmetic nothing of the run is changed.
+    which may also take it below zero. Nothing of the run is changed.
 
     Args:
         net, potentials: as they are; their parameters are frozen.
