@@ -26,7 +26,7 @@ from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, average_row, evaluate, restore
 from utils.images import PHOTOGRAPHS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
 from utils.metrics import Metrics
-from utils.options import DEFAULT_TILE, TestOptions, load_options
+from utils.options import TestOptions, load_options
 from utils.tables import (as_markdown, as_text, comparison_table, read_published, remarks, set_table, write_comparison_csv,
                           write_set_csv)
 
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             if options.save:
                 save_restored(folder / images.name, names[images.name][result.index], images, result, options.side_by_side)
 
-        rows = evaluate(net, sets, options.protocol, metrics, each, tile=options.tile, overlap=options.overlap, precision=options.precision)
+        rows = evaluate(net, sets, options.protocol, metrics, each, strip=options.strip, precision=options.precision)
     rows += [average] if (average := average_row(rows)) else []
 
     # Tables: ours, and the paper's with ours below.
@@ -132,8 +132,7 @@ def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], output: Path
             failures.append(str(error))
             continue
         degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            restored = restore(net, degraded, options.tile or DEFAULT_TILE, options.overlap)
+        restored = restore(net, degraded, options.strip, options.precision)
         photograph.write(restored[0].permute(1, 2, 0).cpu().numpy(), target)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {output}")
     if failures:

@@ -5,7 +5,7 @@
     decode:     b, residual r = z - b     -> restored image
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
             # Reflection on one axis needs the other one spelled out, too.
             x = F.pad(x, amounts + (0, 0) * (axis == 3), mode="reflect" if pad < size else "replicate")
     return x
+
+
+def call(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
 
 
 class BaryIR(nn.Module):
@@ -77,6 +81,7 @@ class BaryIR(nn.Module):
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
         self.multiple = 2**levels
+        self.width, self.widest = width, 2 * int(expansion * 2 * width)    # channels at full size: C, and the most (feed-forward, 2C)
         self.residual_scale = residual_scale
 
         # Setup encoder: image -> z.
@@ -116,43 +121,47 @@ class BaryIR(nn.Module):
         stage_of = {**dict.fromkeys(encoder, "encoder"), "transport_map": "transport_map"}
         return [p for name, p in self.named_parameters() if stage_of.get(name.partition(".")[0], "decoder") in stages]
 
-    def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, degraded: Tensor, run: Callable = call) -> tuple[Tensor, list[Tensor]]:
         """Image [B,3,H,W] in [0,1], any size -> source latent z [B,8C,ceil(H/8),ceil(W/8)] and the skips.
 
         The skips are the image itself (its size is the output's) and the features of each encoder level, finest first.
+        `run` calls a module, see forward.
         """
-        x = self.patch_embed(pad_to_multiple(degraded, self.multiple))
+        x = run(self.patch_embed, pad_to_multiple(degraded, self.multiple))
         skips = [degraded]
         for encoder, down in zip(self.encoder, self.down):
-            x = encoder(x)
+            x = run(encoder, x)
             skips.append(x)
-            x = down(x)
-        return self.latent_norm(self.latent(x)), skips
+            x = run(down, x)
+        return self.latent_norm(run(self.latent, x)), skips
 
-    def transport(self, z: Tensor) -> Tensor:
+    def transport(self, z: Tensor, run: Callable = call) -> Tensor:
         """Barycenter map T: source latent z -> barycenter latent b, both [B,8C,h,w]."""
-        return self.latent_norm(self.transport_map(z))
+        return self.latent_norm(run(self.transport_map, z.clone()))     # strips overwrite what a block is called with
 
-    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor]) -> Tensor:
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], run: Callable = call) -> Tensor:
         """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored image [B,3,H,W]."""
         degraded, *skips = skips
-        x = self.fuse(torch.cat([b, r], dim=1))                             # [B,4C,h,w]
-        residual = self.residual_in(r)                                      # [B,8C,h,w]
+        x = run(self.fuse, torch.cat([b, r], dim=1))                        # [B,4C,h,w]
+        residual = run(self.residual_in, r)                                 # [B,8C,h,w]
         for level in reversed(range(len(skips))):
-            x = self.up[level](x)
-            residual = self.residual_up[level](residual)
-            x = torch.cat([x, skips[level] + self.residual_scale * residual], dim=1)
-            x = self.decoder[level](self.reduce[level](x))
+            x = run(self.up[level], x)
+            residual = run(self.residual_up[level], residual)
+            x = torch.cat([x, torch.add(skips[level], residual, alpha=self.residual_scale)], dim=1)
+            x = run(self.decoder[level], run(self.reduce[level], x))
             if level > 0:                                                   # on to the next finer level
-                residual = self.residual_decoder[level - 1](self.residual_reduce[level - 1](residual))
-                x = self.bridge[level - 1](x)
-                residual = self.residual_bridge[level - 1](residual)
-        x = self.output(self.refinement(x))                                 # [B,3,padded H,padded W]
+                residual = run(self.residual_decoder[level - 1], run(self.residual_reduce[level - 1], residual))
+                x = run(self.bridge[level - 1], x)
+                residual = run(self.residual_bridge[level - 1], residual)
+        x = run(self.output, run(self.refinement, x))                       # [B,3,padded H,padded W]
         return x[..., :degraded.shape[-2], :degraded.shape[-1]] + degraded
 
-    def forward(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Degraded image [B,3,H,W] in [0,1] -> restored image [B,3,H,W] (not clipped), z and b [B,8C,h,w]."""
-        z, skips = self.encode(degraded)
-        b = self.transport(z)
-        restored = self.decode(b, z - b, skips)
+    def forward(self, degraded: Tensor, run: Callable = call) -> tuple[Tensor, Tensor, Tensor]:
+        """Degraded image [B,3,H,W] in [0,1] -> restored image [B,3,H,W] (not clipped), z and b [B,8C,h,w].
+
+        `run` calls a module: functools.partial(models.restormer.strips, rows=...) gives the same result in bounded memory.
+        """
+        z, skips = self.encode(degraded, run)
+        b = self.transport(z, run)
+        restored = self.decode(b, z - b, skips, run)
         return restored, z, b

@@ -1,7 +1,13 @@
 """Blocks of Restormer (Zamir et al., arXiv 2111.09881): layer norm, MDTA, GDFN, transformer block, down, up.
 
-Written from the paper's description. All convolutions are bias-free; tensors are [B,C,H,W].
+Written from the paper's description. All convolutions are bias-free; tensors are [B,C,H,W], fastest in channels-last layout.
+
+Every block also runs strip by strip (`strips`), without gradients, in place and exact: attention needs only sums over all pixels
+(statistics), so that a first pass over the strips adds them up and a second one applies them; a 3x3 convolution needs one row of the
+neighbouring strips. Nothing but the maps between the blocks is ever whole, so that memory is bounded, and the strips stay in the cache.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +19,29 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int] = (1, 1)) -> Tensor:
+    """3x3 convolution of each channel with its own filter. x: [B,C,H,W]. weight: [C,1,3,3]."""
+    return F.conv2d(x, weight, padding=padding, groups=len(weight))
+
+
+def depthwise_in_strips(x: Tensor, pointwise: Callable[[Tensor], Tensor], weight: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """depthwise(pointwise(x)) in strips of about `rows` rows, none of which is computed twice: yields rows and values.
+
+    Each strip lags one row behind the rows of x that were read, which x may therefore be overwritten with.
+    """
+    height = x.shape[2]
+    seen = None
+    for top in range(0, height, rows):
+        strip = pointwise(x[:, :, top:top + rows]).permute(0, 2, 3, 1)               # [B,rows,W,C]
+        edge = strip.new_zeros(strip[:, :1].shape)
+        first, last = top == 0, top + rows >= height
+        seen = torch.cat([edge if first else seen, strip, *([edge] if last else [])], dim=1)
+        start = 0 if first else top - 1
+        if seen.shape[1] > 2:                                   # not after a first strip of a single row
+            yield slice(start, start + seen.shape[1] - 2), depthwise(seen.permute(0, 3, 1, 2), weight, (0, 1))
+        seen = seen[:, -2:]
 
 
 class MDTA(nn.Module):
@@ -34,16 +63,43 @@ class MDTA(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv_depthwise(self.qkv(x)).chunk(3, dim=1)
-        q, k, v = (t.flatten(2).unflatten(1, (self.heads, -1)) for t in (q, k, v))    # [B,heads,C/heads,HW]
+        q, k, v = depthwise(self.qkv(x), self.qkv_depthwise.weight).chunk(3, dim=1)
+        return self.apply(self.mixing(*self.statistics(q, k)), v)
 
+    def statistics(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the pixels, float32, of q k^T [B,heads,C/heads,C/heads], q^2 and k^2 [B,heads,C/heads]. q, k: [B,C,H,W]."""
+        q, k = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (q, k))                 # [B,HW,C], views of channels-last tensors
+        # Head by head, as the batched product would copy q and k first.
+        products = [a.mT @ b for a, b in zip(q.chunk(self.heads, dim=2), k.chunk(self.heads, dim=2))]
+        squares = (t.float().square().sum(dim=1).unflatten(1, (self.heads, -1)) for t in (q, k))
+        return torch.stack(products, dim=1).float(), *squares
+
+    def mixing(self, qk: Tensor, qq: Tensor, kk: Tensor) -> Tensor:
+        """Attention and output projection as one matrix for each sample, [B,C,C] float32, from `statistics`."""
         # <q/|q|, k/|k|> = <q,k> / (|q| |k|): dividing the small product spares two normalised copies of the features.
-        q_norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True).clamp_min(1e-12)   # [B,heads,C/heads,1]
-        k_norm = torch.linalg.vector_norm(k, dim=-1, keepdim=True).clamp_min(1e-12)
-        similarity = (q @ k.mT) / q_norm / k_norm.mT                                  # [B,heads,C/heads,C/heads]
-        attention = (similarity * self.temperature).softmax(dim=-1)
+        q_norm, k_norm = (square.clamp_min(1e-24).sqrt() for square in (qq, kk))     # [B,heads,C/heads]
+        similarity = qk / q_norm[..., :, None] / k_norm[..., None, :]
+        attention = (similarity * self.temperature).softmax(dim=-1)                  # [B,heads,C/heads,C/heads]
+        projection = self.project_out.weight.flatten(1).unflatten(1, (self.heads, -1)).transpose(0, 1)    # [heads,C,C/heads]
+        return (projection @ attention).transpose(1, 2).flatten(2)
 
-        return self.project_out((attention @ v).reshape(x.shape))                     # [B,C,H,W]
+    @staticmethod
+    def apply(mixing: Tensor, v: Tensor) -> Tensor:
+        """[B,C,C] applied to the channels of each pixel of v [B,C,H,W]."""
+        tokens = v.permute(0, 2, 3, 1).flatten(1, 2) @ mixing.to(v.dtype).mT         # [B,HW,C]
+        return tokens.unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
+
+    def add_in_strips(self, x: Tensor, norm: LayerNorm, rows: int) -> None:
+        """x += forward(norm(x)): queries and keys in a first pass over the strips, values in a second one."""
+        pointwise_qk, pointwise_v = self.qkv.weight.tensor_split([2 * x.shape[1]])
+        depthwise_qk, depthwise_v = self.qkv_depthwise.weight.tensor_split([2 * x.shape[1]])
+        sums = None
+        for _, qk in depthwise_in_strips(x, lambda strip: F.conv2d(norm(strip), pointwise_qk), depthwise_qk, rows):
+            of_strip = self.statistics(*qk.chunk(2, dim=1))
+            sums = of_strip if sums is None else [total + part for total, part in zip(sums, of_strip)]
+        mixing = self.mixing(*sums)
+        for where, v in depthwise_in_strips(x, lambda strip: F.conv2d(norm(strip), pointwise_v), depthwise_v, rows):
+            x[:, :, where] += self.apply(mixing, v)
 
 
 class GDFN(nn.Module):
@@ -57,8 +113,16 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.depthwise(self.project_in(x)).chunk(2, dim=1)
+        return self.gate(depthwise(self.project_in(x), self.depthwise.weight))
+
+    def gate(self, hidden: Tensor) -> Tensor:
+        gate, value = hidden.chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * value)
+
+    def add_in_strips(self, x: Tensor, norm: LayerNorm, rows: int) -> None:
+        """x += forward(norm(x))."""
+        for where, hidden in depthwise_in_strips(x, lambda strip: self.project_in(norm(strip)), self.depthwise.weight, rows):
+            x[:, :, where] += self.gate(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -88,3 +152,31 @@ class Up(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+
+def strips(module: nn.Module, x: Tensor, rows: int) -> Tensor:
+    """module(x) of a block, a convolution or a chain of them, in strips of about `rows` rows, without gradients.
+
+    x: [B,C,H,W], overwritten by a block.
+    """
+    if isinstance(module, TransformerBlock):
+        module.attention.add_in_strips(x, module.norm1, rows)
+        module.feed_forward.add_in_strips(x, module.norm2, rows)
+        return x
+    if isinstance(module, nn.Sequential) and not isinstance(module, Up):
+        for part in module:
+            x = strips(part, x, rows)
+        return x
+    if isinstance(module, (nn.Identity, nn.PixelUnshuffle)):
+        return module(x)
+    height, out = x.shape[2], None
+    for top in range(0, height, rows):
+        first, last = max(0, top - 1), min(height, top + rows + 1)                  # a 3x3 convolution's neighbouring rows
+        strip = module(x[:, :, first:last])
+        scale = strip.shape[2] // (last - first)
+        if out is None:
+            size = (*strip.shape[:2], scale * height, strip.shape[3])
+            out = torch.empty(size, dtype=strip.dtype, device=strip.device, memory_format=torch.channels_last)
+        bottom = min(height, top + rows)
+        out[:, :, scale * top:scale * bottom] = strip[:, :, scale * (top - first):scale * (bottom - first)]
+    return out

@@ -1,4 +1,4 @@
-"""Protocols and metrics against scikit-image by hand, tiles, test.py's tables and files, restoring photographs."""
+"""Protocols and metrics against scikit-image by hand, strips, test.py's tables and files, restoring photographs."""
 
 import csv
 import re
@@ -12,6 +12,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from conftest import SMALL, run_script, write_image
+from models.baryir import BaryIR
+from utils import evaluation
 from utils.checkpoint import load_network
 from utils.errors import InputError
 from utils.evaluation import restore
@@ -167,27 +169,25 @@ def test_metrics_of_equal_images():
     assert Metrics().of_image("full", image, image) == {"psnr": np.inf, "ssim": 1.0}
 
 
-def test_tiles_of_a_local_operation_are_seamless():
-    """With a network that only looks at single pixels, tiles must give what the whole image gives."""
-    class Local(torch.nn.Module):
-        def forward(self, x):
-            return x.square() + 0.5, None, None
-
-    image = torch.rand(1, 3, 150, 91)
-    expected = image.square() + 0.5
-    for tile, overlap in ((64, 16), (70, 32), (100, 0)):
-        torch.testing.assert_close(restore(Local(), image, tile, overlap), expected)
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_strips_give_what_the_whole_image_gives(precision, tolerance):
+    torch.manual_seed(0)
+    net, image = BaryIR(**SMALL).eval(), torch.rand(1, 3, 50, 31)
+    whole = restore(net, image, 0, precision)
+    for strip in (1, 7, 64, "auto"):
+        torch.testing.assert_close(restore(net, image, strip, precision), whole, rtol=0, atol=tolerance)
 
 
-def test_tiles_bound_what_the_network_sees():
-    seen = []
-
-    def net(x):
-        seen.append(tuple(x.shape[-2:]))
-        return x, None, None
-
-    restore(net, torch.rand(1, 3, 150, 91), tile=64, overlap=16)
-    assert len(seen) == 3 * 2 and max(max(size) for size in seen) == 64
+def test_strips_bound_the_memory(monkeypatch):
+    """On a CPU the rows follow from the width; no convolution sees more of them, nor the whole image at once."""
+    net, seen = BaryIR(**SMALL).eval(), []
+    monkeypatch.setattr(evaluation, "CPU_STRIP", 8 * net.widest * 40 * 4)
+    assert evaluation.strip_rows(net, 64, 40, 4, torch.device("cpu")) == 8
+    assert evaluation.strip_rows(net, 8, 40, 4, torch.device("cpu")) == 0
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest, **how: seen.append(x.shape[2]) or convolve(x, *rest, **how))
+    restore(net, torch.rand(1, 3, 64, 40))
+    assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
 
 
 # Photographs: --input, --output.
@@ -236,10 +236,10 @@ def test_photographs_keep_their_form_and_names(tmp_path, checkpoint):
     assert np.abs(np.asarray(out["photo.jpg"], dtype=float) - expected).mean() < 6                  # JPEG
 
 
-def test_single_photograph_and_tiles(tmp_path, checkpoint):
+def test_single_photograph_in_strips(tmp_path, checkpoint):
     path = write_image(tmp_path / "photo.png", 70, 50)
     for target, expected in (("new/other.png", "new/other.png"), ("folder", "folder/photo.png")):
-        result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", path, "--output", tmp_path / target, "--set", "tile=32", "overlap=8")
+        result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", path, "--output", tmp_path / target, "--set", "strip=8")
         assert result.returncode == 0, result.stderr
         assert Image.open(tmp_path / expected).size == (70, 50)
 

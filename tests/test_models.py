@@ -1,13 +1,18 @@
 """The network against the authors' outputs, its stages, sizes and gradients; the potentials."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+import plain
 from conftest import SMALL
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
+from models.restormer import strips
 from utils.official import fill_reference, official_name
+
 
 @pytest.fixture(scope="module")
 def paper_net() -> BaryIR:
@@ -37,6 +42,36 @@ def test_parameter_count_and_official_names(paper_net):
     for name in ("barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight", "resup3_2.body.0.weight",
                  "reduce_chan_level2.weight", "resreduce_noise_level1.weight", "encoder_level3.5.attn.qkv_dwconv.weight"):
         assert name in names
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_textbook_form(memory_format):
+    """Outputs and gradients of the blocks as the papers write them (tests/plain.py)."""
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL).to(memory_format=memory_format), torch.rand(2, 3, 24, 40)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))       # norms and temperatures, too, are not what they begin with
+    expected = plain.network(net, degraded)
+    weights = [torch.randn_like(output) for output in expected]
+    gradients = [torch.autograd.grad(sum((w * output).sum() for w, output in zip(weights, outputs)), list(net.parameters()))
+                 for outputs in (net(degraded), expected)]
+    for output, reference in zip(net(degraded), expected):
+        assert (output - reference).abs().max() < 1e-4 * reference.abs().max()
+    for gradient, reference in zip(*gradients):
+        assert (gradient - reference).abs().max() < 1e-3 * reference.abs().max()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 40), (9, 30), (1, 50)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 100])
+def test_strips(size, rows):
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, *size)
+    before = degraded.clone()
+    with torch.no_grad():
+        for output, whole in zip(net(degraded, functools.partial(strips, rows=rows)), net(degraded)):
+            torch.testing.assert_close(output, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+    assert torch.equal(degraded, before)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -1,19 +1,24 @@
 """Restore the images of test sets and measure them; train.py validates with it, test.py makes the tables with it."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from data.datasets import ImageSet, bundled_depth
 from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
+from models.restormer import TransformerBlock, strips
 from utils.errors import InputError
 from utils.metrics import Metrics, crop_for
+
+CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
+LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
 
 @dataclass
@@ -61,37 +66,42 @@ def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.nda
     return degraded, clean
 
 
+def strip_rows(net: BaryIR, height: int, width: int, element: int, device: torch.device) -> int:
+    """Rows to compute at a time of an image of that many pixels, 0 for all: the same result in bounded memory.
+
+    On a CPU as many as keep a strip's widest map in the cache, which is the fastest, too; on CUDA all where they fit into the memory
+    that is free. element: bytes of a number.
+    """
+    row = net.widest * width * element                          # of the widest map at full size, which a strip holds about twice
+    if device.type == "cpu":
+        rows = max(CPU_STRIP // row, 2)
+    else:
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        maps = 8 * net.width * width * element * height         # what stays whole: the skips, both branches and their concatenation
+        if 3 * row * height + maps < 0.9 * free:
+            return 0
+        rows = max(int((0.9 * free - maps) / (3 * row)), 16)
+    return rows if rows < height else 0
+
+
 @torch.inference_mode()
-def restore(net: BaryIR, degraded: Tensor, tile: int = 0, overlap: int = 64) -> Tensor:
-    """Restore one image [1,3,H,W] in [0,1]; in overlapping tiles, linearly blended, where a side is above `tile` > 0."""
+def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Tensor:
+    """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time: 0 for all, auto as `strip_rows` chooses."""
     height, width = degraded.shape[-2:]
-    if not tile or max(height, width) <= tile:
-        return net(degraded)[0].float()
-    restored = torch.zeros(degraded.shape, device=degraded.device)
-    total = torch.zeros(1, 1, height, width, device=degraded.device)
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
-            piece = degraded[..., top:top + tile, left:left + tile]
-            rows, columns = (_ramp(n, overlap, degraded.device) for n in piece.shape[-2:])
-            weight = rows[:, None] * columns
-            restored[..., top:top + tile, left:left + tile] += weight * net(piece)[0]
-            total[..., top:top + tile, left:left + tile] += weight
-    return restored / total
+    bfloat16 = precision == "bfloat16"
+    rows = strip_rows(net, height, width, 2 if bfloat16 else 4, degraded.device) if strip == "auto" else strip
+    blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
+    with (torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16),
+          tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=height * width < LARGE) as bar):
+        def run(module: nn.Module, x: Tensor) -> Tensor:
+            x = strips(module, x, rows) if rows else module(x)
+            bar.update(sum(isinstance(part, TransformerBlock) for part in module.modules()))
+            return x
+
+        return net(degraded, run)[0].float()
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Evenly spread starts of the fewest tiles that cover `size` with at least `overlap` in common."""
-    count = max(1, math.ceil((size - overlap) / (tile - overlap)))
-    return [round(i * (size - tile) / (count - 1)) for i in range(count)] if count > 1 else [0]
-
-
-def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
-    """Weights that fall off linearly within `overlap` of both ends, never to zero."""
-    distance = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1)
-
-
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, tile: int = 0, overlap: int = 64,
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, strip: int | Literal["auto"] = "auto",
                 precision: str = "float32") -> Iterator[Restored]:
     """Restore and measure a set's images one by one."""
     device = next(net.parameters()).device
@@ -102,8 +112,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         if min(height, width) < smallest:
             raise InputError(f"{images.pairs[index].path}: {width}x{height} pixels are left by protocol {protocol}, too few to "
                              + ("restore" if clean is None else f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}"))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            restored = restore(net, to_tensor(degraded)[None].to(device), tile, overlap)
+        restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []

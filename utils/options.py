@@ -18,8 +18,6 @@ from utils.errors import InputError
 
 T = TypeVar("T")
 
-DEFAULT_TILE = 768      # of test.py --input where an option file sets no tile: photographs may have any number of pixels
-
 
 @dataclass
 class Network:
@@ -251,8 +249,8 @@ class TestOptions:
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    tile: int = 0                                           # restore larger images in tiles of this size; 0 = whole
-    overlap: int = 64                                       # pixels that neighbouring tiles share
+    # Rows of an image that are computed at a time, which bounds the memory, not the result: 0 = all; auto: utils.evaluation.strip_rows
+    strip: Literal["auto"] | int = "auto"
     metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml to print beside ours
     save: bool = True                                       # write the restored images
@@ -266,9 +264,8 @@ class TestOptions:
             raise InputError(f"sets: names {names}, expected a different name for each")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise InputError(f"metrics: {self.metrics}, expected one or more of psnr, ssim, lpips, fid, each once")
-        not_negative(self, "tile", "overlap")
-        if (self.tile or DEFAULT_TILE) < 2 * max(1, self.overlap):
-            raise InputError(f"tile: {self.tile or DEFAULT_TILE} with overlap {self.overlap}, expected at least twice the overlap")
+        if self.strip != "auto":
+            not_negative(self, "strip")
 
 
 def positive(options: Any, *names: str) -> None:
@@ -347,8 +344,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             choices = ", ".join(str(choice) for choice in arguments if choice != "")
             raise InputError(f"{where}: {value!r}, expected one of {choices}{_nearest(value, arguments)}")
         return value
-    if origin in (types.UnionType, typing.Union):           # the choice between a word and a list
-        return parse(arguments[isinstance(value, list)], value, f"{where}.")
+    if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
+        return parse(arguments[not isinstance(value, str)], value, f"{where}.")
     if kind is float and isinstance(value, str):            # PyYAML reads 2e-4 as a string
         try:
             value = float(value)
