@@ -19,12 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.datasets import ImageSet, open_test_sets
-from models.baryir import BaryIR
+from models.baryir import BaryIR, compile_stages
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, average_row, evaluate, restore
 from utils.images import PHOTOGRAPHS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
+from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.tables import (as_markdown, as_text, comparison_table, read_published, remarks, set_table, write_comparison_csv,
@@ -49,9 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
     options = load_options(TestOptions, flags.opt, flags.set + protocol)
     device = distributed.setup(options.device)[2]
+    if device.type == "cpu":
+        keep_freed_memory()
     if flags.input:
         jobs = find_photographs(flags.input, flags.output)
-        restore_photographs(load_network(options.checkpoint, device), jobs, flags.output, options)
+        restore_photographs(ready_network(options, device), jobs, flags.output, options)
         return
 
     # Setup test sets, metrics, checkpoint:
@@ -62,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "fid" in options.metrics and images.selected < 2 and images.pairs[0].clean:
             raise InputError(f"{options.file}: metrics: fid with one image in set {images.name}, expected at least 2")
     metrics = Metrics(options.metrics, device)
-    net = load_network(options.checkpoint, device)
+    net = ready_network(options, device)
 
     # Restore, measure, save:
     folder = Path(options.output) / options.name
@@ -92,6 +95,13 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     print(f"{total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
           + (f"; each image beside its input in {folder}/SET/side_by_side" if options.side_by_side and options.save else ""))
+
+
+def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
+    net = load_network(options.checkpoint, device)
+    if options.compile:
+        compile_stages(net, dynamic=True)
+    return net
 
 
 def find_photographs(source: Path, target: Path) -> list[tuple[Path, Path]]:

@@ -16,7 +16,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,24 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
+from data.transforms import to_batch
 from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
-from models.baryir import BaryIR
+from models.baryir import BaryIR, call, compile_stages
 from models.potentials import Potentials
 from utils import distributed
 from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import average_row, evaluate
-from utils.instruments import SourceStatistics, inner_gap
-from utils.options import TrainOptions, dump, load_options
+from utils.gradients import FlatGradients
+from utils.instruments import Means, SourceStatistics, inner_gap
+from utils.memory import keep_freed_memory, recompute
+from utils.options import Objective, TrainOptions, dump, load_options
 from utils.tables import write_csv
 
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
          "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]           # degraded, clean [B,3,P,P], source [B], weights [B]
+Terms = dict[str, torch.Tensor]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -65,7 +70,42 @@ def learning_rate_factor(options: TrainOptions, step: int, steps: int, steps_per
 
 def make_optimizer(options: TrainOptions, parameters: list, learning_rate: float) -> torch.optim.Optimizer:
     kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    return kind(parameters, lr=learning_rate, weight_decay=options.weight_decay)
+    fused = {} if options.optimizer == "rmsprop" else {"fused": True}            # torch has no fused RMSprop
+    return kind(parameters, lr=learning_rate, weight_decay=options.weight_decay, **fused)
+
+
+# Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
+def map_step(net: BaryIR, potentials: Potentials, moving: list[torch.nn.Parameter], gradients: FlatGradients, optimizer: torch.optim.Optimizer,
+             batch: Batch, objective: Objective, precision: str = "float32", clip: float = 0.0, run: Callable = call) -> tuple[Terms, Terms]:
+    degraded, clean, source, weights = batch
+    for parameter in moving:
+        parameter.requires_grad_(True)
+    with torch.autocast(degraded.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        z, skips = net.encode(degraded, run)
+        b = net.transport(z, run)
+        restored = net.decode(b, z - b, skips, run).float() if objective.w_rec else None
+    z, b = z.float(), b.float()
+    loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights,
+                                         objective.w_rec, objective.cost, objective.gamma, objective.tau)
+    norm = gradients.descend(loss, optimizer, clip)
+    net.requires_grad_(False)
+    return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}, samples
+
+
+# Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
+def potential_step(net: BaryIR, potentials: Potentials, gradients: FlatGradients, optimizer: torch.optim.Optimizer, batch: Batch,
+                   rho: float = 0.0, precision: str = "float32") -> Terms:
+    degraded, _, source, weights = batch
+    with torch.no_grad(), torch.autocast(degraded.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        z, _ = net.encode(degraded)
+        b = net.transport(z).float()                            # encoder and T only, never the decoder
+    potentials.requires_grad_(True)
+    f = potentials(b)
+    loss = potential_objective(f, source, weights, potentials.lambdas, rho)
+    norm = gradients.descend(loss, optimizer)
+    potentials.requires_grad_(False)
+    error = congruence_error(f.detach(), potentials.lambdas)
+    return {"potential_loss": loss.detach(), "congruence_error": error, "potential_gradient_norm": norm}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,6 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = load_options(TrainOptions, flags.opt, flags.set)
     rank, processes, device = distributed.setup(options.device)
     torch.manual_seed(options.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
     folder = Path(options.output) / options.name
     if not flags.dry_run and not flags.resume and (folder / "last.pth").exists():
         raise InputError(f"{folder} holds a run already: continue it with --resume, or give this one another name")
@@ -95,7 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     if flags.dry_run:
         check_all(sources + sets, decoding)
-    cache = decode_all(sources, decoding) if options.cache else {}
+    cache = {}
+    if options.cache and not flags.dry_run:
+        for turn in range(2):                                   # the first process decodes, the others map what it wrote
+            if turn == (rank > 0):
+                cache = decode_all(sources, decoding, folder / "decoded.bin")
+            distributed.wait()
     training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
     steps_per_epoch = len(training_set) / (options.batch * processes)           # in the first stage
@@ -124,74 +171,26 @@ def main(arguments: list[str] | None = None) -> None:
         net = net.to(memory_format=torch.channels_last)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
     deployed = ema.module if ema else net                       # what validation measures and checkpoints offer
-    bfloat16 = options.precision == "bfloat16"
+
+    if options.compile:
+        compile_stages(net)
+    run = {"none": call, "cheap": recompute, "all": functools.partial(recompute, everything=True)}[options.recompute]
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
     moving = net.stage_parameters(options.moves)
     map_optimizer = make_optimizer(options, moving, options.learning_rate)
     potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
+    map_gradients, potential_gradients = FlatGradients(moving), FlatGradients(list(potentials.parameters()))
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    of_sources = SourceStatistics([images.name for images in sources], device)
+    means, of_sources = Means(TERMS, device), SourceStatistics([images.name for images in sources], device)
 
-    def to_device(batch: tuple) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def to_device(batch: tuple) -> Batch:
         """A batch on the device: degraded, clean [B,3,P,P], source [B], and the weights lambda_k / (B p_k) [B]."""
         degraded, clean, source = (t.to(device, non_blocking=True) for t in batch)
-        if options.channels_last:
-            degraded = degraded.contiguous(memory_format=torch.channels_last)
+        degraded, clean = (to_batch(images, options.channels_last) for images in (degraded, clean))
         return degraded, clean, source, sample_weights(source, lambdas, probabilities)
-
-    def finite(terms: dict[str, torch.Tensor]) -> dict[str, float]:
-        """The terms as numbers, averaged over the processes; ends the run, before the update, where one is not finite."""
-        values = dict(zip(terms, distributed.average(torch.stack(list(terms.values()))).tolist()))
-        bad = ", ".join(f"{name} = {value}" for name, value in values.items() if not math.isfinite(value))
-        if bad:
-            last = folder / "last.pth"
-            raise InputError(f"step {step}: {bad}; " + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"))
-        return values
-
-    # Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
-    def map_step(batch: tuple) -> dict[str, float]:
-        degraded, clean, source, weights = to_device(batch)
-        for parameter in moving:
-            parameter.requires_grad_(True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            z, skips = net.encode(degraded)
-            b = net.transport(z)
-            restored = net.decode(b, z - b, skips).float() if options.objective.w_rec else None
-        z, b = z.float(), b.float()
-        loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights, options.objective.w_rec,
-                                             options.objective.cost, options.objective.gamma, options.objective.tau)
-        map_optimizer.zero_grad()
-        loss.backward()
-        net.requires_grad_(False)
-        distributed.average_gradients(moving)
-        norm = torch.nn.utils.clip_grad_norm_(moving, options.clip or math.inf)
-        values = finite({"map_loss": loss.detach(), **terms, "gradient_norm": norm})
-        map_optimizer.step()
-        if ema:
-            ema.update_parameters(net)
-        of_sources.add(samples["cost"], samples["potential"], source)
-        return values
-
-    # Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
-    def potential_step(batch: tuple) -> dict[str, float]:
-        degraded, _, source, weights = to_device(batch)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            z, _ = net.encode(degraded)
-            b = net.transport(z).float()                        # encoder and T only, never the decoder
-        potentials.requires_grad_(True)
-        f = potentials(b)
-        loss = potential_objective(f, source, weights, lambdas, rho)
-        potential_optimizer.zero_grad()
-        loss.backward()
-        potentials.requires_grad_(False)
-        distributed.average_gradients(potentials.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(potentials.parameters(), math.inf)
-        values = finite({"potential_loss": loss.detach(), "congruence_error": congruence_error(f.detach(), lambdas), "potential_gradient_norm": norm})
-        potential_optimizer.step()
-        return values
 
     # Inner gap: how far T is from the best map for these potentials, on patches that no step of the run sees.
     def measure_gap(batch: int, patch: int, learning_rate: float) -> float:
@@ -202,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
             degraded, _, source, weights = to_device(default_collate([training_set[request] for request in requests]))
             batches.append((degraded, source, weights))
         cost = functools.partial(transport_cost, cost=options.objective.cost, gamma=options.objective.gamma, tau=options.objective.tau)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             return inner_gap(net, potentials, cost, batches[:options.gap.steps], batches[options.gap.steps:], learning_rate)
 
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
@@ -262,10 +261,26 @@ def main(arguments: list[str] | None = None) -> None:
                         worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state
 
+    def take_step(batch: Batch, potentials_too: bool) -> None:
+        terms, samples = map_step(net, potentials, moving, map_gradients, map_optimizer, batch, options.objective, options.precision, options.clip, run)
+        if ema:
+            ema.update_parameters(net)
+        if potentials_too:
+            terms |= potential_step(net, potentials, potential_gradients, potential_optimizer, batch, rho, options.precision)
+        means.add(terms)
+        of_sources.add(samples["cost"], samples["potential"], batch[2])
+
+    def finite(terms: dict[str, float]) -> dict[str, float]:
+        """The terms; ends the run where one is not finite: no step was made along such a gradient."""
+        bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+        if bad:
+            last = folder / "last.pth"
+            raise InputError(f"step {step}: {bad}; " + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"))
+        return terms
+
     if flags.dry_run:
-        batch = next(iter(loader))
-        terms = map_step(batch) | potential_step(batch)
-        log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
+        take_step(to_device(next(iter(loader))), potentials_too=True)
+        log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in finite(means.report()).items()))
         return
 
     def save() -> None:
@@ -299,8 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
-    sums, seconds = dict.fromkeys(TERMS, 0.0), time.monotonic()
-    counts = dict.fromkeys(TERMS, 0)
+    seconds = time.monotonic()
     with tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar:
         for batch in loader:
             factor = learning_rate_factor(options, step, steps, steps_per_epoch)
@@ -308,29 +322,24 @@ def main(arguments: list[str] | None = None) -> None:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
 
-            terms = map_step(batch)
-            if (step + 1) % options.map_steps == 0 and "transport_map" in options.moves:
-                terms |= potential_step(batch)
-
             step += 1
+            take_step(to_device(batch), potentials_too=step % options.map_steps == 0 and "transport_map" in options.moves)
             if options.gap.every and step % options.gap.every == 0:
-                terms["inner_gap"] = measure_gap(*stages[0][1:], options.learning_rate * factor)
+                means.add({"inner_gap": measure_gap(*stages[0][1:], options.learning_rate * factor)})
             bar.update()
-            for name, value in terms.items():
-                sums[name] += value
-                counts[name] += 1
-            if step % options.log_every == 0 or step == steps:
-                means = {name: sums[name] / counts[name] if counts[name] else math.nan for name in TERMS}
-                sums, counts = dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0)
-                means |= of_sources.report()
-                bar.set_postfix({name: f"{means[name]:.3g}" for name in ("map_loss", "reconstruction", "dual", "potential_loss")})
+            reading = step % options.log_every == 0 or step == steps        # nothing waits for the device between two readings
+            if reading:
+                values = {**dict.fromkeys(TERMS, math.nan), **finite(means.report()), **of_sources.report()}
+                bar.set_postfix({name: f"{values[name]:.3g}" for name in ("map_loss", "reconstruction", "dual", "potential_loss")})
                 if rank == 0:
-                    log_file.write(f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in means.items()) + "\n")
+                    log_file.write(f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in values.items()) + "\n")
                     append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
-                                                       *(f"{value:.6g}" for value in means.values())))
+                                                       *(f"{value:.6g}" for value in values.values())))
             if sets and (step % options.validation.every == 0 or step == steps):
                 validate()
-            stopping = distributed.average(torch.tensor(float(bool(stop)), device=device)).item() > 0
+            stopping = bool(stop)
+            if processes > 1:                                               # all of them have to stop at the same step
+                stopping = reading and distributed.average_(torch.tensor(float(stopping), device=device)).item() > 0
             if step % options.save_every == 0 or step == steps or stopping:
                 save()
             if stopping:

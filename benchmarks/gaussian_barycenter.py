@@ -53,7 +53,7 @@ WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
 
 def smoothness(dim: int) -> float:
     """The length s over which maps and potentials vary: rough potentials make the bound loose, the more so in more dimensions."""
-    return max(2.0, math.sqrt(dim) / 2)
+    return max(2.5, math.sqrt(dim) / 2)
 
 
 class MLPs(nn.Module):

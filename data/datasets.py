@@ -3,20 +3,23 @@
 What is wrong with a set is one InputError.
 """
 
+import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data.degradations import DEGRADATIONS
 from data.files import LAYOUTS, MissingFolder, Pair, find_folder, find_images, match_pairs, near_miss, read_file_list
-from data.transforms import random_crop, random_dihedral, to_tensor
+from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, first_few
-from utils.images import read_image
+from utils.images import read_image, write_atomically
 
 def bundled_folder() -> Path:
     """Folder of the photographs that scikit-image ships."""
@@ -149,14 +152,33 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
     return sets
 
 
-def decode_all(sets: Sequence[ImageSet], progress: Callable) -> dict[Path, np.ndarray]:
-    """Decode every file of some sets in parallel; the arrays by path. InputError at the first unreadable file.
+def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> dict[Path, np.ndarray]:
+    """Every image of some sets by path, decoded into one memory-mapped file that processes and workers share.
 
-    `progress` wraps the iterator of files: progress(files, total).
+    A file that an earlier run left is used again where it holds the same images. InputError at the first unreadable one.
+    `progress` wraps the iterator of images: progress(images, total).
     """
     paths = sorted({path for images in sets for pair in images.pairs for path in (pair.degraded, pair.clean) if path})
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, progress(pool.map(read_image, paths), len(paths))))
+    stamps = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in paths]
+    index = file.with_suffix(".json")
+    known = json.loads(index.read_text(encoding="utf-8")) if index.exists() and file.exists() else {}
+    if known.get("files") != stamps:
+        shapes = []
+
+        def write(temporary: str) -> None:
+            with open(temporary, "wb") as target, ThreadPoolExecutor() as pool:
+                batches = (paths[start:start + 64] for start in range(0, len(paths), 64))            # never all of them in memory
+                for image in progress((image for batch in batches for image in pool.map(read_image, batch)), len(paths)):
+                    target.write(image.tobytes())
+                    shapes.append(image.shape)
+
+        index.unlink(missing_ok=True)
+        write_atomically(file, write)
+        known = {"files": stamps, "shapes": shapes}
+        write_atomically(index, lambda temporary: Path(temporary).write_text(json.dumps(known), encoding="utf-8"))
+    pixels = np.memmap(file, np.uint8, mode="r")
+    ends = np.cumsum([math.prod(shape) for shape in known["shapes"]])
+    return {path: part.reshape(shape) for path, part, shape in zip(paths, np.split(pixels, ends[:-1]), known["shapes"])}
 
 
 def check_all(sets: Sequence[ImageSet], progress: Callable) -> None:
@@ -176,7 +198,7 @@ class TrainingSet(Dataset):
     An item is requested as (index, position, patch): the place in the epoch's list, the running number of the sample in
     the training run, from which with `seed` all its randomness comes, and the patch size in pixels.
 
-    Returns degraded and clean [3,patch,patch] in [0, 1], and the source's index.
+    Returns degraded and clean [patch,patch,3] uint8, as they go to the device (data.transforms.to_batch), and the source's index.
     """
 
     def __init__(self, sources: list[ImageSet], repeats: list[int], seed: int, cache: dict[Path, np.ndarray] | None = None) -> None:
@@ -201,7 +223,8 @@ class TrainingSet(Dataset):
         degraded, clean = patches[0], patches[-1]
         if images.options.degradation:
             degraded = images.degrade(degraded, rng.choice(images.options.levels), rng)
-        return to_tensor(degraded), to_tensor(clean), source
+        degraded, clean = (torch.from_numpy(np.ascontiguousarray(image)) for image in (degraded, clean))
+        return degraded, clean, source
 
 
 class EpochSampler(Sampler):

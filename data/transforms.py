@@ -26,3 +26,9 @@ def random_dihedral(images: list[np.ndarray], rng: np.random.Generator) -> list[
 def to_tensor(image: np.ndarray) -> Tensor:
     """[H,W,3] uint8 -> [3,H,W] float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
+
+
+def to_batch(images: Tensor, channels_last: bool = True) -> Tensor:
+    """[B,H,W,3] uint8 -> [B,3,H,W] float32 in [0, 1], on the device where the images are."""
+    images = images.permute(0, 3, 1, 2).float() / 255
+    return images if channels_last else images.contiguous()

@@ -30,6 +30,12 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
+def compile_stages(net: "BaryIR", dynamic: bool = False) -> None:
+    """torch.compile of the three stages; dynamic: for images of any size, at the price of some speed, instead of anew for each."""
+    for stage in ("encode", "transport", "decode"):
+        setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic))
+
+
 class BaryIR(nn.Module):
     """All-in-one restoration with a latent split into barycenter and residual. The defaults are the paper's values.
 

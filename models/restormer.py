@@ -102,6 +102,27 @@ class MDTA(nn.Module):
             x[:, :, where] += self.apply(mixing, v)
 
 
+class Gate(torch.autograd.Function):
+    """gelu(one half of the channels) * other half, [B,2C,H,W] -> [B,C,H,W], which keeps its input alone and writes both halves' gradients
+    into one tensor."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden)
+        gate, value = hidden.chunk(2, dim=1)
+        return F.gelu(gate) * value
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        hidden, = ctx.saved_tensors
+        gate, value = hidden.chunk(2, dim=1)
+        of_hidden = torch.empty_like(hidden)
+        of_gate, of_value = of_hidden.chunk(2, dim=1)
+        torch.mul(gradient, F.gelu(gate), out=of_value)
+        torch.ops.aten.gelu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
+        return of_hidden
+
+
 class GDFN(nn.Module):
     """Gated-Dconv feed-forward network (Restormer, eq. 2): gelu(one half) * other half, `expansion` times as wide."""
 
@@ -113,16 +134,12 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(depthwise(self.project_in(x), self.depthwise.weight))
-
-    def gate(self, hidden: Tensor) -> Tensor:
-        gate, value = hidden.chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
+        return self.project_out(Gate.apply(depthwise(self.project_in(x), self.depthwise.weight)))
 
     def add_in_strips(self, x: Tensor, norm: LayerNorm, rows: int) -> None:
         """x += forward(norm(x))."""
         for where, hidden in depthwise_in_strips(x, lambda strip: self.project_in(norm(strip)), self.depthwise.weight, rows):
-            x[:, :, where] += self.gate(hidden)
+            x[:, :, where] += self.project_out(Gate.apply(hidden))
 
 
 class TransformerBlock(nn.Module):

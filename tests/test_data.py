@@ -14,7 +14,7 @@ from conftest import write_image
 from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
 from data.degradations import DEGRADATIONS, file_rng
 from data.files import match_pairs, near_miss
-from data.transforms import random_crop, random_dihedral
+from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
 from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
@@ -165,7 +165,7 @@ def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
         write_image(tmp_path / f"in/{i}.png", seed=i + 10)
     sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50]),
                folder_set(tmp_path, degraded="in", clean="clean")]
-    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda files, total: files) if cache else None)
+    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda files, total: files, tmp_path / "decoded.bin") if cache else None)
 
 
 def test_epoch_lists_each_image_repeat_times(tmp_path):
@@ -183,11 +183,32 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
         return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
 
     expected = batches(training_set, 0)
-    assert len(expected) == 12 and expected[0][0].shape == (4, 3, 16, 16) and expected[8][0].shape == (2, 3, 24, 24)
+    assert len(expected) == 12 and expected[0][0].shape == (4, 16, 16, 3) and expected[8][0].shape == (2, 24, 24, 3)
     for other in (batches(training_set, 2), batches(cached, 0), batches(training_set, 0, start=5)):
         for ours, theirs in zip(expected[-len(other):], other):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
     assert not torch.equal(expected[0][0], expected[1][0])
+
+
+def test_decoded_file_is_used_again_until_an_image_changes(tmp_path):
+    sources, file, decoded = two_sources(tmp_path).sources, tmp_path / "decoded.bin", []
+
+    def decode() -> dict:
+        return decode_all(sources, lambda images, total: decoded.append(total) or images, file)
+
+    first, again = decode(), decode()
+    assert decoded == [6] and first.keys() == again.keys()
+    assert all(np.array_equal(image, read_image(path)) and np.array_equal(image, again[path]) for path, image in first.items())
+    changed = write_image(tmp_path / "in/1.png", 30, 50, seed=99)
+    assert np.array_equal(decode()[changed], read_image(changed)) and decoded == [6, 6]
+
+
+def test_batches_become_images():
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    for channels_last in (True, False):
+        batch = to_batch(images, channels_last)
+        assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        assert torch.equal(batch, torch.stack([to_tensor(image.numpy()) for image in images]))
 
 
 def test_pair_gets_the_same_crop_and_turn(tmp_path):
@@ -283,7 +304,7 @@ def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
     training_set = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
                                 folder_set(tmp_path, degraded="in", clean="gt")], [1, 1], seed=0)
     mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # the same patch with and without noise
-    assert torch.equal(mixed[1], plain[1]) and 0 < (mixed[0] - plain[0]).abs().mean() < 3 / 255
+    assert torch.equal(mixed[1], plain[1]) and 0 < (mixed[0].float() - plain[0].float()).abs().mean() < 3
 
 
 @pytest.mark.parametrize("kind, level", [("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])

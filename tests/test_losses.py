@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from losses.barycenter import (COSTS, congruence_error, congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights,
                                source_weights, transport_cost)
 from losses.residual import contrastive, orthogonality
-from utils import distributed
+from utils.gradients import FlatGradients
 
 LAMBDAS, PROBABILITIES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
 
@@ -132,8 +132,7 @@ def toy_gradients(samples: slice) -> list[torch.Tensor]:
     weights = sample_weights(source, LAMBDAS.double(), PROBABILITIES.double())
     loss, _, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
     parameters = [*encoder.parameters(), *transport.parameters()]
-    loss.backward(inputs=parameters)
-    distributed.average_gradients(parameters)
+    FlatGradients(parameters).descend(loss, torch.optim.SGD(parameters, lr=0.0))
     return [p.grad for p in parameters]
 
 

@@ -218,7 +218,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
         return (loss * torch.nan if len(calls) == 3 else loss), *rest
 
     monkeypatch.setattr(train, "map_objective", third_is_nan)
-    with pytest.raises(InputError, match="step 2: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):
+    with pytest.raises(InputError, match="step 3: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):
         run(option_file(tmp_path, save_every=1))
     checkpoint = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
     assert checkpoint["step"] == 2 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())

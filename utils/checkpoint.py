@@ -43,4 +43,4 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
         net.load_state_dict(content["net"])
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: weights and network do not fit ({' '.join(str(error).split())[:300]})") from None
-    return net.eval().to(device)
+    return net.eval().to(device, memory_format=torch.channels_last)

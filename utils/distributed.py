@@ -1,13 +1,12 @@
-"""Several processes (torchrun): set-up, the gradient mean, and a gather through which gradients flow."""
+"""Several processes (torchrun): set-up, the mean over them, and a gather through which gradients flow."""
 
 import os
 import re
-from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.errors import InputError
 
@@ -42,6 +41,12 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    if is_distributed():
+        dist.barrier()
+
+
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -68,21 +73,9 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if is_distributed() else x
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients by their mean over the processes, in one flat all-reduce."""
-    if not is_distributed():
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def average(values: Tensor) -> Tensor:
-    """Mean of a tensor over the processes."""
+def average_(values: Tensor) -> Tensor:
+    """A tensor's mean over the processes, in its place."""
     if is_distributed():
         dist.all_reduce(values)
-        values = values / dist.get_world_size()
+        values /= dist.get_world_size()
     return values

@@ -90,15 +90,17 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     height, width = degraded.shape[-2:]
     bfloat16 = precision == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, degraded.device) if strip == "auto" else strip
-    blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
-    with (torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16),
-          tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=height * width < LARGE) as bar):
-        def run(module: nn.Module, x: Tensor) -> Tensor:
-            x = strips(module, x, rows) if rows else module(x)
-            bar.update(sum(isinstance(part, TransformerBlock) for part in module.modules()))
-            return x
+    with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16):
+        if not rows:
+            return net(degraded)[0].float()
+        blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
+        with tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=height * width < LARGE) as bar:
+            def run(module: nn.Module, x: Tensor) -> Tensor:
+                x = strips(module, x, rows)
+                bar.update(sum(isinstance(part, TransformerBlock) for part in module.modules()))
+                return x
 
-        return net(degraded, run)[0].float()
+            return net(degraded, run)[0].float()
 
 
 def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, strip: int | Literal["auto"] = "auto",

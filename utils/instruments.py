@@ -10,8 +10,29 @@ from torch import Tensor
 from losses.barycenter import transport_objective
 from models.baryir import BaryIR
 from utils import distributed
+from utils.gradients import FlatGradients
 
 Batch = tuple[Tensor, Tensor, Tensor]                           # degraded [B,3,P,P], source [B], weights [B]
+
+
+class Means:
+    """Means of named scalars since the last report, summed on the device, so that adding does not wait for it."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
+        self.counts = dict.fromkeys(names, 0)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
+    def report(self) -> dict[str, float]:
+        """The means over all processes of the names that have a value; starts anew."""
+        sums = distributed.average_(torch.stack(list(self.sums.values()))).tolist()
+        means = {name: value / count for (name, count), value in zip(self.counts.items(), sums) if count}
+        self.__init__(list(self.sums), next(iter(self.sums.values())).device)
+        return means
 
 
 class SourceStatistics:
@@ -29,7 +50,7 @@ class SourceStatistics:
 
     def report(self) -> dict[str, float]:
         """The columns' values over all processes, nan for a source without a sample; starts anew."""
-        means = distributed.average(self.sums)
+        means = distributed.average_(self.sums)
         self.sums = torch.zeros_like(means)
         values = []
         for count, cost, f, square in means.tolist():
@@ -51,7 +72,8 @@ def inner_gap(net: BaryIR, potentials: torch.nn.Module, cost: Callable[[Tensor, 
         learning_rate: of the copy's Adam steps.
     """
     moved = copy.deepcopy(net.transport_map).requires_grad_(True)
-    optimizer = torch.optim.Adam(moved.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(moved.parameters(), learning_rate, fused=True)
+    gradients = FlatGradients(list(moved.parameters()))
 
     def value(transport_map: torch.nn.Module, batch: Batch) -> Tensor:
         degraded, source, weights = batch
@@ -62,10 +84,7 @@ def inner_gap(net: BaryIR, potentials: torch.nn.Module, cost: Callable[[Tensor, 
             return transport_objective(cost(z, b, source)["cost"], potentials(b), source, weights)
 
     for batch in fit:
-        optimizer.zero_grad()
-        value(moved, batch).backward()
-        distributed.average_gradients(moved.parameters())
-        optimizer.step()
+        gradients.descend(value(moved, batch), optimizer)
     with torch.no_grad():
         gaps = [value(net.transport_map, batch) - value(moved, batch) for batch in held_out]
-    return float(distributed.average(torch.stack(gaps).mean()))
+    return float(distributed.average_(torch.stack(gaps).mean()))

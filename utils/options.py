@@ -181,7 +181,10 @@ class TrainOptions:
     seed: int = 0
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
-    channels_last: bool = False
+    channels_last: bool = True
+    compile: bool = False                                   # torch.compile of the transformer blocks
+    # What the backward pass computes again instead of keeping it: cheap: norms, depthwise convolutions, gates; all: every block
+    recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
     # Stages that the map step moves. T alone, with w_rec: 0: the barycenter of given sources P_k. The decoder alone: for a given T.
@@ -203,7 +206,7 @@ class TrainOptions:
     clip: float = 0.0                                       # largest gradient norm of a map step; 0 = no clipping
     ema: float = 0.0                                        # decay of the averaged weights; 0 = none
     workers: int = 4
-    cache: bool = False                                     # decode all images into memory first
+    cache: bool = False                                     # decode all images first, into a file that all workers map
     log_every: int = 50                                     # steps
     save_every: int = 1000
     gap: Gap = field(default_factory=Gap)
@@ -251,6 +254,7 @@ class TestOptions:
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     # Rows of an image that are computed at a time, which bounds the memory, not the result: 0 = all; auto: utils.evaluation.strip_rows
     strip: Literal["auto"] | int = "auto"
+    compile: bool = False                                   # torch.compile, for images of any size; whole images, not in strips
     metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml to print beside ours
     save: bool = True                                       # write the restored images
@@ -264,6 +268,10 @@ class TestOptions:
             raise InputError(f"sets: names {names}, expected a different name for each")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise InputError(f"metrics: {self.metrics}, expected one or more of psnr, ssim, lpips, fid, each once")
+        if self.compile and self.strip == "auto":
+            self.strip = 0
+        if self.compile and self.strip:
+            raise InputError(f"strip: {self.strip} with compile, expected 0")
         if self.strip != "auto":
             not_negative(self, "strip")
 

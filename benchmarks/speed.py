@@ -1,0 +1,235 @@
+"""Time of BaryIR against its textbook form (tests/plain.py): forward pass, both steps of the alternation, data, sizes of photographs.
+
+    python -m benchmarks.speed                                  the paper's size; about half an hour on two CPU cores
+    python -m benchmarks.speed --what forward --sizes 128
+
+Each figure is the median of its repetitions, each in a process of its own, the two sides in turn, after a pass that is not measured. Ours is what train.py and test.py run:
+channels-last layout, strips in inference on a CPU, freed memory kept on a CPU, and with --dtype bfloat16 autocast; the
+plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed, too: the operations at the rate of a large
+matrix product, the bytes of the feature maps at that of a large copy. Much of the plain form's time on a CPU is that of memory which the
+system hands out anew, page by page; how much varies from hour to hour (--keep).
+
+    forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, dynamic sizes, whole image
+    map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
+    potential_step  the same batch
+    step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
+    loading         30 samples of the training set, bundled photographs, decoded anew (plain) or cached (ours)
+    inference       one image of each of --sizes; the plain form up to 512, where its memory allows
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
+from models.baryir import BaryIR
+from models.potentials import Potentials
+from utils.errors import InputError, one_line_errors
+from utils.memory import keep_freed_memory
+from utils.tables import as_text, write_csv
+
+TESTS = Path(__file__).parents[1] / "tests"
+WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled", "step_recompute", "loading", "inference")
+SIZES = {"forward": 256, "forward_compiled": 256, "loading": 128}               # the steps: 128
+SOURCES = 5
+
+
+def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
+    import plain
+    from models.baryir import compile_stages
+    from utils.evaluation import restore
+
+    net, image = BaryIR().eval().to(device), torch.rand(1, 3, size, size, device=device)
+    if side == "plain":
+        return torch.inference_mode()(lambda: plain.network(net, image))
+    net = net.to(memory_format=torch.channels_last)
+    if device == "cpu":
+        keep_freed_memory()
+    if what == "forward_compiled":
+        compile_stages(net, dynamic=True)
+    strip = 0 if what == "forward_compiled" else "auto"
+    return lambda: restore(net, image, strip, dtype)
+
+
+def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
+    import plain
+    from losses.barycenter import sample_weights
+    from models.baryir import call, compile_stages
+    from train import map_step, potential_step
+    from utils.gradients import FlatGradients
+    from utils.memory import recompute
+    from utils.options import Objective
+
+    lambdas = torch.full((SOURCES,), 1 / SOURCES)
+    net, potentials = BaryIR().to(device), Potentials(lambdas).to(device)
+    degraded, clean = torch.rand(2, batch, 3, size, size, device=device)
+    source = torch.arange(batch, device=device) % SOURCES
+    weights = sample_weights(source, lambdas.to(device), lambdas.to(device))
+    if side == "ours":
+        if device == "cpu":
+            keep_freed_memory()
+        net = net.to(memory_format=torch.channels_last)
+        if what == "step_compiled":
+            compile_stages(net)
+    map_optimizer, potential_optimizer = (torch.optim.RMSprop(module.parameters(), 1e-5) for module in (net, potentials))
+    if side == "plain":
+        def maps() -> None:
+            plain.map_step(net, potentials, map_optimizer, degraded, clean, source, weights)
+
+        def potentials_too() -> None:
+            plain.potential_step(net, potentials, potential_optimizer, degraded, source, weights)
+    else:
+        moving = list(net.parameters())
+        gradients, of_potentials = FlatGradients(moving), FlatGradients(list(potentials.parameters()))
+        sample = degraded, clean, source, weights
+        objective = Objective(cost="mean_square")
+        net.requires_grad_(False)
+        potentials.requires_grad_(False)
+        run = recompute if what == "step_recompute" else call
+
+        def maps() -> None:
+            map_step(net, potentials, moving, gradients, map_optimizer, sample, objective, dtype, run=run)
+
+        def potentials_too() -> None:
+            potential_step(net, potentials, of_potentials, potential_optimizer, sample, precision=dtype)
+    if what == "map_step":
+        return maps
+    if what == "potential_step":
+        return potentials_too
+    return lambda: (maps(), potentials_too())
+
+
+def loading(side: str, size: int) -> Callable[[], None]:
+    from data.datasets import ImageSet, TrainingSet, decode_all
+    from utils.options import Source
+
+    options = Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.png"], degradation="noise", levels=[25])
+    sources = [ImageSet(options, ".", "bundled")]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {} if side == "plain" else decode_all(sources, lambda files, _: files, Path(folder) / "decoded.bin")
+    samples = TrainingSet(sources, [1], 0, cache)
+
+    def run() -> None:
+        for position in range(30):
+            samples[position % 3, position, size]
+    return run
+
+
+def measure(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> dict[str, float]:
+    """Seconds and the peak of resident memory in GB of this process, which has done nothing else."""
+    torch.manual_seed(0)
+    if device.startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if what == "loading":
+        run = loading(side, size)
+    elif what in ("forward", "forward_compiled", "inference"):
+        run = forward(side, what, size, device, dtype)
+    else:
+        run = training(side, what, size, device, dtype, batch)
+    run()
+    reset_peak_memory(device)
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return {"seconds": time.perf_counter() - start, "gigabytes": peak_memory(device) / 1e9}
+
+
+def floors(size: int, device: str) -> str:
+    """Seconds that the forward pass cannot beat: operations at the measured matrix rate, bytes at the measured copy rate."""
+    def seconds(run: Callable[[], object]) -> float:
+        times = []
+        for _ in range(10):
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    a = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16)
+    x = torch.rand(2**28, device=device)
+    flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
+    traffic = 0
+    net = BaryIR().to("meta")
+
+    def count(_, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal traffic
+        traffic += 2 * (inputs[0].numel() + output.numel())                     # bfloat16: read once, written once
+
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    net(torch.empty(1, 3, size, size, device="meta"))
+    return (f"floors of the forward pass at {size}x{size}: {1e12 * gflop(BaryIR, size) / flops:.2f} ms by operations ({flops / 1e12:.0f} TFLOP/s), "
+            f"{1e3 * traffic / bandwidth:.2f} ms by bytes ({bandwidth / 1e12:.2f} TB/s)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048], help="of the inference, multiples of 8")
+    parser.add_argument("--batch", type=int, default=3, help="of the steps")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--keep", action="store_true", help="the plain form keeps freed memory, too: what is left without the allocator's part")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--out", type=Path, default=Path("results/speed.csv"))
+    parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if min(flags.batch, flags.repeats, flags.threads) < 1 or any(size < 16 or size % 8 for size in flags.sizes):
+        raise InputError("expected --batch, --repeats, --threads from 1 on and --sizes that are multiples of 8")
+    torch.set_num_threads(flags.threads)
+    if flags.alone:
+        sys.path.insert(0, str(TESTS))
+        if flags.keep and flags.device == "cpu":
+            keep_freed_memory()
+        side, what, size = flags.alone
+        print(json.dumps(measure(side, what, int(size), flags.device, flags.dtype, flags.batch)))
+        return
+
+    def alone(side: str, what: str, size: int) -> dict[str, float]:
+        command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size), "--device", flags.device, "--dtype", flags.dtype,
+                   "--batch", str(flags.batch), "--threads", str(flags.threads), *["--keep"] * flags.keep]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {(result.stderr.strip().splitlines() or ['killed'])[-1]}")
+        return json.loads(result.stdout)
+
+    rows, lines = [], [["what", "size", "plain s", "ours s", "ratio", "plain GB", "ours GB"]]
+    for what in flags.what:
+        for size in flags.sizes if what == "inference" else [SIZES.get(what, 128)]:
+            runs = {"plain": [], "ours": []}
+            for _ in range(flags.repeats):
+                for side, results in runs.items():
+                    if side == "ours" or what != "inference" or size <= 512:
+                        results.append(alone(side, what, size))
+            plain, ours = ({key: statistics.median(result[key] for result in results) for key in results[0]} if results else None
+                           for results in runs.values())
+            ratio = plain["seconds"] / ours["seconds"] if plain else ""
+            rows.append([what, size, flags.device, flags.dtype, plain["seconds"] if plain else "", ours["seconds"], ratio])
+            lines.append([what, str(size), f"{plain['seconds']:.3g}" if plain else "-", f"{ours['seconds']:.3g}", f"{ratio:.2f}" if plain else "-",
+                          f"{plain['gigabytes']:.2f}" if plain else "-", f"{ours['gigabytes']:.2f}"])
+            print("  ".join(lines[-1]), file=sys.stderr, flush=True)
+            write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
+    print(as_text(lines))
+    if flags.device.startswith("cuda"):
+        print(floors(256, flags.device))
+    where = torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda") else f"{platform.machine()} CPU, {flags.threads} threads"
+    print(f"{flags.dtype}, batch {flags.batch} in the steps, {where}, torch {torch.__version__}, {date.today()}; {flags.out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,82 @@
+"""What the backward pass recomputes, gradients as one tensor, compiled stages."""
+
+import functools
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from conftest import SMALL
+from models.baryir import BaryIR, call, compile_stages
+from utils.gradients import FlatGradients
+from utils.memory import recompute
+
+
+def gradients(net: BaryIR, run=call) -> tuple[list[torch.Tensor], int]:
+    """Gradients of some loss, and the bytes of activations that the forward pass keeps."""
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(1)
+    degraded = torch.rand(2, 3, 48, 48)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        restored, z, b = net(degraded, run)
+    return torch.autograd.grad(restored.square().mean() + (z * b).mean(), list(net.parameters())), sum(kept.values())
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_recomputing_gives_the_same_gradients(everything):
+    torch.manual_seed(0)
+    net = BaryIR(**SMALL)
+    expected, _ = gradients(net)
+    ours, _ = gradients(net, functools.partial(recompute, everything=everything))
+    for gradient, reference in zip(ours, expected):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_flat_gradients_are_the_gradients():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+    loss = layers(torch.rand(2, 3, 6, 6)).square().sum()
+    expected = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
+    before = [p.detach().clone() for p in layers.parameters()]
+    norm = FlatGradients(list(layers.parameters())).descend(loss, torch.optim.SGD(layers.parameters(), lr=0.1), clip=0.5)
+    total = torch.cat([g.flatten() for g in expected]).norm()
+    assert total > 0.5
+    torch.testing.assert_close(norm, total)
+    for parameter, old, gradient in zip(layers.parameters(), before, expected):
+        torch.testing.assert_close(parameter, old - 0.1 * gradient * 0.5 / total)
+
+
+@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
+    layer = torch.nn.Linear(3, 2)
+    optimizer, flat = kind(layer.parameters(), 0.1, **how), FlatGradients(list(layer.parameters()))
+    x = torch.rand(4, 3)
+    flat.descend(layer(x).square().sum(), optimizer)
+    before = layer.weight.detach().clone()
+    assert not flat.descend(layer(x).square().sum() * factor, optimizer).isfinite()
+    assert torch.equal(layer.weight, before)
+    flat.descend(layer(x).square().sum(), optimizer)
+    assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before)
+
+
+def test_compiled_stages_take_images_of_any_size():
+    """The same results, and no graph for each new size."""
+    torch.manual_seed(0)
+    net = BaryIR(width=8, encoder_blocks=[1, 1], decoder_blocks=[1, 1], residual_blocks=[1], heads=[1, 2, 4], latent_blocks=1,
+                 transport_blocks=1, refinement_blocks=0).eval()
+    images = [torch.rand(1, 3, *size) for size in ((24, 40), (32, 64), (40, 36), (64, 48), (72, 52))]
+    with torch.inference_mode():
+        expected = [net(image)[0] for image in images]
+        compile_stages(net, dynamic=True)
+        counters.clear()
+        for number, (image, reference) in enumerate(zip(images, expected)):
+            torch.testing.assert_close(net(image)[0], reference, rtol=1e-4, atol=1e-5)
+            if number == 2:
+                graphs = counters["stats"]["unique_graphs"]
+        assert 3 <= graphs == counters["stats"]["unique_graphs"]

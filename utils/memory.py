@@ -1,0 +1,44 @@
+"""Memory of a training run: what is recomputed in the backward pass instead of kept, and what the allocator does with freed memory."""
+
+import ctypes
+import functools
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from models.restormer import TransformerBlock
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees (glibc), for runs on a CPU whose steps all need the same.
+
+    By default large blocks go back to the system and come again page by page, cleared, in every step: more work than the arithmetic.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)            # not in other C libraries
+        mallopt(-4, 0)                                          # M_MMAP_MAX: no block is mapped on its own
+        mallopt(-1, -1)                                         # M_TRIM_THRESHOLD: the heap does not shrink
+        mallopt(-2, 2**28)                                      # M_TOP_PAD: it grows in large pieces
+
+
+def _products_are_kept(_, operation, *arguments, **__) -> CheckpointPolicy:
+    dense = operation is torch.ops.aten.convolution.default and arguments[8] == 1
+    return CheckpointPolicy.MUST_SAVE if dense or operation is torch.ops.aten.bmm.default else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def recompute(module: nn.Module, x: Tensor, everything: bool = False) -> Tensor:
+    """module(x), keeping less for the backward pass of its transformer blocks.
+
+    Of a block, the results of 1x1 convolutions and matrix products are kept; norms, depthwise convolutions, gates are computed again.
+    everything: nothing but a block's input is kept, at the price of another forward pass.
+    """
+    if isinstance(module, TransformerBlock) and torch.is_grad_enabled():
+        contexts = {} if everything else {"context_fn": functools.partial(create_selective_checkpoint_contexts, _products_are_kept)}
+        return checkpoint(module, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            x = recompute(part, x, everything)
+        return x
+    return module(x)
