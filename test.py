@@ -50,8 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
     protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
     options = load_options(TestOptions, flags.opt, flags.set + protocol)
     device = distributed.setup(options.device)[2]
-    if device.type == "cpu":
-        keep_freed_memory()
     if flags.input:
         jobs = find_photographs(flags.input, flags.output)
         restore_photographs(ready_network(options, device), jobs, flags.output, options)
@@ -100,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
 def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
     net = load_network(options.checkpoint, device)
     if options.compile:
+        if device.type == "cpu":
+            keep_freed_memory()                                 # strips need little, whole images much
         compile_stages(net, dynamic=True)
     return net
 

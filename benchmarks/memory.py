@@ -20,7 +20,6 @@ from benchmarks.complexity import peak_memory, reset_peak_memory
 from models.baryir import BaryIR
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import restore
-from utils.memory import keep_freed_memory
 from utils.tables import as_text, write_csv
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -42,8 +41,6 @@ def measure(size: tuple[int, int], mode: str, device: str, dtype: str) -> tuple[
         with torch.inference_mode():
             plain.network(net, image)
     else:
-        if device == "cpu":
-            keep_freed_memory()
         restore(net.to(memory_format=torch.channels_last), image, "auto" if mode == "strips" else 0, dtype)
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)

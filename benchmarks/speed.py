@@ -3,9 +3,9 @@
     python -m benchmarks.speed                                  the paper's size; about half an hour on two CPU cores
     python -m benchmarks.speed --what forward --sizes 128
 
-Each figure is the median of its repetitions, each in a process of its own, the two sides in turn, after a pass that is not measured. Ours is what train.py and test.py run:
-channels-last layout, strips in inference on a CPU, freed memory kept on a CPU, and with --dtype bfloat16 autocast; the
-plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed, too: the operations at the rate of a large
+Each figure is the median of its repetitions, each in a process of its own, the two sides in turn, after a pass that is not measured. Ours is
+what train.py and test.py run: channels-last layout, on a CPU strips in inference, freed memory kept in training and with
+compile; with --dtype bfloat16 autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed, too: the operations at the rate of a large
 matrix product, the bytes of the feature maps at that of a large copy. Much of the plain form's time on a CPU is that of memory which the
 system hands out anew, page by page; how much varies from hour to hour (--keep).
 
@@ -53,9 +53,9 @@ def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callabl
     if side == "plain":
         return torch.inference_mode()(lambda: plain.network(net, image))
     net = net.to(memory_format=torch.channels_last)
-    if device == "cpu":
-        keep_freed_memory()
     if what == "forward_compiled":
+        if device == "cpu":
+            keep_freed_memory()
         compile_stages(net, dynamic=True)
     strip = 0 if what == "forward_compiled" else "auto"
     return lambda: restore(net, image, strip, dtype)

@@ -146,20 +146,23 @@ class BaryIR(nn.Module):
         return self.latent_norm(run(self.transport_map, z.clone()))     # strips overwrite what a block is called with
 
     def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], run: Callable = call) -> Tensor:
-        """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored image [B,3,H,W]."""
-        degraded, *skips = skips
+        """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored image [B,3,H,W].
+
+        The skips are taken from their list, which leaves the image alone there: each is freed as soon as it is used.
+        """
         x = run(self.fuse, torch.cat([b, r], dim=1))                        # [B,4C,h,w]
         residual = run(self.residual_in, r)                                 # [B,8C,h,w]
-        for level in reversed(range(len(skips))):
+        for level in reversed(range(len(self.up))):
             x = run(self.up[level], x)
             residual = run(self.residual_up[level], residual)
-            x = torch.cat([x, torch.add(skips[level], residual, alpha=self.residual_scale)], dim=1)
+            x = torch.cat([x, torch.add(skips.pop(), residual, alpha=self.residual_scale)], dim=1)
             x = run(self.decoder[level], run(self.reduce[level], x))
             if level > 0:                                                   # on to the next finer level
                 residual = run(self.residual_decoder[level - 1], run(self.residual_reduce[level - 1], residual))
                 x = run(self.bridge[level - 1], x)
                 residual = run(self.residual_bridge[level - 1], residual)
         x = run(self.output, run(self.refinement, x))                       # [B,3,padded H,padded W]
+        degraded, = skips
         return x[..., :degraded.shape[-2], :degraded.shape[-1]] + degraded
 
     def forward(self, degraded: Tensor, run: Callable = call) -> tuple[Tensor, Tensor, Tensor]:

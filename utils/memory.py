@@ -12,15 +12,16 @@ from models.restormer import TransformerBlock
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees (glibc), for runs on a CPU whose steps all need the same.
+    """Let the process keep the memory that it frees (glibc), for a CPU that needs the same again in each step.
 
-    By default large blocks go back to the system and come again page by page, cleared, in every step: more work than the arithmetic.
+    By default it goes back to the system and comes again page by page, cleared: often more work than the arithmetic. Strips need it
+    not, and with the maps of large photographs the heap would break up.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)            # not in other C libraries
         mallopt(-4, 0)                                          # M_MMAP_MAX: no block is mapped on its own
         mallopt(-1, -1)                                         # M_TRIM_THRESHOLD: the heap does not shrink
-        mallopt(-2, 2**28)                                      # M_TOP_PAD: it grows in large pieces
+        mallopt(-2, 2**26)                                      # M_TOP_PAD: it grows in large pieces
 
 
 def _products_are_kept(_, operation, *arguments, **__) -> CheckpointPolicy:
