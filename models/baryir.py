@@ -30,10 +30,10 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def compile_stages(net: "BaryIR", dynamic: bool = False) -> None:
+def compile_stages(net: "BaryIR", dynamic: bool = False, backend: str = "inductor") -> None:
     """torch.compile of the three stages; dynamic: for images of any size, at the price of some speed, instead of anew for each."""
     for stage in ("encode", "transport", "decode"):
-        setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic))
+        setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic, backend=backend))
 
 
 class BaryIR(nn.Module):

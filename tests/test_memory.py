@@ -12,28 +12,19 @@ from utils.gradients import FlatGradients
 from utils.memory import recompute
 
 
-def gradients(net: BaryIR, run=call) -> tuple[list[torch.Tensor], int]:
-    """Gradients of some loss, and the bytes of activations that the forward pass keeps."""
-    kept = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
+def gradients(net: BaryIR, run=call) -> tuple[torch.Tensor, ...]:
+    """Gradients of some loss of some images."""
     torch.manual_seed(1)
-    degraded = torch.rand(2, 3, 48, 48)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        restored, z, b = net(degraded, run)
-    return torch.autograd.grad(restored.square().mean() + (z * b).mean(), list(net.parameters())), sum(kept.values())
+    restored, z, b = net(torch.rand(2, 3, 24, 40), run)
+    return torch.autograd.grad(restored.square().mean() + (z * b).mean(), list(net.parameters()))
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_recomputing_gives_the_same_gradients(everything):
     torch.manual_seed(0)
     net = BaryIR(**SMALL)
-    expected, _ = gradients(net)
-    ours, _ = gradients(net, functools.partial(recompute, everything=everything))
-    for gradient, reference in zip(ours, expected):
+    ours = gradients(net, functools.partial(recompute, everything=everything))
+    for gradient, reference in zip(ours, gradients(net)):
         torch.testing.assert_close(gradient, reference)
 
 
@@ -66,17 +57,15 @@ def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
 
 
 def test_compiled_stages_take_images_of_any_size():
-    """The same results, and no graph for each new size."""
+    """The same results, and no graph for each new size. (PyTorch has other kernels below 20,480 numbers, as in tiny images.)"""
     torch.manual_seed(0)
-    net = BaryIR(width=8, encoder_blocks=[1, 1], decoder_blocks=[1, 1], residual_blocks=[1], heads=[1, 2, 4], latent_blocks=1,
+    net = BaryIR(width=8, encoder_blocks=[1, 0], decoder_blocks=[0, 0], residual_blocks=[0], heads=[1, 2, 4], latent_blocks=0,
                  transport_blocks=1, refinement_blocks=0).eval()
-    images = [torch.rand(1, 3, *size) for size in ((24, 40), (32, 64), (40, 36), (64, 48), (72, 52))]
+    images = [torch.rand(1, 3, *size) for size in ((112, 96), (128, 100), (96, 160), (124, 148))]
     with torch.inference_mode():
         expected = [net(image)[0] for image in images]
-        compile_stages(net, dynamic=True)
+        compile_stages(net, dynamic=True, backend="aot_eager")              # without the minutes of the default's C++
         counters.clear()
-        for number, (image, reference) in enumerate(zip(images, expected)):
+        for image, reference in zip(images, expected):
             torch.testing.assert_close(net(image)[0], reference, rtol=1e-4, atol=1e-5)
-            if number == 2:
-                graphs = counters["stats"]["unique_graphs"]
-        assert 3 <= graphs == counters["stats"]["unique_graphs"]
+        assert counters["stats"]["unique_graphs"] == 3
