@@ -339,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
                 validate()
             stopping = bool(stop)
             if processes > 1:                                               # all of them have to stop at the same step
-                stopping = reading and distributed.average_(torch.tensor(float(stopping), device=device)).item() > 0
+                stopping = (reading or device.type == "cpu") and distributed.average_(torch.tensor(float(stopping), device=device)).item() > 0
             if step % options.save_every == 0 or step == steps or stopping:
                 save()
             if stopping:

@@ -30,8 +30,9 @@ def call(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def compile_stages(net: "BaryIR", dynamic: bool = False, backend: str = "inductor") -> None:
-    """torch.compile of the three stages; dynamic: for images of any size, at the price of some speed, instead of anew for each."""
+def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "inductor") -> None:
+    """torch.compile of the three stages; dynamic: for images of any size from the first one on, else from the second size on."""
+    net.compiled = True
     for stage in ("encode", "transport", "decode"):
         setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic, backend=backend))
 
@@ -52,6 +53,8 @@ class BaryIR(nn.Module):
         expansion: hidden width of the feed-forward networks.
         residual_scale: factor of the residual branch where it joins the encoder's skip (0.8 in the release).
     """
+
+    compiled = False                # by compile_stages
 
     def __init__(
         self,

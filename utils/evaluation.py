@@ -86,10 +86,14 @@ def strip_rows(net: BaryIR, height: int, width: int, element: int, device: torch
 
 @torch.inference_mode()
 def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Tensor:
-    """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time: 0 for all, auto as `strip_rows` chooses."""
+    """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time: 0 for all, auto as `strip_rows` chooses.
+
+    A compiled network computes all rows at once.
+    """
     height, width = degraded.shape[-2:]
     bfloat16 = precision == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, degraded.device) if strip == "auto" else strip
+    rows = 0 if net.compiled else rows
     with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16):
         if not rows:
             return net(degraded)[0].float()

@@ -268,10 +268,8 @@ class TestOptions:
             raise InputError(f"sets: names {names}, expected a different name for each")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise InputError(f"metrics: {self.metrics}, expected one or more of psnr, ssim, lpips, fid, each once")
-        if self.compile and self.strip == "auto":
-            self.strip = 0
-        if self.compile and self.strip:
-            raise InputError(f"strip: {self.strip} with compile, expected 0")
+        if self.compile and self.strip not in ("auto", 0):
+            raise InputError(f"strip: {self.strip} with compile, which computes whole images, expected auto or 0")
         if self.strip != "auto":
             not_negative(self, "strip")
 
