@@ -178,7 +178,8 @@ def train(
         f = potentials(y)
         loss = potential_objective(f, *labels(x.shape[1]), lambdas, rho)
         if release:
-            loss = loss + congruence_penalty(f[-1:], lambdas, 10.0)
+            last = int(torch.randint(len(f), (), generator=generator))                 # of a shuffled batch; here they lie source by source
+            loss = loss + congruence_penalty(f[last:last + 1], lambdas, 10.0)
         potential_optimizer.zero_grad()
         loss.backward()
         potential_optimizer.step()
@@ -260,7 +261,7 @@ def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: i
         seconds = 0.0
     else:
         release = scheme == "release"
-        how = {"batch": 256, "learning_rate": 3e-4, "potential_learning_rate": 3e-4} if release else {}
+        how = {"batch": 256, "potential_learning_rate": 1e-3} if release else {}
         maps, potentials = train(truth, scheme, steps * 5 if release else steps, seed=instance, **how)
         seconds = time.monotonic() - start
         with torch.no_grad():
