@@ -3,6 +3,9 @@
     python test.py --opt options/test_real.yml                                   the option file's test sets
     python test.py --opt options/test_real.yml --input PATH --output PATH        a file or a folder of photographs
 
+A folder run that was interrupted goes on where it stopped: the same command again. What it cannot read is named, and the exit
+status is 3.
+
 Writes results/NAME/SET/ (restored images, PNG) and results/NAME/table.csv, table.md (per set: images, metrics of the input
 and of the restored images), and prints the table; beside the paper's published rows where the option file names them
 (comparison.csv).
@@ -22,13 +25,15 @@ from data.datasets import ImageSet, open_test_sets
 from models.baryir import BaryIR, compile_stages
 from utils import distributed
 from utils.checkpoint import load_network
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, count, first_few, one_line_errors, printable
 from utils.evaluation import Restored, average_row, evaluate, restore
-from utils.images import PHOTOGRAPHS, Photograph, list_images, save_image, to_image, to_uint8, write_atomically
+from utils.files import list_files, remove_partial, write_text
+from utils.images import save_image, to_image, to_uint8
 from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
-from utils.tables import (as_markdown, as_text, comparison_table, read_published, remarks, set_table, write_comparison_csv,
+from utils.photographs import LOSSY, PHOTOGRAPHS, Journal, Photograph
+from utils.tables import (as_markdown, as_text, comparison_table, markdown, read_published, remarks, set_table, write_comparison_csv,
                           write_set_csv)
 
 
@@ -39,6 +44,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--protocol", choices=("promptir", "baryir", "full"), help="override the option file's protocol")
     parser.add_argument("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, instead of the test sets")
     parser.add_argument("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
+    parser.add_argument("--keep-format", action="store_true", help="with --input: JPEG, WebP and GIF come back as such, not as PNG")
+    parser.add_argument("--overwrite", action="store_true", help="with --input: replace what is at --output")
     flags = parser.parse_args(arguments)
     if (flags.input is None) != (flags.output is None):
         parser.error("--input and --output belong together")
@@ -51,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = load_options(TestOptions, flags.opt, flags.set + protocol)
     device = distributed.setup(options.device)[2]
     if flags.input:
-        jobs = find_photographs(flags.input, flags.output)
-        restore_photographs(ready_network(options, device), jobs, flags.output, options)
+        jobs, others = find_photographs(flags.input, flags.output, flags.keep_format)
+        restore_photographs(jobs, others, flags, options, device)
         return
 
     # Setup test sets, metrics, checkpoint:
@@ -87,8 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_comparison_csv(folder / "comparison.csv", rows, published, options.protocol, options.checkpoint)
         comparison = [comparison_table(rows, published)]
     notes = remarks(rows, published, options.protocol, options.checkpoint, options.file)
-    text = "\n\n".join([*map(as_markdown, [set_table(rows, options.metrics), *comparison]), *notes]) + "\n"
-    write_atomically(folder / "table.md", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    write_text(folder / "table.md", "\n\n".join([*map(as_markdown, [set_table(rows, options.metrics), *comparison]), *map(markdown, notes)]) + "\n")
     text = "\n\n".join([*map(as_text, [set_table(rows, options.metrics, folder if options.save else None), *comparison]), "\n".join(notes)])
     print(text)
     print(f"{total} images in {time.monotonic() - start:.0f} s, {folder / 'table.csv'}"
@@ -104,49 +110,99 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
     return net
 
 
-def find_photographs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """Files to restore and where each goes: the same name below `target`, or `target` itself for a single file."""
+def find_photographs(source: Path, target: Path, keep_format: bool) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Files to restore and where each goes, and files that are no photographs.
+
+    A folder's photographs keep their names below `target`; lossy formats become PNG: a.jpg -> a.png, or a.jpg.png where an a.png is
+    there, too. A single file goes to `target` itself where that is an image's name, whose format it gets.
+    """
     if source.is_dir():
         if target.suffix.lower() in PHOTOGRAPHS and not target.is_dir():
             raise InputError(f"--output {target}: an image file, expected a folder for the folder {source}")
         if target.resolve() == source.resolve():
             raise InputError(f"--output {target}: would overwrite the images in {source}, expected another folder")
         # An earlier run's output below the input is not input.
-        jobs = [(path, target / path.relative_to(source)) for path in list_images(source, PHOTOGRAPHS) if target.resolve() not in path.resolve().parents]
-        if not jobs:
+        below = target.resolve().is_relative_to(source.resolve())
+        files = [path for path in list_files(source) if not (below and path.resolve().is_relative_to(target.resolve()))]
+        sources = [path for path in files if path.suffix.lower() in PHOTOGRAPHS]
+        if not sources:
             raise InputError(f"--input {source}: no images, expected {', '.join(sorted(PHOTOGRAPHS))}")
+        others = [path for path in files if path.suffix.lower() not in PHOTOGRAPHS]
+        names = [path.relative_to(source) for path in sources]
     elif source.is_file():
-        jobs = [(source, target if target.suffix.lower() in PHOTOGRAPHS else target / source.name)]
+        if source.suffix.lower() not in PHOTOGRAPHS:
+            raise InputError(f"--input {source}: no image by its name, expected {', '.join(sorted(PHOTOGRAPHS))}")
+        if target.suffix.lower() in PHOTOGRAPHS and not target.is_dir():
+            if target.suffix.lower() != source.suffix.lower() and ".npy" in (source.suffix.lower(), target.suffix.lower()):
+                raise InputError(f"--output {target}: an array and an image, expected the extension {source.suffix}")
+            return refuse_inputs([(source, target)], target), []
+        sources, others, names = [source], [], [Path(source.name)]
     else:
         raise InputError(f"--input {source}: no such file or folder")
+    unchanged = {name for name in names if keep_format or name.suffix.lower() not in LOSSY}
+    new = Counter(name.with_suffix(".png") for name in names if name not in unchanged)
+    jobs = []
+    for path, name in zip(sources, names):
+        png = name.with_suffix(".png")
+        alone = png not in unchanged and new[png] == 1
+        jobs.append((path, target / (name if name in unchanged else png if alone else name.with_name(f"{name.name}.png"))))
+    return refuse_inputs(jobs, target), others
+
+
+def refuse_inputs(jobs: list[tuple[Path, Path]], target: Path) -> list[tuple[Path, Path]]:
+    """The jobs; InputError where one's output is an input, or another's output."""
     inputs = {path.resolve() for path, _ in jobs}
+    places: dict[Path, Path] = {}
     for path, destination in jobs:
         if destination.resolve() in inputs:
             raise InputError(f"--output {target}: would overwrite {destination}, expected another place")
-        if destination.suffix.lower() != path.suffix.lower() and not source.is_dir():
-            raise InputError(f"--output {target}: another format than {path}, expected the extension {path.suffix}")
+        if (other := places.setdefault(destination, path)) != path:
+            raise InputError(f"--output {target}: {other} and {path} would both go to {destination}, expected another name for one of them")
     return jobs
 
 
-def restore_photographs(net: BaryIR, jobs: list[tuple[Path, Path]], output: Path, options: TestOptions) -> None:
-    """Restore photographs, each written in the form and under the name of its input.
+def restore_photographs(jobs: list[tuple[Path, Path]], others: list[Path], flags: argparse.Namespace, options: TestOptions, device: torch.device) -> None:
+    """Restore photographs, each written under the name that its job says; those that an earlier, interrupted run has done are left.
 
-    A file that cannot be read does not keep the others from being restored; all such files are named at the end.
+    A file that cannot be read does not keep the others from being restored; all such files are named.
     """
-    device = next(net.parameters()).device
+    journal = Journal(flags.input, flags.output, options.checkpoint) if flags.input.is_dir() else None
+    todo = jobs
+    if journal and not flags.overwrite:
+        todo = [job for job in jobs if not journal.has(*job)]
+    if not flags.overwrite and (there := [str(target) for _, target in todo if target.exists()]):
+        raise InputError(f"--output {flags.output}: {count(len(there), 'file')} there already: {first_few(there)}; expected --overwrite or another place")
+    for path in others:
+        print(printable(f"left out: {path}, no photograph by its name"))
+    net = ready_network(options, device)
     failures = []
-    for source, target in tqdm(jobs, desc=f"restoring on {device}", dynamic_ncols=True):
-        try:
-            photograph = Photograph.read(source)
-        except InputError as error:
-            failures.append(str(error))
-            continue
-        degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
-        restored = restore(net, degraded, options.strip, options.precision)
-        photograph.write(restored[0].permute(1, 2, 0).cpu().numpy(), target)
-    print(f"{len(jobs) - len(failures)} of {len(jobs)} images restored, in {output}")
+    if journal:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        remove_partial(flags.output, seconds=3600)                          # of killed runs; younger ones may be at work beside this one
+    with tqdm(todo, desc=f"restoring on {device}", dynamic_ncols=True) as bar:
+        for source, target in bar:
+            try:
+                photograph = Photograph.read(source)
+                for remark in photograph.remarks:
+                    bar.write(printable(f"{source}: {remark}"))
+                degraded = torch.from_numpy(photograph.pixels).permute(2, 0, 1)[None].to(device)
+                restored = restore(net, degraded, options.strip, options.precision)[0].permute(1, 2, 0).cpu().numpy()
+            except InputError as error:
+                failures.append(str(error) if str(source) in str(error) else f"{source}: {error}")
+                bar.write(printable(failures[-1]))
+                continue
+            except KeyboardInterrupt:
+                again = "; the same command goes on where it stopped" if journal else ""
+                raise InputError(f"interrupted before {source}{again}", status=130) from None
+            if journal:
+                target.unlink(missing_ok=True)
+                journal.add(source, target)
+            photograph.write(restored, target)
+    earlier = f"; {len(jobs) - len(todo)} by an earlier run" if len(jobs) > len(todo) else ""
+    left = f"; {count(len(others), 'file')} left out, no photographs" if others else ""
+    print(f"{len(todo) - len(failures)} of {len(jobs)} images restored, in {flags.output}{earlier}{left}")
     if failures:
-        raise InputError("; ".join(failures))
+        raise InputError(f"{len(failures)} of {len(jobs)} images not restored: {'; '.join(failures)}", status=3)
 
 
 def png_names(images: ImageSet) -> list[Path]:

@@ -2,7 +2,7 @@
 
     python train.py --opt options/train_5d.yml                                   one GPU, or a CPU
     torchrun --nproc_per_node 4 train.py --opt options/train_5d.yml              four GPUs
-    python train.py --opt options/train_5d.yml --resume                          continue exactly where it stopped
+    python train.py --opt options/train_5d.yml --resume                          continue exactly where it stopped, or was killed
     python train.py --opt options/train_5d.yml --dry-run                         check options and all images, save nothing
 
 Each batch trains two sides of   max_f min_T  sum_k lambda_k E_k[ C_k(z, T(z)) - f_k(T(z)) ],   sum_k lambda_k f_k = 0:
@@ -10,13 +10,17 @@ the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import math
+import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +29,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
+from data.datasets import EpochSampler, ImageSet, Reading, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
 from data.transforms import to_batch
 from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
 from models.baryir import BaryIR, call, compile_stages
 from models.potentials import Potentials
 from utils import distributed
-from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
-from utils.errors import InputError, one_line_errors
+from utils.checkpoint import load_network, newest_checkpoint, read_checkpoint, save_checkpoint
+from utils.errors import InputError, first_few, one_line_errors, printable
 from utils.evaluation import average_row, evaluate
-from utils.gradients import FlatGradients
+from utils.files import append_text, remove_partial, write_text
+from utils.gradients import FlatGradients, SkippedSteps
 from utils.instruments import Means, SourceStatistics, inner_gap
 from utils.memory import keep_freed_memory, recompute
 from utils.options import Objective, TrainOptions, dump, load_options
@@ -42,6 +47,9 @@ from utils.tables import write_csv
 
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
          "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
+# What makes a run: a checkpoint does not fit other networks, and with another of the rest it would be continued as another run.
+FIXED = ("network", "potentials", "optimizer", "ema")
+SAME_RUN = ("sources", "seed", "objective", "moves")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]           # degraded, clean [B,3,P,P], source [B], weights [B]
 Terms = dict[str, torch.Tensor]
 
@@ -50,7 +58,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
-    parser.add_argument("--resume", action="store_true", help="continue the run from its last.pth")
+    parser.add_argument("--resume", nargs="?", const="", metavar="PATH", help="continue the run, from its newest checkpoint that can be read or from PATH")
+    parser.add_argument("--allow-changes", action="store_true", help="with --resume: other sources, seed or objective than before, too")
     parser.add_argument("--dry-run", action="store_true", help="print options, data and one step's losses, decode every image")
     return parser.parse_args(arguments)
 
@@ -117,16 +126,18 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     folder = Path(options.output) / options.name
-    if not flags.dry_run and not flags.resume and (folder / "last.pth").exists():
+    resuming = flags.resume is not None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0     # torchrun --max-restarts
+    if not flags.dry_run and not resuming and any((folder / name).exists() for name in ("last.pth", "previous.pth")):
         raise InputError(f"{folder} holds a run already: continue it with --resume, or give this one another name")
+    if resuming and not flags.resume and not folder.exists():
+        raise InputError(f"--resume: no run {folder}, expected the name of one that was started")
     log_file = None
 
     def log(message: str) -> None:
         if rank == 0:
-            tqdm.write(message)
+            tqdm.write(printable(message) if "\n" not in message else message)
             if log_file:
-                log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-                log_file.flush()
+                append_text(log_file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     # Setup data:
     sources = [ImageSet(s, options.root, f"{options.file}: sources[{k}]") for k, s in enumerate(options.sources)]
@@ -159,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     except ValueError as error:
         raise InputError(f"{options.file}: network: {error}") from None
-    if options.pretrained and not flags.resume:
+    if options.pretrained and not resuming:
         try:
             net.load_state_dict(load_network(options.pretrained).state_dict())
         except RuntimeError:
@@ -184,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    means, of_sources = Means(TERMS, device), SourceStatistics([images.name for images in sources], device)
+    means, of_sources, skipped = Means(TERMS, device), SourceStatistics([images.name for images in sources], device), SkippedSteps()
 
     def to_device(batch: tuple) -> Batch:
         """A batch on the device: degraded, clean [B,3,P,P], source [B], and the weights lambda_k / (B p_k) [B]."""
@@ -205,46 +216,34 @@ def main(arguments: list[str] | None = None) -> None:
             return inner_gap(net, potentials, cost, batches[:options.gap.steps], batches[options.gap.steps:], learning_rate)
 
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
-    step, best, resumed = 0, -math.inf, ""
-    if flags.resume:
-        checkpoint = read_checkpoint(folder / "last.pth")
-        if "train" not in checkpoint:
-            raise InputError(f"{folder / 'last.pth'}: holds weights only, expected a checkpoint of train.py to resume from")
-        state = checkpoint["train"]
-        now = {**dataclasses.asdict(options), "processes": processes}
-        changed = {key: f"{key}: {state['options'].get(key)} -> {value}" for key, value in now.items() if state["options"].get(key) != value}
-        if fixed := changed.keys() & {"network", "potentials", "optimizer", "ema"}:
-            raise InputError(f"{options.file}: changed since {folder / 'last.pth'}: {changed[min(fixed)]}; a run cannot continue with it")
-        if (names := [s["name"] for s in state["options"]["sources"]]) != [images.name for images in sources]:
-            raise InputError(f"{options.file}: sources: {', '.join(images.name for images in sources)}, but {folder / 'last.pth'} was "
-                             f"trained on {', '.join(names)}; a run cannot continue with it")
-        net.load_state_dict(state["net"])
-        potentials.load_state_dict(state["potentials"])
-        map_optimizer.load_state_dict(state["map_optimizer"])
-        potential_optimizer.load_state_dict(state["potential_optimizer"])
-        for group in map_optimizer.param_groups + potential_optimizer.param_groups:
-            group["weight_decay"] = options.weight_decay
-        if ema:
-            ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["random"])
-        if device.type == "cuda" and state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], device)
-        step, best = checkpoint["step"], -math.inf if "validation" in changed else state["best"]
-        resumed = "; ".join([f"resumed {folder / 'last.pth'} at step {step}", *(f"changed {c}" for k, c in changed.items() if k != "file")])
-        del checkpoint, state
+    step, best, resumed = 0, -math.inf, []
+    if resuming:
+        found = (Path(flags.resume), read_checkpoint(flags.resume)) if flags.resume else newest_checkpoint(folder, resumed.append)
+        if found is None:
+            resumed.append(f"{folder} holds no checkpoint yet: the run begins anew")
+        else:
+            path, checkpoint = found
+            step, best, changes = resume(path, checkpoint, options, {"processes": processes, "samples_per_epoch": training_set.samples_per_epoch},
+                                         flags.allow_changes, net, potentials, ema, map_optimizer, potential_optimizer, device)
+            resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
+            if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists():
+                os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
+            del found, checkpoint
 
     # Setup logs, cut back to the step from which a resumed run continues:
     if rank == 0 and not flags.dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "options.yml").write_text(dump(options), encoding="utf-8")
-        log_file = open(folder / "train.log", "a", encoding="utf-8")
-        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns), step)
+        hold(folder)
+        remove_partial(folder)
+        write_text(folder / "options.yml", dump(options))
+        log_file = folder / "train.log"
+        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns, "skipped"), step)
         start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
 
     # Report what will run:
     log(dump(options).rstrip())
-    if resumed:
-        log(resumed)
+    for line in resumed:
+        log(line)
     for images, options_k, count, weight in zip(sources, options.sources, training_set.samples_per_epoch, lambdas.tolist()):
         log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
     for images in sets:
@@ -269,29 +268,44 @@ def main(arguments: list[str] | None = None) -> None:
             terms |= potential_step(net, potentials, potential_gradients, potential_optimizer, batch, rho, options.precision)
         means.add(terms)
         of_sources.add(samples["cost"], samples["potential"], batch[2])
+        skipped.add(*(terms[name] for name in ("gradient_norm", "potential_gradient_norm") if name in terms))
 
-    def finite(terms: dict[str, float]) -> dict[str, float]:
-        """The terms; ends the run where one is not finite: no step was made along such a gradient."""
-        bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
-        if bad:
-            last = folder / "last.pth"
-            raise InputError(f"step {step}: {bad}; " + (f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"))
-        return terms
+    # Steps whose loss or gradient was not finite: not applied; told when the losses are read; several in a row end the run.
+    def read_skipped() -> int:
+        numbers = skipped.read(step, options.skipped)
+        if numbers:
+            log(f"step {step}: {len(numbers)} not applied since the last reading, loss or gradient not finite: {first_few(map(str, numbers), 10)}")
+        if len(skipped.in_a_row) >= options.skipped:
+            lines = ["step,source,degraded,clean"]
+            for number in skipped.in_a_row:
+                for process in range(processes):
+                    for index, _, _ in next(iter(EpochSampler(groups, stages, steps, options.seed, number - 1, process, processes))):
+                        source, image = training_set.place(index)
+                        pair = sources[source].pairs[image]
+                        lines.append(",".join(f'"{name}"' for name in (number, sources[source].name, pair.degraded or "", pair.clean or "")))
+            if rank == 0:
+                write_text(folder / "not_finite.csv", "\n".join(lines) + "\n")
+            last = next((path for path in (folder / "last.pth", folder / "previous.pth") if path.exists()), None)
+            raise InputError(f"step {skipped.in_a_row[-1]}: loss or gradient not finite, {options.skipped} steps in a row; their files are in "
+                             f"{folder / 'not_finite.csv'}, {f'the last good checkpoint is {last}' if last else 'no checkpoint yet'}")
+        return len(numbers)
 
     if flags.dry_run:
         take_step(to_device(next(iter(loader))), potentials_too=True)
-        log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in finite(means.report()).items()))
+        if skipped.read(1, limit=2):
+            raise InputError(f"{options.file}: one step: loss or gradient not finite")
+        log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in means.report().items()))
         return
 
     def save() -> None:
         if rank == 0:
             weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
-            save_checkpoint(folder / "last.pth", {
+            save_checkpoint(folder / "last.pth", previous=folder / "previous.pth", content={
                 "net": weights, "network": dataclasses.asdict(options.network), "step": step,
                 "train": {
                     "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
                     "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
-                    "best": best, "options": {**dataclasses.asdict(options), "processes": processes},
+                    "best": best, "options": {**dataclasses.asdict(options), "processes": processes, "samples_per_epoch": training_set.samples_per_epoch},
                     "random": torch.get_rng_state(),
                     "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
                 },
@@ -315,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
     seconds = time.monotonic()
-    with tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar:
+    with tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar, losses_of_processes(training_set.reading):
         for batch in loader:
             factor = learning_rate_factor(options, step, steps, steps_per_epoch)
             for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
@@ -329,10 +343,10 @@ def main(arguments: list[str] | None = None) -> None:
             bar.update()
             reading = step % options.log_every == 0 or step == steps        # nothing waits for the device between two readings
             if reading:
-                values = {**dict.fromkeys(TERMS, math.nan), **finite(means.report()), **of_sources.report()}
+                values = {**dict.fromkeys(TERMS, math.nan), **means.report(), **of_sources.report(), "skipped": read_skipped()}
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in ("map_loss", "reconstruction", "dual", "potential_loss")})
                 if rank == 0:
-                    log_file.write(f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in values.items()) + "\n")
+                    append_text(log_file, f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in values.items()) + "\n")
                     append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
                                                        *(f"{value:.6g}" for value in values.values())))
             if sets and (step % options.validation.every == 0 or step == steps):
@@ -348,18 +362,90 @@ def main(arguments: list[str] | None = None) -> None:
     log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if best > -math.inf else ""))
 
 
+def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allow_changes: bool, net: BaryIR, potentials: Potentials,
+           ema: AveragedModel | None, map_optimizer: torch.optim.Optimizer, potential_optimizer: torch.optim.Optimizer,
+           device: torch.device) -> tuple[int, float, list[str]]:
+    """Put a run into the state of its checkpoint. Returns the step, the best validation PSNR and the options that differ, one text each.
+
+    InputError where the checkpoint is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a source is
+    listed may change). more: further facts of a run beside its options, by name.
+    """
+    try:
+        state, step = checkpoint["train"], int(checkpoint["step"])
+        then, now = state["options"], {**dataclasses.asdict(options), **more}
+        changed = {key: f"changed {key}: {then.get(key)} -> {value}" for key, value in now.items() if key != "file" and then.get(key, value) != value}
+        described = [[{key: value for key, value in source.items() if key != "repeat"} for source in side["sources"]] for side in (then, now)]
+        if "sources" in changed and described[0] == [{key: source[key] for key in known} for known, source in zip(described[0], described[1])]:
+            changed["sources"] = "changed sources: repeat " + ", ".join(f"{a['repeat']} -> {b['repeat']}" for a, b in zip(then["sources"], now["sources"]))
+        elif "sources" in changed and len(then["sources"]) != len(now["sources"]):
+            raise InputError(f"{options.file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; a run cannot continue with them")
+        for key in FIXED + (() if allow_changes else SAME_RUN):
+            if key in changed and not (key == "sources" and "repeat" in changed[key][:24]):
+                way = "a run cannot continue with it" if key in FIXED else "it would be another run; --allow-changes continues nevertheless"
+                raise InputError(f"{options.file}: {changed[key].removeprefix('changed ')}, since {path}; {way}")
+        net.load_state_dict(state["net"])
+        potentials.load_state_dict(state["potentials"])
+        map_optimizer.load_state_dict(state["map_optimizer"])
+        potential_optimizer.load_state_dict(state["potential_optimizer"])
+        for group in map_optimizer.param_groups + potential_optimizer.param_groups:
+            group["weight_decay"] = options.weight_decay
+        if ema:
+            ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["random"])
+        if device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], device)
+        return step, -math.inf if "validation" in changed else float(state["best"]), list(changed.values())
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, not weights only") from None
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), expected a checkpoint of train.py") from None
+
+
 def start_table(path: Path, columns: tuple, step: int) -> None:
     """Begin a CSV file, or cut an earlier one back to its rows up to `step`."""
     rows = []
     if step and path.exists():
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+            header, *rows = csv.reader(file)
+        rows = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]     # whole ones
+        columns = (*header, *(name for name in columns if name not in header))                                # of an earlier version
     write_csv(path, [columns, *rows])
 
 
 def append_row(path: Path, row: tuple) -> None:
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(row)
+    text = io.StringIO()
+    csv.writer(text).writerow(row)
+    append_text(path, text.getvalue())
+
+
+def hold(folder: Path) -> None:
+    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
+    try:
+        import fcntl
+
+        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):                  # which of them depends on the system
+        raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
+    except ImportError:                                         # not on this system
+        pass
+
+
+@contextlib.contextmanager
+def losses_of_processes(reading: Reading) -> Iterator[None]:
+    """The death of a DataLoader worker, with the file that it was reading, or of another process of torchrun, as an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?)(?: It is possible.*)?$", text):
+            files = [name for number in dead[1].split(",") if (name := reading.of(int(number)))]
+            raise InputError(f"a worker died ({dead[2].strip(' .').removeprefix('is ')}) while it read {' or '.join(files) or 'its first file'}; "
+                             "expected one that can be read, and enough memory (workers: 0 reads in the main process)") from None
+        if distributed.is_distributed() and not isinstance(error, torch.OutOfMemoryError):
+            raise InputError(f"process {torch.distributed.get_rank()}: another process ended, or cannot be reached ({text[:200]}); continue with --resume") from None
+        raise
 
 
 if __name__ == "__main__":

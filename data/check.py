@@ -20,7 +20,8 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from data.files import MissingFolder, list_others
 from utils.errors import InputError, count, first_few, one_line_errors
-from utils.images import read_image, write_atomically
+from utils.files import write_text
+from utils.images import read_image
 from utils.options import TestSet, TrainOptions, load_any
 
 LOSSY = ("JPEG", "MPO")         # formats, as Pillow calls them
@@ -114,7 +115,7 @@ def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool)
         if not write:
             return [f"{path}: not written, for the problems above"]
         text = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
-        write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+        write_text(path, text)
         print(f"manifest {path}: written, {count(len(digests), 'file')}; verify with the same command, or below {root} with sha256sum -c")
         return []
     recorded = {}

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from data.degradations import DEGRADATIONS
 from data.files import LAYOUTS, MissingFolder, Pair, find_folder, find_images, match_pairs, near_miss, read_file_list
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, first_few
-from utils.images import read_image, write_atomically
+from utils.files import inside_root, write_atomically, write_text
+from utils.images import read_image
 
 def bundled_folder() -> Path:
     """Folder of the photographs that scikit-image ships."""
@@ -54,26 +55,28 @@ class ImageSet:
         clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded_folder = options.degraded or layout.get("degraded")
         clean = degraded = self.folder = self.clean_folder = None
+        below = None if options.outside_root else Path(root)
         if options.bundled:
             self.folder = bundled_folder()
             clean = [self.folder / name for name in options.bundled]
             for path in clean:
-                if not path.is_file():
+                if path.parent != self.folder or not path.is_file():
                     raise InputError(f"{where}.bundled: scikit-image ships no {path.name}")
             if not options.degradation:
                 clean, degraded = None, clean
         else:
             if degraded_folder:
-                self.folder = find_folder(root, degraded_folder, f"{where}.degraded")     # names the images
-                degraded = find_images(self.folder, f"{where}.degraded")
+                self.folder = find_folder(root, degraded_folder, f"{where}.degraded", options.outside_root)     # names the images
+                degraded = find_images(self.folder, f"{where}.degraded", below)
             if clean_folder:
                 try:
-                    self.clean_folder = find_folder(root, clean_folder, f"{where}.clean")
+                    self.clean_folder = find_folder(root, clean_folder, f"{where}.clean", options.outside_root)
                 except MissingFolder as error:
                     raise InputError(str(error)) if degraded else error     # degraded images alone are no absent set
                 self.folder = self.folder or self.clean_folder
-                clean = find_images(self.clean_folder, f"{where}.clean")
+                clean = find_images(self.clean_folder, f"{where}.clean", below)
             if options.file_list:
+                inside_root(Path(root) / options.file_list, below, f"{where}.file_list: ")
                 files = degraded or clean
                 listed, absent = read_file_list(Path(root) / options.file_list, self.folder, files, f"{where}.file_list")
                 if absent:
@@ -175,7 +178,7 @@ def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> dict
         index.unlink(missing_ok=True)
         write_atomically(file, write)
         known = {"files": stamps, "shapes": shapes}
-        write_atomically(index, lambda temporary: Path(temporary).write_text(json.dumps(known), encoding="utf-8"))
+        write_text(index, json.dumps(known))
     pixels = np.memmap(file, np.uint8, mode="r")
     ends = np.cumsum([math.prod(shape) for shape in known["shapes"]])
     return {path: part.reshape(shape) for path, part, shape in zip(paths, np.split(pixels, ends[:-1]), known["shapes"])}
@@ -202,7 +205,7 @@ class TrainingSet(Dataset):
     """
 
     def __init__(self, sources: list[ImageSet], repeats: list[int], seed: int, cache: dict[Path, np.ndarray] | None = None) -> None:
-        self.sources, self.seed = sources, seed
+        self.sources, self.seed, self.reading = sources, seed, Reading()
         self.cache = cache or {}
         self.samples_per_epoch = [len(images) * repeat for images, repeat in zip(sources, repeats)]     # N_k
         self.ends = np.cumsum(self.samples_per_epoch)
@@ -210,21 +213,49 @@ class TrainingSet(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def place(self, index: int) -> tuple[int, int]:
+        """The number of an index's source, and that of its image there: each is listed `repeat` times an epoch."""
+        source = int(np.searchsorted(self.ends, index, side="right"))
+        return source, index % len(self.sources[source])
+
     def read(self, path: Path) -> np.ndarray:
+        self.reading.note(path)
         return self.cache[path] if path in self.cache else read_image(path)
 
     def __getitem__(self, request: tuple[int, int, int]) -> tuple[Tensor, Tensor, int]:
         index, position, patch = request
         rng = np.random.default_rng([self.seed, 0, position])
-        source = int(np.searchsorted(self.ends, index, side="right"))
+        source, number = self.place(index)
         images = self.sources[source]
-        on_disk = [image for image in images.read(index % len(images), self.read) if image is not None]    # `repeat` times an epoch
+        on_disk = [image for image in images.read(number, self.read) if image is not None]
         patches = random_dihedral(random_crop(on_disk, patch, rng), rng)
         degraded, clean = patches[0], patches[-1]
         if images.options.degradation:
             degraded = images.degrade(degraded, rng.choice(images.options.levels), rng)
         degraded, clean = (torch.from_numpy(np.ascontiguousarray(image)) for image in (degraded, clean))
         return degraded, clean, source
+
+
+class Reading:
+    """Which file each DataLoader worker has read last, in memory that they share: known still when a worker has died."""
+
+    def __init__(self, workers: int = 256) -> None:
+        self.names = torch.zeros(workers, 4096, dtype=torch.uint8).share_memory_()
+        self.workers = torch.zeros(workers, dtype=torch.int64).share_memory_()       # their process numbers
+
+    def note(self, path: Path) -> None:
+        worker = get_worker_info()
+        if worker and worker.id < len(self.workers):
+            name = os.fsencode(path)[:4095] + b"\0"
+            self.names[worker.id, :len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
+            self.workers[worker.id] = os.getpid()
+
+    def of(self, process: int) -> str:
+        """The file that a worker with this process number has read last, "" where none is known."""
+        for names, number in zip(self.names, self.workers.tolist()):
+            if number == process:
+                return os.fsdecode(bytes(names.tolist()).split(b"\0")[0])
+        return ""
 
 
 class EpochSampler(Sampler):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError, first_few
-from utils.images import EXTENSIONS, list_images
+from utils.files import inside_root, list_files
+from utils.images import EXTENSIONS
 
 # Folders of the public data sets below the root, as users of PromptIR, AdaIR and BaryIR have them (METHOD section 4).
 LAYOUTS = {
@@ -52,11 +53,15 @@ class MissingFolder(InputError):
     similar = False
 
 
-def find_folder(root: str, folders: str | list[str], where: str) -> Path:
-    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does."""
+def find_folder(root: str, folders: str | list[str], where: str, outside: bool = False) -> Path:
+    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does.
+
+    outside: a path or a link may lead out of the root; else InputError.
+    """
     candidates = [Path(root) / folder for folder in ([folders] if isinstance(folders, str) else folders)]
     for folder in candidates:
         if folder.is_dir():
+            inside_root(folder, None if outside else Path(root), f"{where}: ")
             return folder
     hints = [folder_hint(Path(root), folder) for folder in candidates]
     similar = next((hint for hint in hints if hint.startswith(", did you mean")), "")
@@ -86,9 +91,9 @@ def list_others(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() not in EXTENSIONS)
 
 
-def find_images(folder: Path, where: str) -> list[Path]:
-    """All images of a folder; InputError where it holds none. `where` names the option."""
-    files = list_images(folder)
+def find_images(folder: Path, where: str, below: Path | None = None) -> list[Path]:
+    """All images of a folder; InputError where it holds none, or a link out of the folder `below`. `where` names the option."""
+    files = list_files(folder, EXTENSIONS, below)
     if not files:
         raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     return files

@@ -175,17 +175,31 @@ def test_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="holds a run already: continue it with --resume"):
         run(opt)
     assert (tmp_path / "out/run/last.pth").read_bytes() == before
-    with pytest.raises(InputError, match="no such checkpoint"):
+    with pytest.raises(InputError, match="--resume: no run .*other, expected the name of one that was started"):
         run(opt, "--resume", "--set", "name=other")
 
 
 def test_resume_with_other_options(tmp_path):
     opt = option_file(tmp_path, steps=1)
     run(opt)
-    with pytest.raises(InputError, match="changed since .*last.pth: ema: 0.9 -> 0.5; a run cannot continue with it"):
-        run(opt, "--resume", "--set", "ema=0.5")
-    run(opt, "--resume", "--set", "steps=2")
-    assert "at step 1; changed steps: 1 -> 2" in (tmp_path / "out/run/train.log").read_text()
+    before = (tmp_path / "out/run/last.pth").read_bytes()
+    for change, message in (("ema=0.5", "ema: 0.9 -> 0.5, since .*last.pth; a run cannot continue with it"),
+                            ("potentials.congruence=penalty", "potentials: .*'exact'.* -> .*'penalty'.*; a run cannot continue with it"),
+                            ("sources.1.levels=[4]", "sources: .*; it would be another run; --allow-changes continues nevertheless"),
+                            ("sources.1.name=dark", "sources: .*; it would be another run"), ("seed=1", "seed: 0 -> 1, .*another run"),
+                            ("objective.gamma=0", "objective: .*another run")):
+        with pytest.raises(InputError, match=message):
+            run(opt, "--resume", "--set", change)
+    (content := yaml.safe_load(Path(opt).read_text()))["sources"].pop()
+    Path(opt).with_name("fewer.yml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="sources: 1, but .*last.pth was trained on 2; a run cannot continue with them"):
+        run(str(Path(opt).with_name("fewer.yml")), "--resume", "--allow-changes")
+    assert (tmp_path / "out/run/last.pth").read_bytes() == before
+    run(opt, "--resume", "--set", "steps=2", "sources.0.repeat=5")
+    log = (tmp_path / "out/run/train.log").read_text()
+    assert "at step 1; changed sources: repeat 3 -> 5, 4 -> 4; changed steps: 1 -> 2; changed samples_per_epoch: [3, 4] -> [5, 4]" in log
+    run(opt, "--resume", "--allow-changes", "--set", "steps=3", "seed=1", "sources.0.repeat=5")
+    assert "changed seed: 0 -> 1" in (tmp_path / "out/run/train.log").read_text()
 
 
 def test_resume_with_other_weights_keeps_the_congruence(tmp_path, monkeypatch):
@@ -194,34 +208,152 @@ def test_resume_with_other_weights_keeps_the_congruence(tmp_path, monkeypatch):
     run(opt)
     made, Potentials = [], train.Potentials
     monkeypatch.setattr(train, "Potentials", lambda *arguments, **names: made.append(Potentials(*arguments, **names)) or made[0])
-    run(opt, "--resume", "--set", "steps=2", "objective.lambdas=[1,3]")
+    run(opt, "--resume", "--allow-changes", "--set", "steps=2", "objective.lambdas=[1,3]")
     f = made[0](torch.randn(4, made[0].features[0].in_channels, 2, 2))
     assert (f * torch.tensor([0.25, 0.75])).sum(dim=1).abs().max() <= 1e-5 and f.abs().max() > 0
 
 
-def test_resume_from_a_broken_checkpoint_is_one_line(tmp_path):
-    opt = option_file(tmp_path, steps=1)
+def test_resume_takes_the_newest_checkpoint_that_can_be_read(tmp_path):
+    """Damaged after it was written, or lost between the renames: the one before, and the run ends with the same weights."""
+    opt = option_file(tmp_path, steps=4, save_every=1)
     run(opt)
-    path = tmp_path / "out/run/last.pth"
-    path.write_bytes(path.read_bytes()[:5000])
+    whole = state(tmp_path)
+    folder = tmp_path / "out/run"
+    assert torch.load(folder / "previous.pth", weights_only=True)["step"] == 3
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:5000]), Path.unlink):
+        damage(folder / "last.pth")
+        (folder / ".partial-abc.pth").write_bytes(b"a kill in the middle of a write")
+        with pytest.raises(InputError, match="holds a run already"):
+            run(opt)
+        run(opt, "--resume")
+        assert same(state(tmp_path), whole) and not list(folder.glob(".partial*"))
+        assert torch.load(folder / "previous.pth", weights_only=True)["step"] == 3                      # never replaced by the damaged one
+    assert "last.pth: cannot be read as a checkpoint (BadZipFile), expected a file of train.py; taking" in (folder / "train.log").read_text()
+    for name in ("last.pth", "previous.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:5000])
     result = shell(*command(opt, "--resume"))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "last.pth: cannot be read as a checkpoint" in result.stderr.splitlines()[-1]
+    assert "previous.pth: cannot be read as a checkpoint" in result.stderr.splitlines()[-1]
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    calls, map_objective = [], train.map_objective
+def test_resume_from_weights_or_another_run(tmp_path, checkpoint):
+    opt = option_file(tmp_path, steps=1)
+    run(opt)
+    with pytest.raises(InputError, match="net.pth: has no 'train', expected a checkpoint of train.py to resume from"):
+        run(opt, "--resume", str(checkpoint))
+    run(opt, "--resume", str(tmp_path / "out/run/last.pth"), "--set", "steps=2", "name=branch")      # from a path: the start of another run
+    assert torch.load(tmp_path / "out/branch/last.pth", weights_only=True)["step"] == 2
+    content = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
+    content["train"]["potentials"] = {"g": torch.zeros(3)}
+    torch.save(content, tmp_path / "out/run/last.pth")
+    with pytest.raises(InputError, match=r"last.pth: cannot be resumed from \(Error\(s\) in loading state_dict for Potentials"):
+        run(opt, "--resume", "--set", "steps=2")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    opt = option_file(tmp_path, steps=2)
+    run(opt, "--set", "name=whole")
+    (tmp_path / "out/run").mkdir()
+    run(opt, "--resume")
+    assert same(state(tmp_path, "whole")["net"], state(tmp_path)["net"])
+    assert "holds no checkpoint yet: the run begins anew" in (tmp_path / "out/run/train.log").read_text()
+
+
+@pytest.mark.parametrize("side", ["map_objective", "potential_objective"])
+def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
+    """Step 3 of 6 is not applied, is counted and is no part of the means; the others go on."""
+    calls, objective = [], getattr(train, side)
 
     def third_is_nan(*arguments):
         calls.append(None)
-        loss, *rest = map_objective(*arguments)
-        return (loss * torch.nan if len(calls) == 3 else loss), *rest
+        result = objective(*arguments)
+        if len(calls) != 3:
+            return result
+        return (result[0] * torch.nan, *result[1:]) if isinstance(result, tuple) else result * torch.nan
 
-    monkeypatch.setattr(train, "map_objective", third_is_nan)
-    with pytest.raises(InputError, match="step 3: map_loss = nan, gradient_norm = nan; the last good checkpoint is .*last.pth"):
-        run(option_file(tmp_path, save_every=1))
+    monkeypatch.setattr(train, side, third_is_nan)
+    run(option_file(tmp_path, log_every=3))
     checkpoint = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
-    assert checkpoint["step"] == 2 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
+    assert checkpoint["step"] == 6 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
+    table = rows(tmp_path / "out/run/losses.csv")
+    assert [row["skipped"] for row in table] == ["1", "0"]
+    assert all(float(table[0][name]) == float(table[0][name]) for name in ("map_loss", "potential_loss", "gradient_norm"))
+    assert "step 3: 1 not applied since the last reading, loss or gradient not finite: 3" in (tmp_path / "out/run/train.log").read_text()
+
+
+def test_a_series_of_steps_that_are_not_finite_ends_the_run(tmp_path, monkeypatch):
+    calls, map_objective = [], train.map_objective
+
+    def nan_from_the_third(*arguments):
+        calls.append(None)
+        loss, *rest = map_objective(*arguments)
+        return (loss * torch.nan if len(calls) >= 3 else loss), *rest
+
+    monkeypatch.setattr(train, "map_objective", nan_from_the_third)
+    with pytest.raises(InputError, match="step 5: loss or gradient not finite, 3 steps in a row; their files are in .*not_finite.csv, the last good "
+                                         "checkpoint is .*last.pth"):
+        run(option_file(tmp_path, steps=8, save_every=2, log_every=5, skipped=3))
+    checkpoint = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
+    assert checkpoint["step"] == 4 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
+    first = torch.load(tmp_path / "out/run/previous.pth", weights_only=True)
+    assert same(first["train"]["net"], checkpoint["train"]["net"]) and same(first["train"]["map_optimizer"]["state"], checkpoint["train"]["map_optimizer"]["state"])
+    files = rows(tmp_path / "out/run/not_finite.csv")
+    assert [row["step"] for row in files] == ["3", "3", "4", "4", "5", "5"]
+    assert all(row["source"] in ("noise", "lowlight") and row["clean"].endswith("coffee.png") for row in files)
+
+
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
+    """A file may have 2 MB: the checkpoint has more."""
+    opt = option_file(tmp_path, steps=3, save_every=2)
+    limited = ["bash", "-c", 'ulimit -f 2000; exec "$@"', "bash"]
+    result = shell(*limited, *command(opt))
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert re.search("error: .*last.pth: .*(large|written)", result.stderr.splitlines()[-1])
+    assert not list((tmp_path / "out/run").glob("*.pth")) and not list((tmp_path / "out/run").glob(".partial*"))
+    assert shell(*command(opt, "--resume")).returncode == 0     # with room again
+    shell(*command(opt, "--set", "name=whole"))
+    assert same(state(tmp_path)["net"], state(tmp_path, "whole")["net"])
+
+
+def test_one_process_to_a_folder(tmp_path):
+    opt = option_file(tmp_path, steps=100_000)
+    process = subprocess.Popen(command(opt), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not (tmp_path / "out/run/losses.csv").exists():
+        time.sleep(0.1)
+    with pytest.raises(InputError, match="out/run: another process trains there, expected another name"):
+        run(opt, "--resume")
+    process.send_signal(signal.SIGINT)
+    assert "stopped by SIGINT" in process.communicate(timeout=60)[1]
+
+
+def test_a_worker_that_dies_is_reported_with_its_file(tmp_path, public_tree):
+    opt = option_file(tmp_path, root=str(public_tree), sources=[{"type": "lowlight"}], workers=1, steps=1000)
+    dies = ("import os, signal, sys; import data.datasets as d; read = d.read_image\n"
+            "def die(path):\n    os.kill(os.getpid(), signal.SIGKILL) if 'high' in str(path) else None\n    return read(path)\n"
+            "d.read_image = die; import train; from utils.errors import one_line_errors\n"
+            "with one_line_errors():\n    train.main(sys.argv[1:])")
+    result = shell(sys.executable, "-c", dies, *command(opt)[2:])
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(r"error: a worker died \((killed by signal: Killed|exited unexpectedly)\) while it read .*lowlight/high/2.png; expected one", result.stderr.splitlines()[-1])
+
+
+def test_the_death_of_one_process_ends_all(tmp_path):
+    """Under torchrun; a restart resumes."""
+    opt = option_file(tmp_path, steps=100_000, batch=1, save_every=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(opt)[1:]]
+    process = subprocess.Popen(torchrun, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (tmp_path / "out/run/last.pth").exists():
+        time.sleep(0.1)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    start = time.monotonic()
+    os.kill(children[1], signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and time.monotonic() - start < 60
+    assert re.search(r"error: (process 0: another process ended|stopped by SIGTERM)", errors), errors
+    step = torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"]
+    result = shell(*torchrun[:6], *command(opt, "--resume", "--set", f"steps={step + 1}")[1:], OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] == step + 1
 
 
 def test_penalty_and_other_options_run(tmp_path):

@@ -6,13 +6,21 @@ from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
-    """Wrong input or options. The message is one line: where, what was found, what was expected."""
+    """Wrong input or options. The message is one line: where, what was found, what was expected. `status` is the script's exit status."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, status: int = 1) -> None:
+        self.status = status
         if message.startswith("Caught InputError in DataLoader worker"):    # re-raised with its traceback: the last line is ours
             message = message.strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
-        # Names out of files may hold anything: nothing in them starts a new line or moves the terminal's cursor.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        super().__init__(printable(message))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.status)
+
+
+def printable(text: str) -> str:
+    """A text in which nothing starts a new line or moves the terminal's cursor: names of and out of files may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_few(names: Iterable[str], count: int = 3) -> str:
@@ -35,9 +43,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        message, status = str(error), 1
+        message, status = str(error), error.status
     except OSError as error:
-        message, status = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
+        message, status = printable(f"{error.filename}: {error.strerror}" if error.filename else str(error)), 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     else:

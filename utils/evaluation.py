@@ -88,12 +88,35 @@ def strip_rows(net: BaryIR, height: int, width: int, element: int, device: torch
 def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Tensor:
     """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time: 0 for all, auto as `strip_rows` chooses.
 
-    A compiled network computes all rows at once.
+    Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError where one is too much. A
+    compiled network computes all rows at once.
     """
     height, width = degraded.shape[-2:]
     bfloat16 = precision == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, degraded.device) if strip == "auto" else strip
     rows = 0 if net.compiled else rows
+    while True:
+        try:
+            return _restore(net, degraded, rows, bfloat16)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        if rows == 1 or net.compiled:
+            raise InputError(f"{width}x{height} pixels: not enough memory on {degraded.device}"
+                             + (", expected compile: false, which can compute in strips" if net.compiled else ", even row by row"))
+        rows = (rows or min(height, 256)) // 2 or 1
+        if degraded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        tqdm.write(f"{width}x{height} pixels: not enough memory on {degraded.device}, once more in strips of {rows} rows")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory on a device ran out."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error) or "could not allocate" in str(error).lower()
+
+
+def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:
+    height, width = degraded.shape[-2:]
     with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16):
         if not rows:
             return net(degraded)[0].float()
@@ -118,7 +141,10 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         if min(height, width) < smallest:
             raise InputError(f"{images.pairs[index].path}: {width}x{height} pixels are left by protocol {protocol}, too few to "
                              + ("restore" if clean is None else f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}"))
-        restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
+        try:
+            restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
+        except InputError as error:
+            raise InputError(f"{images.pairs[index].path}: {error}") from None
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []

@@ -1,5 +1,6 @@
-"""Gradients of one side of the alternation as one tensor, and an update that a non-finite gradient cannot get into."""
+"""Gradients of one side of the alternation as one tensor, and updates that nothing non-finite gets into."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,13 +23,14 @@ class FlatGradients:
     def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> Tensor:
         """Gradients of `loss` (scalar), their mean over the processes, and a step along them; returns their norm before clipping.
 
-        clip: largest norm, 0 for none. Where loss or norm is not finite, the parameters stay as they are.
+        clip: largest norm, 0 for none. Where the loss of any process or the norm is not finite, the parameters stay as they are, and
+        the norm that is returned is nan.
         """
         self.flat.zero_()
         loss.backward()
         distributed.average_(self.flat)
         norm = torch.linalg.vector_norm(self.flat)
-        finite = norm.isfinite() & loss.detach().isfinite()
+        finite = norm.isfinite() & distributed.average_(loss.detach().float().clone()).isfinite()
         # RMSprop makes no step along a gradient of zeros; Adam would go on by momentum, but its fused kernels read found_inf.
         if clip:
             self.flat.mul_((clip / (norm + 1e-6)).clamp(max=1))
@@ -36,4 +38,35 @@ class FlatGradients:
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~finite).float()
         optimizer.step()
-        return norm
+        return torch.where(finite, norm, torch.nan)
+
+
+class SkippedSteps:
+    """Steps that were not applied. Known only when they are read: until then their norms stay on the device.
+
+    in_a_row: the last steps read, as long as none of them was applied.
+    """
+
+    def __init__(self) -> None:
+        self.norms: list[Tensor] = []
+        self.in_a_row: list[int] = []
+
+    def add(self, *norms: Tensor) -> None:
+        """What `descend` returned for each side of a step."""
+        self.norms.append(torch.stack(norms).sum())
+
+    def read(self, step: int, limit: int) -> list[int]:
+        """The steps, up to `step`, since the last reading that were not applied; the reading ends where `limit` of them came in a row."""
+        if not self.norms:
+            return []
+        skipped = []
+        for number, norm in enumerate(torch.stack(self.norms).tolist(), step - len(self.norms) + 1):
+            if math.isfinite(norm):
+                self.in_a_row = []
+                continue
+            skipped.append(number)
+            self.in_a_row.append(number)
+            if len(self.in_a_row) == limit:
+                break
+        self.norms = []
+        return skipped

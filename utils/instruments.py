@@ -16,22 +16,21 @@ Batch = tuple[Tensor, Tensor, Tensor]                           # degraded [B,3,
 
 
 class Means:
-    """Means of named scalars since the last report, summed on the device, so that adding does not wait for it."""
+    """Means of named scalars since the last report, of those that are finite, summed on the device, so that adding does not wait for it."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
-        self.counts = dict.fromkeys(names, 0)
+        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}       # of the values, their number
 
-    def add(self, values: dict[str, Tensor]) -> None:
+    def add(self, values: dict[str, Tensor | float]) -> None:
         for name, value in values.items():
-            self.sums[name] += value
-            self.counts[name] += 1
+            value = torch.as_tensor(value, dtype=torch.float64, device=self.sums[name].device)
+            self.sums[name] += torch.stack([torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0), value.isfinite().double()])
 
     def report(self) -> dict[str, float]:
         """The means over all processes of the names that have a value; starts anew."""
-        sums = distributed.average_(torch.stack(list(self.sums.values()))).tolist()
-        means = {name: value / count for (name, count), value in zip(self.counts.items(), sums) if count}
-        self.__init__(list(self.sums), next(iter(self.sums.values())).device)
+        sums = distributed.average_(torch.stack(list(self.sums.values())))
+        means = {name: value / count for name, (value, count) in zip(self.sums, sums.tolist()) if count}
+        self.__init__(list(self.sums), sums.device)
         return means
 
 
@@ -46,7 +45,8 @@ class SourceStatistics:
     def add(self, cost: Tensor, f: Tensor, source: Tensor) -> None:
         """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int."""
         cost, f = cost.double(), f.double()
-        self.sums.index_add_(0, source, torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1))
+        rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
+        self.sums.index_add_(0, source, torch.where(rows.isfinite().all(dim=1, keepdim=True), rows, 0.0))
 
     def report(self) -> dict[str, float]:
         """The columns' values over all processes, nan for a source without a sample; starts anew."""

@@ -54,6 +54,7 @@ class Images:
     file_list: str = ""                                     # text file below root that names the files to use, one a line
     expected: int = 0                                       # images of the complete set; 0 = not said
     bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
+    outside_root: bool = False                              # its folders, and links in them, may lead out of root
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations) where there are any:
     degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""
@@ -177,6 +178,7 @@ class TrainOptions:
     name: str
     sources: list[Source]
     root: str = "datasets"
+    outside_root: bool = False                              # folders, and links in them, may lead out of root
     output: str = "experiments"                             # the run's folder is output/name
     seed: int = 0
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
@@ -207,6 +209,7 @@ class TrainOptions:
     ema: float = 0.0                                        # decay of the averaged weights; 0 = none
     workers: int = 4
     cache: bool = False                                     # decode all images first, into a file that all workers map
+    skipped: int = 10                                       # steps in a row with a loss or gradient that is not finite, which end the run
     log_every: int = 50                                     # steps
     save_every: int = 1000
     gap: Gap = field(default_factory=Gap)
@@ -215,6 +218,8 @@ class TrainOptions:
 
     def check(self) -> None:
         folder_name(self)
+        for images in self.sources + self.validation.sets:
+            images.outside_root |= self.outside_root
         not_negative(self, "epochs", "steps", "seed", "weight_decay", "clip", "workers")
         if bool(self.epochs) == bool(self.steps):
             raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
@@ -237,7 +242,7 @@ class TrainOptions:
             raise InputError("objective.w_rec: 0 but moves has the decoder, which nothing else trains")
         if self.balanced and any(batch % len(self.sources) for batch in batches):
             raise InputError(f"balanced: batches of {batches} with {len(self.sources)} sources, expected multiples of {len(self.sources)}")
-        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "log_every", "save_every")
+        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "skipped", "log_every", "save_every")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")
 
@@ -248,6 +253,7 @@ class TestOptions:
     checkpoint: str
     sets: list[TestSet]
     root: str = "datasets"
+    outside_root: bool = False                              # folders, and links in them, may lead out of root
     output: str = "results"                                 # images and tables go to output/name
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -263,6 +269,8 @@ class TestOptions:
 
     def check(self) -> None:
         folder_name(self)
+        for images in self.sets:
+            images.outside_root |= self.outside_root
         names = [images.name for images in self.sets]
         if len(set(names)) < len(names):
             raise InputError(f"sets: names {names}, expected a different name for each")

@@ -4,6 +4,8 @@ The published figures are data, benchmarks/published.yml.
 """
 
 import csv
+import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import yaml
 
 from utils.errors import InputError
 from utils.evaluation import Row
-from utils.images import write_atomically
+from utils.files import write_atomically
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
@@ -101,8 +103,14 @@ def as_text(lines: Lines) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
+def markdown(text: str) -> str:
+    """Text as Markdown that shows it as it is, also where a name holds Markdown or HTML."""
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
 def as_markdown(lines: Lines) -> str:
-    header, *body = lines
+    """A Markdown table; what a name holds of Markdown or HTML is shown as it is."""
+    header, *body = [list(map(markdown, line)) for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body))
 
 

@@ -1,0 +1,119 @@
+"""Files that neither an interruption nor a full disk leaves half-written, and paths that stay below their folder."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import InputError
+
+PARTIAL = ".partial-"           # what a file's name begins with until it is whole
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError without a file's name, as a full disk raises it, gets that of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[str], None] | None = None, previous: Path | None = None) -> None:
+    """Let `write` fill a temporary file in the same folder, flush it to the disk, then rename it: never is half a file at `path`.
+
+    check: sees the whole temporary file before it takes its place. previous: where the file that was at `path` goes.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
+        os.close(descriptor)
+        try:
+            os.chmod(temporary, 0o666 & ~_umask())
+            write(temporary)
+            _flush(temporary)
+            if check:
+                check(temporary)
+            if previous and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a text file and close it: nothing stays in a buffer."""
+    with naming(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
+
+
+def remove_partial(folder: Path, seconds: float = 0) -> None:
+    """Remove what killed processes left half-written in a folder, older than `seconds`."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        if time.time() - path.stat().st_mtime >= seconds:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: str | Path) -> None:
+    if os.name == "nt":                                         # does not open folders, and flushes what it renames
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def list_files(folder: Path, extensions: Collection[str] | None = None, below: Path | None = None) -> list[Path]:
+    """All files below a folder and the folders that it links to, sorted by path; hidden files and folders are left out.
+
+    A folder that is linked twice, or contains itself, is listed once.
+
+    Args:
+        extensions: in lower case, of the files to list; None for all.
+        below: folder that no link may lead out of; InputError at one that does.
+    """
+    found, seen = [], {folder.resolve()}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        inside = []
+        for name in folders:
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                inside_root(path, below)
+                if path.resolve() in seen:
+                    continue
+                seen.add(path.resolve())
+            inside.append(name)
+        folders[:] = inside
+        for name in files:
+            path = Path(parent, name)
+            if name.startswith(".") or not (extensions is None or path.suffix.lower() in extensions):
+                continue
+            if path.is_symlink():
+                inside_root(path, below)
+            found.append(path)
+    return sorted(found)
+
+
+def inside_root(path: Path, root: Path | None, where: str = "") -> None:
+    """InputError where a path, links followed, is not below the root; None allows everything."""
+    if root is not None and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{where}{path} leads out of root {root}, to {path.resolve()}; outside_root: true allows it")
