@@ -6,6 +6,7 @@ An unknown key, a wrong type or a value out of range is an InputError that names
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Images:
         if self.degradation and not self.levels:
             raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50]")
         if any(level <= 0 for level in self.levels):
-            raise InputError(f"levels: {self.levels}, expected numbers above 0")
+            raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
         if self.levels and not self.degradation:
             raise InputError("levels: given without a degradation")
         if self.bundled and (self.degraded or self.clean or self.file_list):
@@ -227,7 +228,7 @@ class TrainOptions:
             raise InputError("sources: empty, expected at least one source")
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
-            raise InputError(f"sources: names {names}, expected a different name for each")
+            raise InputError(f"sources: names {shown(names)}, expected a different name for each")
         for i, stage in enumerate(self.progressive):
             if len(stage) != 3 or min(stage) < 1:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
@@ -235,7 +236,7 @@ class TrainOptions:
             raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
         batches = [self.batch, *(stage[1] for stage in self.progressive)]
         if not self.moves or len(set(self.moves)) < len(self.moves):
-            raise InputError(f"moves: {self.moves}, expected one or more of encoder, transport_map, decoder, each once")
+            raise InputError(f"moves: {shown(self.moves)}, expected one or more of encoder, transport_map, decoder, each once")
         if len(self.moves) < 3 and not self.pretrained:
             raise InputError(f"moves: {', '.join(self.moves)} without pretrained, expected a checkpoint that gives the other stages")
         if "decoder" in self.moves and not self.objective.w_rec:
@@ -273,9 +274,9 @@ class TestOptions:
             images.outside_root |= self.outside_root
         names = [images.name for images in self.sets]
         if len(set(names)) < len(names):
-            raise InputError(f"sets: names {names}, expected a different name for each")
+            raise InputError(f"sets: names {shown(names)}, expected a different name for each")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise InputError(f"metrics: {self.metrics}, expected one or more of psnr, ssim, lpips, fid, each once")
+            raise InputError(f"metrics: {shown(self.metrics)}, expected one or more of psnr, ssim, lpips, fid, each once")
         if self.compile and self.strip not in ("auto", 0):
             raise InputError(f"strip: {self.strip} with compile, which computes whole images, expected auto or 0")
         if self.strip != "auto":
@@ -296,10 +297,19 @@ def not_negative(options: Any, *names: str) -> None:
             raise InputError(f"{name}: {getattr(options, name)}, expected 0 or more")
 
 
+def shown(value: Any) -> str:
+    """A value of an option file for an error's line: the start of what is long or nested."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+
+
 def folder_name(options: Any) -> None:
     """InputError unless the name can be that of one new folder."""
-    if not options.name or "/" in options.name or options.name.startswith("."):
-        raise InputError(f"name: {options.name!r}, expected a name that can be a folder")
+    if not options.name or "/" in options.name or options.name.startswith(".") or len(options.name.encode()) > 200:
+        raise InputError(f"name: {shown(options.name)}, expected a name that can be a folder")
 
 
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
@@ -321,10 +331,10 @@ def _read(path: str) -> dict:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror.lower()}") from None
-    except (yaml.YAMLError, ValueError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, found {content!r}")
+        raise InputError(f"{path}: expected keys and values, found {shown(content)}")
     return content
 
 
@@ -333,11 +343,11 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise InputError(f"{where.rstrip('. :')}: {value!r}, expected keys and values")
+            raise InputError(f"{where.rstrip('. :')}: {shown(value)}, expected keys and values")
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
-                raise InputError(f"{where}{key}: unknown option{_nearest(key, hints)}")
+                raise InputError(f"{where}{str(key)[:80]}: unknown option{_nearest(key, hints)}")
         for entry in dataclasses.fields(kind):
             if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in value:
                 raise InputError(f"{where}{entry.name}: missing")
@@ -351,12 +361,12 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     where = where.rstrip(".")
     if origin is list:
         if not isinstance(value, list):
-            raise InputError(f"{where}: {value!r}, expected a list")
+            raise InputError(f"{where}: {shown(value)}, expected a list")
         return [parse(arguments[0], entry, f"{where}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
-        if value not in arguments:
+        if not isinstance(value, (str, int)) or value not in arguments:
             choices = ", ".join(str(choice) for choice in arguments if choice != "")
-            raise InputError(f"{where}: {value!r}, expected one of {choices}{_nearest(value, arguments)}")
+            raise InputError(f"{where}: {shown(value)}, expected one of {choices}{_nearest(value, arguments)}")
         return value
     if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
         return parse(arguments[not isinstance(value, str)], value, f"{where}.")
@@ -365,11 +375,15 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             value = float(value)
         except ValueError:
             pass
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise InputError(f"{where}: {value!r}, expected {names[kind]}")
+        raise InputError(f"{where}: {shown(value)}, expected {names[kind]}")
+    if kind is int and abs(value) >= 2**53:
+        raise InputError(f"{where}: a number of {value.bit_length()} bits, expected one below 2^53")
+    if kind is str and not value.isprintable():
+        raise InputError(f"{where}: {shown(value)}, expected printable characters only")
     if kind is float and not math.isfinite(value):
         raise InputError(f"{where}: {value}, expected a finite number")
     return value
@@ -391,7 +405,7 @@ def _override(kind: Any, content: dict, override: str) -> None:
         raise InputError(f"--set {override}: expected key=value")
     try:
         value = yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content

@@ -5,6 +5,7 @@ import hashlib
 import io
 import struct
 import sys
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,13 @@ class Photograph:
         if path.suffix.lower() in (".heic", ".heif"):
             register_heif(path)
         remarks = []
+        with warnings.catch_warnings(record=True) as caught:
+            photograph = cls._decode(path, remarks)
+        photograph.remarks += dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)      # Pillow's, each once
+        return photograph
+
+    @classmethod
+    def _decode(cls, path: Path, remarks: list[str]) -> "Photograph":
         with decoding(path), open_header(path) as image:
             if (count := frames(image)) > 1:
                 remarks.append(f"{count} frames, only the first is restored")

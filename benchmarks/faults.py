@@ -1,0 +1,236 @@
+"""What damage does: training runs that are killed, images and checkpoints with wrong bytes.
+
+    python -m benchmarks.faults                                 50 kills, 300 images, 100 checkpoints; about a quarter of an hour
+    python -m benchmarks.faults --kills 0                       damaged files only
+
+kills         A training run of a small network, on one CPU thread, that writes a checkpoint after every step is killed (SIGKILL) at a random
+              moment and continued with --resume. Its last checkpoint must equal that of the run that was left alone, bit by bit.
+images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read as test.py and train.py read them.
+checkpoints   The same damage to checkpoints.
+
+A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM and NumPy's arrays have no checksum: there, changed
+pixels cannot be told from other pixels by anyone; they are counted by themselves.
+"""
+
+import argparse
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from tqdm import tqdm
+
+from models.baryir import BaryIR
+from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
+from utils.errors import InputError, one_line_errors
+from utils.images import EXTENSIONS, read_image
+from utils.photographs import Photograph, save_png16
+from utils.tables import as_text, write_csv
+
+SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1], residual_blocks=[1, 1], refinement_blocks=0)
+RUN = {
+    "name": "run", "device": "cpu", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1, "save_every": 1, "optimizer": "adamw",
+    "ema": 0.9, "network": SMALL, "potentials": {"width": 4},
+    "sources": [{"name": "noise", "bundled": ["coffee.png"], "degradation": "noise", "levels": [15, 50], "repeat": 3},
+                {"name": "lowlight", "bundled": ["coffee.png"], "degradation": "lowlight", "levels": [3], "repeat": 4}],
+}
+SECONDS = 30                    # after which reading a file counts as a hang
+ERROR, SAME, OTHER, SILENT, TRACEBACK, HANG = ("one line", "as it was", "other values, no checksum", "wrong in silence", "traceback", "hang")
+FAILURES = (SILENT, TRACEBACK, HANG)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A file's bytes, cut, with flipped bits, or with a stretch of zeros or of foreign bytes."""
+    kind, data = rng.choice(["cut", "flip", "flip", "zeros", "foreign", "insert"]), bytearray(content)
+    place = rng.randrange(len(data)) if rng.random() < 0.7 else rng.randrange(min(len(data), 200))              # headers more often
+    length = rng.randrange(1, 64)
+    if kind == "cut":
+        return bytes(data[:place])
+    if kind == "flip":
+        for _ in range(rng.choice([1, 1, 8])):
+            data[rng.randrange(len(data)) if rng.random() < 0.5 else place] ^= 1 << rng.randrange(8)
+    elif kind == "insert":
+        data[place:place] = rng.randbytes(length)
+    else:
+        data[place:place + length] = bytes(length) if kind == "zeros" else rng.randbytes(length)
+    return bytes(data)
+
+
+def outcome(read: Callable[[], object], same: Callable[[object], bool], checksum: bool) -> str:
+    """What reading a damaged file comes to."""
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        result = read()
+    except InputError as error:
+        return ERROR if str(error) and "\n" not in str(error) else TRACEBACK
+    except TimeoutError:
+        return HANG
+    except Exception as error:                                               # what a user would see as a traceback
+        tqdm.write(f"{type(error).__name__}: {error}")
+        return TRACEBACK
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return SAME if same(result) else SILENT if checksum else OTHER
+
+
+def images(count: int, seed: int) -> Counter:
+    """Outcomes of reading `count` damaged images."""
+    rng, pixels = random.Random(seed), np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    image, found = Image.fromarray(pixels), Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for name, how in (("a.png", {}), ("a.jpg", {}), ("a.webp", {}), ("a.tif", {}), ("lzw.tif", {"compression": "tiff_lzw"}), ("a.bmp", {}), ("a.ppm", {}),
+                          ("exif.jpg", {"exif": Image.Exif(), "icc_profile": bytes(200)}), ("progressive.jpg", {"progressive": True})):
+            image.save(folder / name, **how)
+        image.quantize(16).save(folder / "palette.png")
+        save_png16(str(folder / "deep.png"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
+        np.save(folder / "a.npy", pixels.astype(np.float32) / 255)
+        whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+        for _ in tqdm(range(count), "images", leave=False):
+            path = rng.choice(list(whole))
+            path.write_bytes(whole[path])
+            readers = [lambda: Photograph.read(path).pixels] + ([lambda: read_image(path)] if path.suffix in EXTENSIONS else [])
+            expected = [read() for read in readers]
+            path.write_bytes(damaged(whole[path], rng))
+            worst = max((outcome(read, lambda result: np.array_equal(result, right), path.suffix == ".png") for read, right in zip(readers, expected)),
+                        key=(ERROR, SAME, OTHER, *FAILURES).index)
+            found[worst] += 1
+    return found
+
+
+def checkpoints(count: int, seed: int) -> Counter:
+    """Outcomes of reading `count` damaged checkpoints."""
+    torch.manual_seed(seed)
+    rng, net, found = random.Random(seed), BaryIR(**SMALL), Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pth"
+        save_checkpoint(path, {"net": net.state_dict(), "network": SMALL, "step": 1, "train": {"best": 1.0}})
+        content, right = path.read_bytes(), read_checkpoint(path)
+
+        def read() -> object:
+            load_network(path)
+            return read_checkpoint(path)
+
+        for _ in tqdm(range(count), "checkpoints", leave=False):
+            path.write_bytes(damaged(content, rng))
+            found[outcome(read, lambda result: same_state(result, right), True)] += 1
+    return found
+
+
+def same_state(a: object, b: object) -> bool:
+    """Whether two states are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+def train(folder: Path, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess | None:
+    """train.py in a folder, on one thread; with `seconds`, killed so long after the run's log is there (None where it ended before)."""
+    command = [sys.executable, "train.py", "--opt", str(folder / "run.yml"), *arguments]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    if seconds is not None:
+        while process.poll() is None and not (folder / "out/run/train.log").exists():
+            time.sleep(0.01)
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return None
+    _, errors = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, "", errors)
+
+
+def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counter:
+    """Kill as many training runs at a random moment, continue them and compare with the run that was left alone."""
+    rng, found = random.Random(seed), Counter()
+
+    def begin(folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "run.yml").write_text(yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")}), encoding="utf-8")
+        return folder
+
+    def result(folder: Path) -> dict:
+        content = read_checkpoint(folder / "out/run/last.pth")
+        del content["train"]["options"]                         # names its own folder
+        return content
+
+    with tempfile.TemporaryDirectory() as parent:
+        alone = begin(Path(parent, "alone"))
+        start = time.monotonic()
+        if (ended := train(alone)).returncode:
+            raise InputError(f"the run that is not killed ended with {ended.returncode}: {ended.stderr.splitlines()[-1]}")
+        log = (alone / "out/run/train.log").stat()
+        length = time.time() - log.st_mtime + (time.monotonic() - start) * 0.5          # of training, roughly: what follows the imports
+        right = result(alone)
+
+        def kill(number: int, seconds: float) -> list[str]:
+            folder = begin(Path(parent, str(number)))
+            if train(folder, seconds=seconds) is not None:
+                return ["ended before it was killed"]
+            halves = list((folder / "out/run").glob(".partial*"))
+            ended = train(folder, "--resume")
+            if ended.returncode:
+                tqdm.write((ended.stderr.strip().splitlines() or ["killed"])[-1])
+                return ["lost"]
+            return ["identical" if same_state(result(folder), right) else "different"] + ["while a checkpoint was written"] * bool(halves)
+
+        with ThreadPoolExecutor(jobs) as pool, tqdm(total=count, desc="kills", leave=False) as bar:
+            number = 0
+            while (missing := count - sum(found[name] for name in ("identical", "different", "lost"))) > 0:
+                moments = [rng.uniform(0, length) for _ in range(missing)]
+                for outcomes in pool.map(kill, range(number, number + missing), moments):
+                    found.update(outcomes)
+                    bar.update(outcomes[0] != "ended before it was killed")
+                number += missing
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--checkpoints", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="training runs side by side")
+    parser.add_argument("--out", type=Path, default=Path("results/faults.csv"))
+    flags = parser.parse_args()
+    if min(flags.kills, flags.images, flags.checkpoints) < 0 or flags.jobs < 1:
+        raise InputError("expected --kills, --images, --checkpoints from 0 on, --jobs from 1 on")
+    rows = [["damage", "outcome", "count"]]
+    for name, found in (("images", images(flags.images, flags.seed)), ("checkpoints", checkpoints(flags.checkpoints, flags.seed)),
+                        ("kills", kills(flags.kills, flags.seed, flags.jobs) if flags.kills else Counter())):
+        always = ("identical", "different", "lost") if name == "kills" else FAILURES
+        rows += [[name, text, found[text]] for text in dict.fromkeys([*found, *always]) if found or name != "kills"]
+        write_csv(flags.out, rows)
+    print(as_text([list(map(str, row)) for row in rows]))
+    print(f"{platform.machine()}, torch {torch.__version__}, seed {flags.seed}, {date.today()}; {flags.out}")
+    if bad := sum(number for _, text, number in rows[1:] if text in (*FAILURES, "different", "lost")):
+        raise InputError(f"{bad} of them ended as none should")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
