@@ -373,16 +373,16 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
     try:
         state, step = checkpoint["train"], int(checkpoint["step"])
         then, now = state["options"], {**dataclasses.asdict(options), **more}
-        changed = {key: f"changed {key}: {then.get(key)} -> {value}" for key, value in now.items() if key != "file" and then.get(key, value) != value}
-        described = [[{key: value for key, value in source.items() if key != "repeat"} for source in side["sources"]] for side in (then, now)]
-        if "sources" in changed and described[0] == [{key: source[key] for key in known} for known, source in zip(described[0], described[1])]:
-            changed["sources"] = "changed sources: repeat " + ", ".join(f"{a['repeat']} -> {b['repeat']}" for a, b in zip(then["sources"], now["sources"]))
-        elif "sources" in changed and len(then["sources"]) != len(now["sources"]):
+        changed = {key: f"{key}: {then.get(key)} -> {value}" for key, value in now.items() if key != "file" and then.get(key, value) != value}
+        if len(then["sources"]) != len(now["sources"]):
             raise InputError(f"{options.file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; a run cannot continue with them")
-        for key in FIXED + (() if allow_changes else SAME_RUN):
-            if key in changed and not (key == "sources" and "repeat" in changed[key][:24]):
+        differences = [key for a, b in zip(then["sources"], now["sources"]) for key in b if a.get(key, b[key]) != b[key]]
+        if set(differences) <= {"repeat"} and changed.pop("sources", None) and differences:
+            changed["repeat"] = "repeat: " + ", ".join(f"{a['repeat']} -> {b['repeat']}" for a, b in zip(then["sources"], now["sources"]))
+        for key in changed:
+            if key in FIXED or key in SAME_RUN and not allow_changes:
                 way = "a run cannot continue with it" if key in FIXED else "it would be another run; --allow-changes continues nevertheless"
-                raise InputError(f"{options.file}: {changed[key].removeprefix('changed ')}, since {path}; {way}")
+                raise InputError(f"{options.file}: {changed[key]}, since {path}; {way}")
         net.load_state_dict(state["net"])
         potentials.load_state_dict(state["potentials"])
         map_optimizer.load_state_dict(state["map_optimizer"])
@@ -394,7 +394,7 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
-        return step, -math.inf if "validation" in changed else float(state["best"]), list(changed.values())
+        return step, -math.inf if "validation" in changed else float(state["best"]), [f"changed {text}" for text in changed.values()]
     except InputError:
         raise
     except KeyError as error:
@@ -425,7 +425,7 @@ def hold(folder: Path) -> None:
     try:
         import fcntl
 
-        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):                  # which of them depends on the system
         raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
     except ImportError:                                         # not on this system

@@ -103,24 +103,17 @@ class MDTA(nn.Module):
 
 
 class Gate(torch.autograd.Function):
-    """gelu(one half of the channels) * other half, [B,2C,H,W] -> [B,C,H,W], which keeps its input alone and writes both halves' gradients
-    into one tensor."""
+    """gelu(gate) * value, [B,C,H,W] each, which keeps its inputs alone."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden)
-        gate, value = hidden.chunk(2, dim=1)
-        return F.gelu(gate) * value
+    def forward(ctx, gate: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, value)
+        return F.gelu(gate).mul_(value)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        hidden, = ctx.saved_tensors
-        gate, value = hidden.chunk(2, dim=1)
-        of_hidden = torch.empty_like(hidden)
-        of_gate, of_value = of_hidden.chunk(2, dim=1)
-        torch.mul(gradient, F.gelu(gate), out=of_value)
-        torch.ops.aten.gelu_backward.grad_input(gradient * value, gate, grad_input=of_gate)
-        return of_hidden
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, value = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(gradient * value, gate), F.gelu(gate).mul_(gradient)
 
 
 class GDFN(nn.Module):
@@ -134,12 +127,16 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(Gate.apply(depthwise(self.project_in(x), self.depthwise.weight)))
+        # Each half by itself, so that no pass over the pixels skips the other half's channels.
+        gate, value = (depthwise(F.conv2d(x, pointwise), weight)
+                       for pointwise, weight in zip(self.project_in.weight.chunk(2), self.depthwise.weight.chunk(2)))
+        return self.project_out(Gate.apply(gate, value))
 
     def add_in_strips(self, x: Tensor, norm: LayerNorm, rows: int) -> None:
         """x += forward(norm(x))."""
         for where, hidden in depthwise_in_strips(x, lambda strip: self.project_in(norm(strip)), self.depthwise.weight, rows):
-            x[:, :, where] += self.project_out(Gate.apply(hidden))
+            gate, value = hidden.chunk(2, dim=1)
+            x[:, :, where] += self.project_out(F.gelu(gate) * value)
 
 
 class TransformerBlock(nn.Module):

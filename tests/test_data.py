@@ -145,6 +145,31 @@ def test_absent_and_empty_folders(tmp_path):
         open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
 
 
+def test_nothing_leads_out_of_the_root_unless_allowed(tmp_path):
+    """By .., an absolute path or a link: of a folder, of a file, of a file list, of a bundled name."""
+    root = tmp_path / "root"
+    write_image(root / "in/a.png")
+    outside = write_image(tmp_path / "private/b.png").parent
+    (outside / "list.txt").write_text("a.png\n")
+    (root / "linked").symlink_to(outside)
+    (root / "files").mkdir()
+    (root / "files/b.png").symlink_to(outside / "b.png")
+    (root / "deep").mkdir()
+    (root / "deep/below").symlink_to(outside)
+    for folder in ("../private", str(outside), "linked", "files", "deep"):
+        with pytest.raises(InputError, match="leads out of root .*root, to .*private.*; outside_root: true allows it"):
+            folder_set(root, options.TestSet, degraded=folder)
+        assert len(folder_set(root, options.TestSet, degraded=folder, outside_root=True)) == 1
+    with pytest.raises(InputError, match="file_list: .*private/list.txt leads out of root"):
+        folder_set(root, options.TestSet, degraded="in", file_list="../private/list.txt")
+    with pytest.raises(InputError, match="scikit-image ships no"):
+        folder_set(root, options.TestSet, bundled=["../../../../etc/passwd"])
+    (root / "in/inside").symlink_to(root / "in")                # a circle, but inside
+    assert len(folder_set(root, options.TestSet, degraded="in")) == 1
+    (tmp_path / "link").symlink_to(root)                        # the root itself may be a link
+    assert len(folder_set(tmp_path / "link", options.TestSet, degraded="in")) == 1
+
+
 def test_size_mismatch_names_both(tmp_path):
     write_image(tmp_path / "in/a.png", width=40)
     write_image(tmp_path / "gt/a.png", width=41)

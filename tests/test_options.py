@@ -98,6 +98,13 @@ def test_overrides(tmp_path):
             load(tmp_path, MINIMAL, wrong)
 
 
+def test_outside_root_holds_for_all_sets(tmp_path):
+    validation = {"sets": [{"name": "v", "degraded": "in"}]}
+    loaded = load(tmp_path, {**MINIMAL, "outside_root": True, "validation": validation})
+    assert all(images.outside_root for images in loaded.sources + loaded.validation.sets)
+    assert not load(tmp_path, {**MINIMAL, "validation": validation}).sources[0].outside_root
+
+
 def test_dumped_options_load_to_the_same(tmp_path):
     loaded = load(tmp_path, MINIMAL)
     (tmp_path / "some.yml").write_text(dump(loaded))

@@ -191,6 +191,14 @@ def test_wrong_input_and_output(tmp_path, checkpoint, source, target, message):
     assert image.read_bytes() == before and not (tmp_path / "out").exists()
 
 
+def test_input_inside_output(tmp_path, checkpoint):
+    before = write_image(tmp_path / "all/in/a.png").read_bytes()
+    for _ in range(2):                                          # the second run finds everything done
+        assert run(tmp_path, checkpoint, tmp_path / "all/in", tmp_path / "all").returncode == 0
+    assert (tmp_path / "all/in/a.png").read_bytes() == before and (tmp_path / "all/a.png").exists()
+    assert sorted(path.name for path in (tmp_path / "all").rglob("*")) == ["a.png", "a.png", "in", "restored.csv"]
+
+
 def test_links_that_lead_in_circles(tmp_path, checkpoint):
     write_image(tmp_path / "in/a.png")
     os.symlink(tmp_path / "in", tmp_path / "in/again")

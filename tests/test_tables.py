@@ -9,7 +9,7 @@ import yaml
 
 from conftest import REPOSITORY, run_script, write_image
 from utils.evaluation import Row
-from utils.tables import PUBLISHED, comparable, comparison_table, read_published, set_table
+from utils.tables import PUBLISHED, as_markdown, comparable, comparison_table, read_published, set_table
 
 TABLES = yaml.safe_load(PUBLISHED.read_text())["tables"]
 
@@ -55,6 +55,11 @@ def test_average_only_beside_the_same_sets():
     assert set(comparable(rows(SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=1, Kodak=1), published)) == {"SOTS", "Rain100L", "BSD68_25", "GoPro", "LOL"}
     ours = comparison_table(rows(LOL=23.0), published)[-2]
     assert ours == ["ours", "-", "-", "-", "-", "23.00 / 0.900", "-"]
+
+
+def test_markdown_shows_names_as_they_are():
+    text = as_markdown([["set", "x"], ["<script>|`rm`*", "[a](b)\n\n# c"]])
+    assert text.splitlines()[2] == r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |" and len(text.splitlines()) == 3
 
 
 @pytest.fixture

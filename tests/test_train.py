@@ -197,7 +197,7 @@ def test_resume_with_other_options(tmp_path):
     assert (tmp_path / "out/run/last.pth").read_bytes() == before
     run(opt, "--resume", "--set", "steps=2", "sources.0.repeat=5")
     log = (tmp_path / "out/run/train.log").read_text()
-    assert "at step 1; changed sources: repeat 3 -> 5, 4 -> 4; changed steps: 1 -> 2; changed samples_per_epoch: [3, 4] -> [5, 4]" in log
+    assert "at step 1; changed steps: 1 -> 2; changed samples_per_epoch: [3, 4] -> [5, 4]; changed repeat: 3 -> 5, 4 -> 4" in log
     run(opt, "--resume", "--allow-changes", "--set", "steps=3", "seed=1", "sources.0.repeat=5")
     assert "changed seed: 0 -> 1" in (tmp_path / "out/run/train.log").read_text()
 

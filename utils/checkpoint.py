@@ -9,6 +9,7 @@ A checkpoint may come from anyone: nothing in it is run, nothing is allocated be
 names, and its checksums, which torch writes and does not read, tell a damaged file.
 """
 
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -32,7 +33,8 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
     try:
         write_atomically(path, write, read_checkpoint, previous)
     except RuntimeError as error:                               # what torch raises on a full disk
-        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}), expected room and permission") from None
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {free:.0f} MB are free there") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
