@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import os
 import re
@@ -218,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
     step, best, resumed = 0, -math.inf, []
     if resuming:
+        if rank == 0 and folder.exists() and not flags.dry_run:
+            hold(folder)
         found = (Path(flags.resume), read_checkpoint(flags.resume)) if flags.resume else newest_checkpoint(folder, resumed.append)
         if found is None:
             resumed.append(f"{folder} holds no checkpoint yet: the run begins anew")
@@ -226,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
             step, best, changes = resume(path, checkpoint, options, {"processes": processes, "samples_per_epoch": training_set.samples_per_epoch},
                                          flags.allow_changes, net, potentials, ema, map_optimizer, potential_optimizer, device)
             resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
-            if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists():
+            if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists() and not flags.dry_run:
                 os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
             del found, checkpoint
 
@@ -276,15 +279,14 @@ def main(arguments: list[str] | None = None) -> None:
         if numbers:
             log(f"step {step}: {len(numbers)} not applied since the last reading, loss or gradient not finite: {first_few(map(str, numbers), 10)}")
         if len(skipped.in_a_row) >= options.skipped:
-            lines = ["step,source,degraded,clean"]
-            for number in skipped.in_a_row:
-                for process in range(processes):
-                    for index, _, _ in next(iter(EpochSampler(groups, stages, steps, options.seed, number - 1, process, processes))):
-                        source, image = training_set.place(index)
-                        pair = sources[source].pairs[image]
-                        lines.append(",".join(f'"{name}"' for name in (number, sources[source].name, pair.degraded or "", pair.clean or "")))
+            files = [("step", "source", "degraded", "clean")]
+            for number, process in itertools.product(skipped.in_a_row, range(processes)):
+                for index, _, _ in next(iter(EpochSampler(groups, stages, steps, options.seed, number - 1, process, processes))):
+                    source, image = training_set.place(index)
+                    pair = sources[source].pairs[image]
+                    files.append((number, sources[source].name, pair.degraded, pair.clean))
             if rank == 0:
-                write_text(folder / "not_finite.csv", "\n".join(lines) + "\n")
+                write_csv(folder / "not_finite.csv", files)
             last = next((path for path in (folder / "last.pth", folder / "previous.pth") if path.exists()), None)
             raise InputError(f"step {skipped.in_a_row[-1]}: loss or gradient not finite, {options.skipped} steps in a row; their files are in "
                              f"{folder / 'not_finite.csv'}, {f'the last good checkpoint is {last}' if last else 'no checkpoint yet'}")

@@ -47,6 +47,9 @@ def depthwise_in_strips(x: Tensor, pointwise: Callable[[Tensor], Tensor], weight
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention: attention between channels instead of pixels (Restormer, eq. 1).
 
+    Queries, keys and values share one weight, but are convolved each by itself: nothing strides over the others' channels, and no
+    gradients are joined. So are both halves in GDFN.
+
     Args:
         channels: input and output channels, a multiple of `heads`.
         heads: each head attends within its own channels/heads channels.
@@ -63,7 +66,8 @@ class MDTA(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = depthwise(self.qkv(x), self.qkv_depthwise.weight).chunk(3, dim=1)
+        q, k, v = (depthwise(F.conv2d(x, pointwise), weight)
+                   for pointwise, weight in zip(self.qkv.weight.chunk(3), self.qkv_depthwise.weight.chunk(3)))
         return self.apply(self.mixing(*self.statistics(q, k)), v)
 
     def statistics(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +131,6 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each half by itself, so that no pass over the pixels skips the other half's channels.
         gate, value = (depthwise(F.conv2d(x, pointwise), weight)
                        for pointwise, weight in zip(self.project_in.weight.chunk(2), self.depthwise.weight.chunk(2)))
         return self.project_out(Gate.apply(gate, value))
