@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     # Setup test sets, metrics, checkpoint:
+    if not options.sets:
+        raise InputError(f"{options.file}: sets: empty, expected at least one test set, or --input")
     published = read_published(options.published, f"{options.file}: published") if options.published else None
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     for images in sets:
@@ -136,9 +138,13 @@ def find_photographs(source: Path, target: Path, keep_format: bool) -> tuple[lis
             if target.suffix.lower() != source.suffix.lower() and ".npy" in (source.suffix.lower(), target.suffix.lower()):
                 raise InputError(f"--output {target}: an array and an image, expected the extension {source.suffix}")
             return refuse_inputs([(source, target)], target), []
+        if target.suffix and not target.exists():
+            raise InputError(f"--output {target}: no image by its name, expected {', '.join(sorted(PHOTOGRAPHS))}, or a folder (one with a dot must be there)")
         sources, others, names = [source], [], [Path(source.name)]
     else:
         raise InputError(f"--input {source}: no such file or folder")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"--output {target}: a file, expected a folder")
     unchanged = {name for name in names if keep_format or name.suffix.lower() not in LOSSY}
     new = Counter(name.with_suffix(".png") for name in names if name not in unchanged)
     jobs = []
@@ -200,7 +206,8 @@ def restore_photographs(jobs: list[tuple[Path, Path]], others: list[Path], flags
             photograph.write(restored, target)
     earlier = f"; {len(jobs) - len(todo)} by an earlier run" if len(jobs) > len(todo) else ""
     left = f"; {count(len(others), 'file')} left out, no photographs" if others else ""
-    print(f"{len(todo) - len(failures)} of {len(jobs)} images restored, in {flags.output}{earlier}{left}")
+    restored = len(todo) - len(failures)
+    print(f"{restored} of {len(jobs)} images restored{f', in {flags.output}' if restored else ''}{earlier}{left}")
     if failures:
         raise InputError(f"{len(failures)} of {len(jobs)} images not restored: {'; '.join(failures)}", status=3)
 

@@ -375,16 +375,17 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
     try:
         state, step = checkpoint["train"], int(checkpoint["step"])
         then, now = state["options"], {**dataclasses.asdict(options), **more}
-        changed = {key: f"{key}: {then.get(key)} -> {value}" for key, value in now.items() if key != "file" and then.get(key, value) != value}
         if len(then["sources"]) != len(now["sources"]):
             raise InputError(f"{options.file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; a run cannot continue with them")
-        differences = [key for a, b in zip(then["sources"], now["sources"]) for key in b if a.get(key, b[key]) != b[key]]
-        if set(differences) <= {"repeat"} and changed.pop("sources", None) and differences:
-            changed["repeat"] = "repeat: " + ", ".join(f"{a['repeat']} -> {b['repeat']}" for a, b in zip(then["sources"], now["sources"]))
+        changed: dict[str, list[str]] = {}
+        for name, before, after in differences(then, now):
+            key = "repeat" if name.endswith(".repeat") else re.split(r"[.[]", name)[0]
+            changed.setdefault(key, []).append(f"{name}: {before} -> {after}")
+        changed.pop("file", None)
         for key in changed:
             if key in FIXED or key in SAME_RUN and not allow_changes:
                 way = "a run cannot continue with it" if key in FIXED else "it would be another run; --allow-changes continues nevertheless"
-                raise InputError(f"{options.file}: {changed[key]}, since {path}; {way}")
+                raise InputError(f"{options.file}: {', '.join(changed[key])}, since {path}; {way}")
         net.load_state_dict(state["net"])
         potentials.load_state_dict(state["potentials"])
         map_optimizer.load_state_dict(state["map_optimizer"])
@@ -396,13 +397,25 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
-        return step, -math.inf if "validation" in changed else float(state["best"]), [f"changed {text}" for text in changed.values()]
+        return step, -math.inf if "validation" in changed else float(state["best"]), [f"changed {text}" for texts in changed.values() for text in texts]
     except InputError:
         raise
     except KeyError as error:
         raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, not weights only") from None
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), expected a checkpoint of train.py") from None
+
+
+def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    """Name, former and present value of what differs between two nested options; keys that `then` does not have are new ones."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in now:
+            yield from differences(then.get(key, now[key]), now[key], f"{name}.{key}" if name else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for i, (a, b) in enumerate(zip(then, now)):
+            yield from differences(a, b, f"{name}[{i}]")
+    elif then != now:
+        yield name, then, now
 
 
 def start_table(path: Path, columns: tuple, step: int) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.complexity import peak_memory, reset_peak_memory
 from models.baryir import BaryIR
+from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import restore
 from utils.tables import as_text, write_csv
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="not of the plain form")
     parser.add_argument("--out", type=Path, default=Path("results/memory.csv"))
     flags = parser.parse_args()
+    distributed.setup(flags.device)
     if flags.check:
         print(f"{check(pixels(flags.check), flags.device, flags.dtype):.2g}")
         return

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils.images import save_image
+from utils.errors import InputError, one_line_errors
+from utils.images import EXTENSIONS, open_image, save_image
 
 
 def main() -> None:
@@ -17,11 +18,13 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, nargs="+")
     parser.add_argument("--width", type=int, default=960, help="width of the montage in pixels")
     arguments = parser.parse_args()
+    if arguments.width < 1 or arguments.out.suffix.lower() not in EXTENSIONS:
+        raise InputError(f"{arguments.out}, --width {arguments.width}: expected an image's name ({', '.join(sorted(EXTENSIONS))}) and a width from 1 on")
     pictures = []
     for path in arguments.pictures:
-        with Image.open(path) as picture:
-            size = arguments.width, round(picture.height * arguments.width / picture.width)
-            pictures.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+        picture = open_image(path)
+        size = arguments.width, max(1, round(picture.height * arguments.width / picture.width))
+        pictures.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
     montage = Image.new("RGB", (arguments.width, sum(picture.height for picture in pictures)))
     top = 0
     for picture in pictures:
@@ -31,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
+    losses, validation = read(arguments.folder / "losses.csv"), read(arguments.folder / "validation.csv")
+    if not losses or "dual" not in losses[0]:
+        raise InputError(f"{arguments.folder / 'losses.csv'}: no steps or no column dual, expected a file that train.py wrote")
     try:
         import matplotlib
     except ImportError:
@@ -34,9 +37,6 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    losses, validation = read(arguments.folder / "losses.csv"), read(arguments.folder / "validation.csv")
-    if not losses or "dual" not in losses[0]:
-        raise InputError(f"{arguments.folder / 'losses.csv'}: no steps or no column dual, expected a file that train.py wrote")
     sources = [column.removeprefix("cost_") for column in losses[0] if column.startswith("cost_")]
     figure, ((dual, cost, potential), (congruence, restoration, psnr)) = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
 

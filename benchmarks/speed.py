@@ -35,6 +35,7 @@ import torch
 from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
 from models.potentials import Potentials
+from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.memory import keep_freed_memory
 from utils.tables import as_text, write_csv
@@ -195,6 +196,7 @@ def main() -> None:
     flags = parser.parse_args()
     if min(flags.batch, flags.repeats, flags.threads) < 1 or any(size < 16 or size % 8 for size in flags.sizes):
         raise InputError("expected --batch, --repeats, --threads from 1 on and --sizes that are multiples of 8")
+    distributed.setup(flags.device)
     torch.set_num_threads(flags.threads)
     if flags.alone:
         sys.path.insert(0, str(TESTS))

@@ -232,7 +232,7 @@ class TrainingSet(Dataset):
         degraded, clean = patches[0], patches[-1]
         if images.options.degradation:
             degraded = images.degrade(degraded, rng.choice(images.options.levels), rng)
-        degraded, clean = (torch.from_numpy(np.ascontiguousarray(image)) for image in (degraded, clean))
+        degraded, clean = (torch.from_numpy(np.array(image, order="C")) for image in (degraded, clean))
         return degraded, clean, source
 
 

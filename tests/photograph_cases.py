@@ -59,6 +59,7 @@ def write(folder: Path) -> None:
     rgb.resize((1, 1)).save(folder / "dot.bmp")
     rgb.save(folder / "Änderung an Bord 写真.png")
     rgb.save(folder / "sub folder/below/phone.webp", lossless=True)
+    rgb.save(folder / "still.gif", transparency=0)
     rgb.save(folder / "animated.gif", save_all=True, append_images=[rgb.rotate(90)])
     rgb.save(folder / "animated.png", save_all=True, append_images=[rgb.rotate(180)])
     rgb.save(folder / "pages.tif", save_all=True, append_images=[rgb.resize((50, 40))])

@@ -98,6 +98,13 @@ def test_overrides(tmp_path):
             load(tmp_path, MINIMAL, wrong)
 
 
+def test_a_key_that_is_given_twice(tmp_path):
+    for text in ("name: a\nsteps: 1\nname: b\nsources: []", "name: a\nsteps: 1\nsources: [{type: derain, type: dehaze}]"):
+        (tmp_path / "twice.yml").write_text(text)
+        with pytest.raises(InputError, match="twice.yml: not valid YAML: (name|type) is given twice"):
+            load_options(options.TrainOptions, str(tmp_path / "twice.yml"))
+
+
 def test_outside_root_holds_for_all_sets(tmp_path):
     validation = {"sets": [{"name": "v", "degraded": "in"}]}
     loaded = load(tmp_path, {**MINIMAL, "outside_root": True, "validation": validation})

@@ -138,8 +138,8 @@ def test_too_few_images_and_pixels_for_a_metric(tmp_path, checkpoint, packages):
     assert result.returncode == 1 and "fid with one image in set noise, expected at least 2" in result.stderr and not (tmp_path / "results").exists()
     assert run_script("test.py", "--opt", path, "--set", "sets.2.limit=1").returncode == 0      # without ground truth there is no fid
     for name in ("in/a.png", "clean/a.png"):
-        write_image(tmp_path / "small" / name, 31, 40)
-    small = [{"name": "small", "degraded": "../small/in", "clean": "../small/clean"}]
+        write_image(tmp_path / "data/small" / name, 31, 40)
+    small = [{"name": "small", "degraded": "small/in", "clean": "small/clean"}]
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint, metrics=["lpips"], sets=small), "--protocol", "full")
     assert result.returncode == 1 and "a.png: 31x40 pixels" in result.stderr and "too few to measure lpips, expected at least 32x32" in result.stderr
 

@@ -35,7 +35,7 @@ def test_every_kind_of_photograph(tmp_path, checkpoint, cases):
     before = {path: path.read_bytes() for path in cases.rglob("*") if path.is_file()}
     result = run(tmp_path, checkpoint, cases, tmp_path / "out")
     assert result.returncode == 3, result.stderr
-    assert "23 of 30 images restored" in result.stdout and "; 2 files left out, no photographs" in result.stdout
+    assert "24 of 31 images restored" in result.stdout and "; 2 files left out, no photographs" in result.stdout
     assert {path: path.read_bytes() for path in before} == before
 
     out = {path.relative_to(tmp_path / "out").as_posix(): path for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -51,7 +51,7 @@ def test_every_kind_of_photograph(tmp_path, checkpoint, cases):
         "palette_alpha.png": ("PNG", "RGBA", (30, 21)), "print.png": ("PNG", "RGB", (30, 21)), "print_profile.png": ("PNG", "RGB", (30, 21)),
         "lab.tif": ("TIFF", "RGB", (30, 21)), "adobe.png": ("PNG", "RGB", (30, 21)), "dot.bmp": ("BMP", "RGB", (1, 1)),
         "Änderung an Bord 写真.png": ("PNG", "RGB", (30, 21)), "sub folder/below/phone.png": ("PNG", "RGB", (30, 21)),
-        "animated.gif.png": ("PNG", "RGB", (30, 21)), "animated.png": ("PNG", "RGB", (30, 21)), "pages.tif": ("TIFF", "RGB", (30, 21)),
+        "animated.gif.png": ("PNG", "RGB", (30, 21)), "still.png": ("PNG", "RGBA", (30, 21)), "animated.png": ("PNG", "RGB", (30, 21)), "pages.tif": ("TIFF", "RGB", (30, 21)),
     }
     assert [images[name].tile[0].args for name in ("deep_grey_alpha.png", "deep.png", "deep_alpha.png")] == ["LA;16B", "RGB;16B", "RGBA;16B"]
 
@@ -79,7 +79,7 @@ def test_every_kind_of_photograph(tmp_path, checkpoint, cases):
                  "print_profile.jpg: CMYK with an ICC profile that cannot be used", "notes.txt, no photograph", "film.mov, no photograph"):
         assert line in result.stdout, line
     final = result.stderr.splitlines()[-1]
-    assert final.startswith("error: 7 of 30 images not restored: ")
+    assert final.startswith("error: 7 of 31 images not restored: ")
     for name, reason in (("cut.png", ""), ("cut.jpg", "truncated"), ("flipped.png", ""), ("bomb.png", "decompression bomb"), ("empty.png", ""),
                          ("text.jpg", ""), ("phone.heic", "HEIC needs a package: pip install pillow-heif|cannot be read")):
         (own,) = (part for part in final.split("; ") if f"/{name}: " in part)
@@ -177,7 +177,7 @@ def test_a_result_is_never_without_its_row(tmp_path, checkpoint, monkeypatch):
     ("in", "in", "would overwrite"), ("in/a.png", "in/a.png", "would overwrite"), ("gone", "out", "no such file or folder"),
     ("in/a.png", "out.npy", "an array and an image"), ("empty", "out", "no images"), ("in", "out.png", "expected a folder"),
     ("in/a.png", "there.png", "1 file there already"), ("in", "there", "1 file there already"), ("nested/in", "nested", "would overwrite"),
-    ("there/notes.txt", "out", "no image by its name"),
+    ("there/notes.txt", "out", "no image by its name"), ("in/a.png", "out.txt", "no image by its name"), ("in", "there/notes.txt", "a file, expected a folder"),
 ])
 def test_wrong_input_and_output(tmp_path, checkpoint, source, target, message):
     image = write_image(tmp_path / "in/a.png")

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import train
+from benchmarks.faults import same_state as same
 from conftest import REPOSITORY, TINY_NETWORK, run_script, write_image
 from utils.errors import InputError
 
@@ -56,16 +57,6 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 def state(tmp_path: Path, name: str = "run") -> dict:
     return torch.load(tmp_path / "out" / name / "last.pth", weights_only=True)["train"]
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def rows(path: Path) -> list[dict]:
@@ -184,10 +175,10 @@ def test_resume_with_other_options(tmp_path):
     run(opt)
     before = (tmp_path / "out/run/last.pth").read_bytes()
     for change, message in (("ema=0.5", "ema: 0.9 -> 0.5, since .*last.pth; a run cannot continue with it"),
-                            ("potentials.congruence=penalty", "potentials: .*'exact'.* -> .*'penalty'.*; a run cannot continue with it"),
-                            ("sources.1.levels=[4]", "sources: .*; it would be another run; --allow-changes continues nevertheless"),
-                            ("sources.1.name=dark", "sources: .*; it would be another run"), ("seed=1", "seed: 0 -> 1, .*another run"),
-                            ("objective.gamma=0", "objective: .*another run")):
+                            ("potentials.congruence=penalty", "potentials.congruence: exact -> penalty, since .*; a run cannot continue with it"),
+                            ("sources.1.levels=[4]", r"sources\[1\].levels\[0\]: 3.0 -> 4.0, .*; it would be another run; --allow-changes continues nevertheless"),
+                            ("sources.1.name=dark", r"sources\[1\].name: lowlight -> dark, .*; it would be another run"), ("seed=1", "seed: 0 -> 1, .*another run"),
+                            ("objective.gamma=0", "objective.gamma: 0.05 -> 0.0, .*another run")):
         with pytest.raises(InputError, match=message):
             run(opt, "--resume", "--set", change)
     (content := yaml.safe_load(Path(opt).read_text()))["sources"].pop()
@@ -197,7 +188,7 @@ def test_resume_with_other_options(tmp_path):
     assert (tmp_path / "out/run/last.pth").read_bytes() == before
     run(opt, "--resume", "--set", "steps=2", "sources.0.repeat=5")
     log = (tmp_path / "out/run/train.log").read_text()
-    assert "at step 1; changed steps: 1 -> 2; changed samples_per_epoch: [3, 4] -> [5, 4]; changed repeat: 3 -> 5, 4 -> 4" in log
+    assert "at step 1; changed sources[0].repeat: 3 -> 5; changed steps: 1 -> 2; changed samples_per_epoch[0]: 3 -> 5" in log
     run(opt, "--resume", "--allow-changes", "--set", "steps=3", "seed=1", "sources.0.repeat=5")
     assert "changed seed: 0 -> 1" in (tmp_path / "out/run/train.log").read_text()
 
@@ -231,9 +222,8 @@ def test_resume_takes_the_newest_checkpoint_that_can_be_read(tmp_path):
     assert "last.pth: cannot be read as a checkpoint (BadZipFile), expected a file of train.py; taking" in (folder / "train.log").read_text()
     for name in ("last.pth", "previous.pth"):
         (folder / name).write_bytes((folder / name).read_bytes()[:5000])
-    result = shell(*command(opt, "--resume"))
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "previous.pth: cannot be read as a checkpoint" in result.stderr.splitlines()[-1]
+    with pytest.raises(InputError, match="previous.pth: cannot be read as a checkpoint"):
+        run(opt, "--resume")
 
 
 def test_resume_from_weights_or_another_run(tmp_path, checkpoint):

@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dict on the CPU; InputError where the file is absent, damaged or something else."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint")
+        raise InputError(f"{path}: a folder, expected a checkpoint" if path and Path(path).is_dir() else f"{path or '(empty path)'}: no such checkpoint")
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -23,6 +23,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA, torch's on a CPU, oneDNN's."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
+        text in str(error) for text in ("DefaultCPUAllocator", "could not allocate memory", "Unable to allocate", "Storage size calculation overflowed"))
+
+
 def first_few(names: Iterable[str], count: int = 3) -> str:
     """The first of many names, for one line."""
     names = list(names)
@@ -46,6 +52,10 @@ def one_line_errors() -> Iterator[None]:
         message, status = str(error), error.status
     except OSError as error:
         message, status = printable(f"{error.filename}: {error.strerror}" if error.filename else str(error)), 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        message, status = f"not enough memory ({printable(' '.join(str(error).split())[-200:])}), expected a smaller network, patch, batch or image", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     else:

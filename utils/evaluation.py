@@ -14,7 +14,7 @@ from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock, strips
-from utils.errors import InputError
+from utils.errors import InputError, out_of_memory
 from utils.metrics import Metrics, crop_for
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
@@ -108,11 +108,6 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
         if degraded.device.type == "cuda":
             torch.cuda.empty_cache()
         tqdm.write(f"{width}x{height} pixels: not enough memory on {degraded.device}, once more in strips of {rows} rows")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory on a device ran out."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error) or "could not allocate" in str(error).lower()
 
 
 def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:

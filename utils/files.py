@@ -14,11 +14,11 @@ PARTIAL = ".partial-"           # what a file's name begins with until it is who
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError without a file's name, as a full disk raises it, gets that of `path`."""
+    """An OSError without a file's name, as a full disk raises it, or with that of a temporary one gets the name of `path`."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno:
+        if error.errno and (error.filename is None or Path(error.filename).name.startswith(PARTIAL)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
 

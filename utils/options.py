@@ -326,15 +326,25 @@ def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions
     return load_options(TrainOptions if "sources" in _read(path) else TestOptions, path, overrides)
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """yaml.safe_load's loader, but a key that is given twice is an error: of the two, PyYAML would take the second in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0][:80]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: str) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror.lower()}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, found {shown(content)}")
+        raise InputError(f"{path}: expected keys and values, found {'nothing' if content is None else shown(content)}")
     return content
 
 
@@ -356,7 +366,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             try:
                 result.check()
             except InputError as error:
-                raise InputError(f"{where}{error}") from None
+                whole = str(error).startswith("expected")       # not about one of its keys
+                raise InputError(f"{where.rstrip('. :')}: {error}" if whole else f"{where}{error}") from None
         return result
     where = where.rstrip(".")
     if origin is list:
@@ -401,7 +412,7 @@ def _nearest(key: Any, known: Any) -> str:
 
 def _override(kind: Any, content: dict, override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
+    if not equals or not key:
         raise InputError(f"--set {override}: expected key=value")
     try:
         value = yaml.safe_load(text) if text else ""

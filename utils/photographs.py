@@ -125,11 +125,11 @@ def deep_colours(path: Path, image: Image.Image) -> np.ndarray | None:
 
     Pillow has no such modes: it keeps the high byte of each number. Told that the bytes lie the other way round, it keeps the low one.
     """
-    rawmode = image.tile[0].args if len(image.tile) else None
-    rawmode = rawmode if isinstance(rawmode, str) or rawmode is None else rawmode[0]
+    arguments = image.tile[0].args if len(image.tile) else None
+    rawmode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     if rawmode == "LA;16B" and image.format == "PNG":
         return _grey_and_alpha(path)
-    if rawmode is None or rawmode[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
+    if not isinstance(rawmode, str) or rawmode[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
         return None
     other = "B" if rawmode[-1] == "L" or (rawmode[-1] == "N" and sys.byteorder == "little") else "L"
     swapped = rawmode[:-1] + other
