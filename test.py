@@ -31,7 +31,8 @@ from utils.files import list_files, remove_partial, write_text
 from utils.images import save_image, to_image, to_uint8
 from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
-from utils.options import TestOptions, load_options
+from utils.option_files import load_options
+from utils.options import TestOptions
 from utils.photographs import LOSSY, PHOTOGRAPHS, Journal, Photograph
 from utils.tables import (as_markdown, as_text, comparison_table, markdown, read_published, remarks, set_table, write_comparison_csv,
                           write_set_csv)

@@ -10,18 +10,14 @@ the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
 """
 
 import argparse
-import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import os
-import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from data.datasets import EpochSampler, ImageSet, Reading, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
+from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
 from data.transforms import to_batch
 from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
 from models.baryir import BaryIR, call, compile_stages
@@ -39,18 +35,16 @@ from utils import distributed
 from utils.checkpoint import load_network, newest_checkpoint, read_checkpoint, save_checkpoint
 from utils.errors import InputError, first_few, one_line_errors, printable
 from utils.evaluation import average_row, evaluate
-from utils.files import append_text, remove_partial, write_text
+from utils.files import append_row, append_text, hold, remove_partial, write_csv, write_text
 from utils.gradients import FlatGradients, SkippedSteps
 from utils.instruments import Means, SourceStatistics, inner_gap
 from utils.memory import keep_freed_memory, recompute
-from utils.options import Objective, TrainOptions, dump, load_options
-from utils.tables import write_csv
+from utils.option_files import dump, load_options
+from utils.options import Objective, TrainOptions
+from utils.resume import cut_table, resume
 
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
          "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
-# What makes a run: a checkpoint does not fit other networks, and with another of the rest it would be continued as another run.
-FIXED = ("network", "potentials", "optimizer", "ema")
-SAME_RUN = ("sources", "seed", "objective", "moves")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]           # degraded, clean [B,3,P,P], source [B], weights [B]
 Terms = dict[str, torch.Tensor]
 
@@ -59,7 +53,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
-    parser.add_argument("--resume", nargs="?", const="", metavar="PATH", help="continue the run, from its newest checkpoint that can be read or from PATH")
+    parser.add_argument("--resume", nargs="?", const="", metavar="PATH", help="continue the run, from its newest readable checkpoint or from PATH")
     parser.add_argument("--allow-changes", action="store_true", help="with --resume: other sources, seed or objective than before, too")
     parser.add_argument("--dry-run", action="store_true", help="print options, data and one step's losses, decode every image")
     return parser.parse_args(arguments)
@@ -218,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
     step, best, resumed = 0, -math.inf, []
+    more_facts = {"processes": processes, "samples_per_epoch": training_set.samples_per_epoch}          # kept beside the options
     if resuming:
         if rank == 0 and folder.exists() and not flags.dry_run:
             hold(folder)
@@ -226,8 +221,8 @@ def main(arguments: list[str] | None = None) -> None:
             resumed.append(f"{folder} holds no checkpoint yet: the run begins anew")
         else:
             path, checkpoint = found
-            step, best, changes = resume(path, checkpoint, options, {"processes": processes, "samples_per_epoch": training_set.samples_per_epoch},
-                                         flags.allow_changes, net, potentials, ema, map_optimizer, potential_optimizer, device)
+            step, best, changes = resume(path, checkpoint, options, more_facts, flags.allow_changes,
+                                         net, potentials, ema, map_optimizer, potential_optimizer, device)
             resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
             if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists() and not flags.dry_run:
                 os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
@@ -240,8 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
         remove_partial(folder)
         write_text(folder / "options.yml", dump(options))
         log_file = folder / "train.log"
-        start_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns, "skipped"), step)
-        start_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
+        cut_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns, "skipped"), step)
+        cut_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
 
     # Report what will run:
     log(dump(options).rstrip())
@@ -264,7 +259,8 @@ def main(arguments: list[str] | None = None) -> None:
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state
 
     def take_step(batch: Batch, potentials_too: bool) -> None:
-        terms, samples = map_step(net, potentials, moving, map_gradients, map_optimizer, batch, options.objective, options.precision, options.clip, run)
+        terms, samples = map_step(net, potentials, moving, map_gradients, map_optimizer, batch, options.objective, options.precision,
+                                  options.clip, run)
         if ema:
             ema.update_parameters(net)
         if potentials_too:
@@ -307,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "train": {
                     "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
                     "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
-                    "best": best, "options": {**dataclasses.asdict(options), "processes": processes, "samples_per_epoch": training_set.samples_per_epoch},
+                    "best": best, "options": {**dataclasses.asdict(options), **more_facts},
                     "random": torch.get_rng_state(),
                     "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
                 },
@@ -331,7 +327,8 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
     seconds = time.monotonic()
-    with tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar, losses_of_processes(training_set.reading):
+    with (tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar,
+          distributed.naming_dead_processes(training_set.reading.of)):
         for batch in loader:
             factor = learning_rate_factor(options, step, steps, steps_per_epoch)
             for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
@@ -362,105 +359,6 @@ def main(arguments: list[str] | None = None) -> None:
                 raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
     distributed.shutdown()
     log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if best > -math.inf else ""))
-
-
-def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allow_changes: bool, net: BaryIR, potentials: Potentials,
-           ema: AveragedModel | None, map_optimizer: torch.optim.Optimizer, potential_optimizer: torch.optim.Optimizer,
-           device: torch.device) -> tuple[int, float, list[str]]:
-    """Put a run into the state of its checkpoint. Returns the step, the best validation PSNR and the options that differ, one text each.
-
-    InputError where the checkpoint is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a source is
-    listed may change). more: further facts of a run beside its options, by name.
-    """
-    try:
-        state, step = checkpoint["train"], int(checkpoint["step"])
-        then, now = state["options"], {**dataclasses.asdict(options), **more}
-        if len(then["sources"]) != len(now["sources"]):
-            raise InputError(f"{options.file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; a run cannot continue with them")
-        changed: dict[str, list[str]] = {}
-        for name, before, after in differences(then, now):
-            key = "repeat" if name.endswith(".repeat") else re.split(r"[.[]", name)[0]
-            changed.setdefault(key, []).append(f"{name}: {before} -> {after}")
-        changed.pop("file", None)
-        for key in changed:
-            if key in FIXED or key in SAME_RUN and not allow_changes:
-                way = "a run cannot continue with it" if key in FIXED else "it would be another run; --allow-changes continues nevertheless"
-                raise InputError(f"{options.file}: {', '.join(changed[key])}, since {path}; {way}")
-        net.load_state_dict(state["net"])
-        potentials.load_state_dict(state["potentials"])
-        map_optimizer.load_state_dict(state["map_optimizer"])
-        potential_optimizer.load_state_dict(state["potential_optimizer"])
-        for group in map_optimizer.param_groups + potential_optimizer.param_groups:
-            group["weight_decay"] = options.weight_decay
-        if ema:
-            ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["random"])
-        if device.type == "cuda" and state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], device)
-        return step, -math.inf if "validation" in changed else float(state["best"]), [f"changed {text}" for texts in changed.values() for text in texts]
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, not weights only") from None
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), expected a checkpoint of train.py") from None
-
-
-def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
-    """Name, former and present value of what differs between two nested options; keys that `then` does not have are new ones."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in now:
-            yield from differences(then.get(key, now[key]), now[key], f"{name}.{key}" if name else key)
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for i, (a, b) in enumerate(zip(then, now)):
-            yield from differences(a, b, f"{name}[{i}]")
-    elif then != now:
-        yield name, then, now
-
-
-def start_table(path: Path, columns: tuple, step: int) -> None:
-    """Begin a CSV file, or cut an earlier one back to its rows up to `step`."""
-    rows = []
-    if step and path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        rows = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]     # whole ones
-        columns = (*header, *(name for name in columns if name not in header))                                # of an earlier version
-    write_csv(path, [columns, *rows])
-
-
-def append_row(path: Path, row: tuple) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerow(row)
-    append_text(path, text.getvalue())
-
-
-def hold(folder: Path) -> None:
-    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
-    try:
-        import fcntl
-
-        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):                  # which of them depends on the system
-        raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
-    except ImportError:                                         # not on this system
-        pass
-
-
-@contextlib.contextmanager
-def losses_of_processes(reading: Reading) -> Iterator[None]:
-    """The death of a DataLoader worker, with the file that it was reading, or of another process of torchrun, as an InputError."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?)(?: It is possible.*)?$", text):
-            files = [name for number in dead[1].split(",") if (name := reading.of(int(number)))]
-            raise InputError(f"a worker died ({dead[2].strip(' .').removeprefix('is ')}) while it read {' or '.join(files) or 'its first file'}; "
-                             "expected one that can be read, and enough memory (workers: 0 reads in the main process)") from None
-        if distributed.is_distributed() and not isinstance(error, torch.OutOfMemoryError):
-            raise InputError(f"process {torch.distributed.get_rank()}: another process ended, or cannot be reached ({text[:200]}); continue with --resume") from None
-        raise
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ from tqdm import tqdm
 from models.baryir import BaryIR
 from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
+from utils.files import write_csv
 from utils.images import EXTENSIONS, read_image
 from utils.photographs import Photograph, save_png16
-from utils.tables import as_text, write_csv
+from utils.tables import as_text
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1], residual_blocks=[1, 1], refinement_blocks=0)
 RUN = {

@@ -21,7 +21,8 @@ from models.baryir import BaryIR
 from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import restore
-from utils.tables import as_text, write_csv
+from utils.files import write_csv
+from utils.tables import as_text
 
 TESTS = Path(__file__).parents[1] / "tests"
 SIZES = ["256x256", "512x512", "1024x1024", "1080x1920", "2048x2048", "2160x3840"]

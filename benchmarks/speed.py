@@ -3,12 +3,12 @@
     python -m benchmarks.speed                                  the paper's size; about half an hour on two CPU cores
     python -m benchmarks.speed --what forward --sizes 128
 
-Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a repetition is the median of three passes
-(inference of large images: one pass) after one that is not measured, in which memory is used for the first time. Ours is
-what train.py and test.py run: channels-last layout, on a CPU strips in inference, freed memory kept in training and with
-compile; with --dtype bfloat16 autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed, too: the operations at the rate of a large
-matrix product, the bytes of the feature maps at that of a large copy. Much of the plain form's time on a CPU is that of memory which the
-system hands out anew, page by page; how much varies from hour to hour (--keep).
+Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a repetition is the median of
+three passes (inference of large images: one pass) after one that is not measured, in which memory is used for the first time.
+Ours is what train.py and test.py run: channels-last layout, on a CPU strips in inference, freed memory kept in training and with
+compile; with --dtype bfloat16 autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are
+printed, too: the operations at the rate of a large matrix product, the bytes of the feature maps at that of a large copy. Much of
+the plain form's time on a CPU is that of memory which the system hands out anew, page by page; how much varies (--keep).
 
     forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, dynamic sizes, whole image
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
@@ -37,8 +37,9 @@ from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
 from utils.errors import InputError, one_line_errors
+from utils.files import write_csv
 from utils.memory import keep_freed_memory
-from utils.tables import as_text, write_csv
+from utils.tables import as_text
 
 TESTS = Path(__file__).parents[1] / "tests"
 WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled", "step_recompute", "loading", "inference")

@@ -19,6 +19,7 @@ from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
 from utils.images import read_image
+from utils.option_files import parse
 
 
 def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
@@ -111,16 +112,16 @@ def test_file_list_chooses_and_orders(tmp_path):
 def test_public_layout(public_tree):
     kinds = {"denoise": 3, "derain": 3, "dehaze": 4, "deblur": 2, "lowlight": 1}
     for kind, count in kinds.items():
-        source = options.parse(options.Source, {"type": kind, **({"levels": [25]} if kind == "denoise" else {})}, "here.")
+        source = parse(options.Source, {"type": kind, **({"levels": [25]} if kind == "denoise" else {})}, "here.")
         images = ImageSet(source, str(public_tree), "here")
         assert len(images) == count and str(count) in images.describe()
     write_image(public_tree / "Train/Deblur/sharp/unused.png")
-    images = ImageSet(options.parse(options.Source, {"type": "deblur"}, ""), str(public_tree), "here")
+    images = ImageSet(parse(options.Source, {"type": "deblur"}, ""), str(public_tree), "here")
     assert "1 clean images without a degraded one" in images.describe()
 
 
 def folder_set(root: Path, kind=options.Source, **description) -> ImageSet:
-    return ImageSet(options.parse(kind, {"name": "set", **description}, ""), str(root), "file: set")
+    return ImageSet(parse(kind, {"name": "set", **description}, ""), str(root), "file: set")
 
 
 def test_absent_and_empty_folders(tmp_path):
@@ -132,17 +133,17 @@ def test_absent_and_empty_folders(tmp_path):
     reports = []
     description = {"name": "gone", "degraded": "gone", "optional": True}
     write_image(tmp_path / "there/1.png")
-    both = [options.parse(options.TestSet, entry, "") for entry in (description, {"name": "there", "degraded": "there"})]
+    both = [parse(options.TestSet, entry, "") for entry in (description, {"name": "there", "degraded": "there"})]
     assert [images.name for images in open_test_sets(both, str(tmp_path), "sets", reports.append)] == ["there"]
     assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
     with pytest.raises(InputError, match="sets: none of them is there, root"):              # a mistyped root leaves nothing
         open_test_sets(both[:1], str(tmp_path), "sets", reports.append)
     with pytest.raises(InputError, match="sets.0. there.clean: no folder"):                 # half a set is not an absent one
-        open_test_sets([options.parse(options.TestSet, {"name": "there", "degraded": "there", "clean": "gt", "optional": True}, "")],
+        open_test_sets([parse(options.TestSet, {"name": "there", "degraded": "there", "clean": "gt", "optional": True}, "")],
                        str(tmp_path), "sets", reports.append)
     (tmp_path / "gone").mkdir()                                 # a folder that is there but wrong is never left out
     with pytest.raises(InputError, match="no images in"):
-        open_test_sets([options.parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
+        open_test_sets([parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
 
 
 def test_nothing_leads_out_of_the_root_unless_allowed(tmp_path):

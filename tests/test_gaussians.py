@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.gaussian_barycenter import Gaussians, duality_gaps, inner_minimiser, l2_uvp, train
-from benchmarks.gaussians import MEANS, bw2_uvp
+from benchmarks.duality_gaps import duality_gaps, inner_minimiser
+from benchmarks.gaussian_barycenter import train
+from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
 
 UNEQUAL = [0.25, 0.25, 0.5]
 SHORT = dict(steps=100, batch=64, potential_batch=128, learning_rate=3e-3)

@@ -7,7 +7,7 @@ import yaml
 
 from utils import options
 from utils.errors import InputError
-from utils.options import dump, load_options
+from utils.option_files import dump, load_options
 
 REPOSITORY = Path(__file__).parent.parent
 MINIMAL = {"name": "x", "steps": 10, "sources": [{"type": "denoise", "levels": [25]}]}

@@ -21,7 +21,8 @@ from torch import Tensor
 from models.baryir import BaryIR
 from utils.errors import InputError, first_few
 from utils.files import write_atomically
-from utils.options import Network, parse
+from utils.option_files import parse
+from utils.options import Network
 
 
 def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> None:

@@ -1,7 +1,9 @@
-"""Several processes (torchrun): set-up, the mean over them, and a gather through which gradients flow."""
+"""Several processes (torchrun): set-up, the mean over them, a gather through which gradients flow, and the report of one that died."""
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -79,3 +81,22 @@ def average_(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
+
+
+@contextmanager
+def naming_dead_processes(file_of: Callable[[int], str | None]) -> Iterator[None]:
+    """The death of a DataLoader worker, with the file that it was reading, or of another process of torchrun, as an InputError.
+
+    file_of: the file that the process of this number reads, if any.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?)(?: It is possible.*)?$", text):
+            files = [name for number in dead[1].split(",") if (name := file_of(int(number)))]
+            raise InputError(f"a worker died ({dead[2].strip(' .').removeprefix('is ')}) while it read {' or '.join(files) or 'its first file'}; "
+                             "expected one that can be read, and enough memory (workers: 0 reads in the main process)") from None
+        if is_distributed() and not isinstance(error, torch.OutOfMemoryError):
+            raise InputError(f"process {dist.get_rank()}: another process ended, or cannot be reached ({text[:200]}); continue with --resume") from None
+        raise

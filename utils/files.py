@@ -1,9 +1,11 @@
 """Files that neither an interruption nor a full disk leaves half-written, and paths that stay below their folder."""
 
+import csv
+import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +57,34 @@ def append_text(path: Path, text: str) -> None:
     """Add to the end of a text file and close it: nothing stays in a buffer."""
     with naming(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
+
+
+def write_csv(path: Path, lines: Iterable[Sequence]) -> None:
+    """Write a CSV file, its header first, whole or not at all."""
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+
+    write_atomically(path, write)
+
+
+def append_row(path: Path, row: Sequence, before: str = "") -> None:
+    """Add a row to a CSV file, after the text `before`, all by one write."""
+    text = io.StringIO()
+    csv.writer(text).writerow(row)
+    append_text(path, before + text.getvalue())
+
+
+def hold(folder: Path) -> None:
+    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
+    try:
+        import fcntl
+
+        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):                  # which of them depends on the system
+        raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
+    except ImportError:                                         # not on this system
+        pass
 
 
 def remove_partial(folder: Path, seconds: float = 0) -> None:

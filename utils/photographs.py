@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from utils.errors import InputError
-from utils.files import append_text, write_atomically
+from utils.files import append_row, write_atomically
 from utils.images import EXTENSIONS, decoding, deep_grey, frames, is_deep, open_header, save_image, to_rgb8, to_uint8
 
 LOSSY = {".jpg", ".jpeg", ".webp", ".gif", ".heic", ".heif", ".avif"}      # come back as PNG, so that nothing is lost again
@@ -235,7 +235,5 @@ class Journal:
         return target.exists() and self._row(source, target) in self.done
 
     def add(self, source: Path, target: Path) -> None:
-        row = io.StringIO()
-        csv.writer(row).writerow(self._row(source, target))
-        append_text(self.path, self.start + row.getvalue())
+        append_row(self.path, self._row(source, target), before=self.start)
         self.start = ""

@@ -3,17 +3,16 @@
 The published figures are data, benchmarks/published.yml.
 """
 
-import csv
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from utils.errors import InputError
 from utils.evaluation import Row
-from utils.files import write_atomically
+from utils.files import write_csv
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
@@ -132,12 +131,3 @@ def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, proto
         if row := ours.get(name):
             lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol, checkpoint])
     write_csv(path, lines)
-
-
-def write_csv(path: Path, lines: Iterable[Sequence]) -> None:
-    """Write a CSV file, its header first, whole or not at all."""
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines)
-
-    write_atomically(path, write)
