@@ -33,7 +33,7 @@ from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
 from utils.option_files import load_options
 from utils.options import TestOptions
-from utils.photographs import LOSSY, PHOTOGRAPHS, Journal, Photograph
+from utils.photographs import LOSSY, PHOTOGRAPHS, Journal, Photograph, require_format
 from utils.tables import (as_markdown, as_text, comparison_table, markdown, read_published, remarks, set_table, write_comparison_csv,
                           write_set_csv)
 
@@ -138,6 +138,7 @@ def find_photographs(source: Path, target: Path, keep_format: bool) -> tuple[lis
         if target.suffix.lower() in PHOTOGRAPHS and not target.is_dir():
             if target.suffix.lower() != source.suffix.lower() and ".npy" in (source.suffix.lower(), target.suffix.lower()):
                 raise InputError(f"--output {target}: an array and an image, expected the extension {source.suffix}")
+            require_format(target)
             return refuse_inputs([(source, target)], target), []
         if target.suffix and not target.exists():
             raise InputError(f"--output {target}: no image by its name, expected {', '.join(sorted(PHOTOGRAPHS))}, or a folder (one with a dot must be there)")

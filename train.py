@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     resuming = flags.resume is not None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0     # torchrun --max-restarts
     if not flags.dry_run and not resuming and any((folder / name).exists() for name in ("last.pth", "previous.pth")):
         raise InputError(f"{folder} holds a run already: continue it with --resume, or give this one another name")
-    if resuming and not flags.resume and not folder.exists():
+    if flags.resume == "" and not folder.exists():
         raise InputError(f"--resume: no run {folder}, expected the name of one that was started")
     log_file = None
 
@@ -133,6 +133,15 @@ def main(arguments: list[str] | None = None) -> None:
             tqdm.write(printable(message) if "\n" not in message else message)
             if log_file:
                 append_text(log_file, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    # Setup resume: the checkpoint from which the run goes on, if any.
+    found, resumed = None, []
+    if resuming:
+        if rank == 0 and folder.exists() and not flags.dry_run:
+            hold(folder)
+        found = (Path(flags.resume), read_checkpoint(flags.resume)) if flags.resume else newest_checkpoint(folder, resumed.append)
+        if not found:
+            resumed.append(f"{folder} holds no checkpoint yet: the run begins anew")
 
     # Setup data:
     sources = [ImageSet(s, options.root, f"{options.file}: sources[{k}]") for k, s in enumerate(options.sources)]
@@ -143,13 +152,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     if flags.dry_run:
         check_all(sources + sets, decoding)
-    cache = {}
+    cache = None
     if options.cache and not flags.dry_run:
         for turn in range(2):                                   # the first process decodes, the others map what it wrote
             if turn == (rank > 0):
                 cache = decode_all(sources, decoding, folder / "decoded.bin")
             distributed.wait()
     training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
+    groups = training_set.samples_per_epoch if options.balanced else [len(training_set)]         # drawn from in turn
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
     steps_per_epoch = len(training_set) / (options.batch * processes)           # in the first stage
     steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
@@ -165,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     except ValueError as error:
         raise InputError(f"{options.file}: network: {error}") from None
-    if options.pretrained and not resuming:
+    if options.pretrained and not found:
         try:
             net.load_state_dict(load_network(options.pretrained).state_dict())
         except RuntimeError:
@@ -202,31 +212,27 @@ def main(arguments: list[str] | None = None) -> None:
     def measure_gap(batch: int, patch: int, learning_rate: float) -> float:
         rng = np.random.default_rng([options.seed, 2, step, rank])
         batches = []
+        starts = np.cumsum([0, *groups])
         for _ in range(2 * options.gap.steps):
-            requests = [(int(rng.integers(len(training_set))), 2**62 + int(rng.integers(2**62)), patch) for _ in range(batch)]
+            drawn = [n % len(groups) for n in range(batch)]                     # the group of each sample, as in EpochSampler
+            requests = [(int(starts[g] + rng.integers(groups[g])), 2**62 + int(rng.integers(2**62)), patch) for g in drawn]
             degraded, _, source, weights = to_device(default_collate([training_set[request] for request in requests]))
             batches.append((degraded, source, weights))
         cost = functools.partial(transport_cost, cost=options.objective.cost, gamma=options.objective.gamma, tau=options.objective.tau)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             return inner_gap(net, potentials, cost, batches[:options.gap.steps], batches[options.gap.steps:], learning_rate)
 
-    # Setup resume: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
-    step, best, resumed = 0, -math.inf, []
+    # Setup state: both optimizers, potentials, average, random state; the position in the epoch follows from the step.
+    step, best = 0, -math.inf
     more_facts = {"processes": processes, "samples_per_epoch": training_set.samples_per_epoch}          # kept beside the options
-    if resuming:
-        if rank == 0 and folder.exists() and not flags.dry_run:
-            hold(folder)
-        found = (Path(flags.resume), read_checkpoint(flags.resume)) if flags.resume else newest_checkpoint(folder, resumed.append)
-        if found is None:
-            resumed.append(f"{folder} holds no checkpoint yet: the run begins anew")
-        else:
-            path, checkpoint = found
-            step, best, changes = resume(path, checkpoint, options, more_facts, flags.allow_changes,
-                                         net, potentials, ema, map_optimizer, potential_optimizer, device)
-            resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
-            if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists() and not flags.dry_run:
-                os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
-            del found, checkpoint
+    if found:
+        path, checkpoint = found
+        step, best, changes = resume(path, checkpoint, options, more_facts, flags.allow_changes,
+                                     net, potentials, ema, map_optimizer, potential_optimizer, device)
+        resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
+        if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists() and not flags.dry_run:
+            os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
+        del found, checkpoint
 
     # Setup logs, cut back to the step from which a resumed run continues:
     if rank == 0 and not flags.dry_run:
@@ -235,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         remove_partial(folder)
         write_text(folder / "options.yml", dump(options))
         log_file = folder / "train.log"
-        cut_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns, "skipped"), step)
+        columns = cut_table(folder / "losses.csv", ("step", "seconds", "learning_rate", *TERMS, *of_sources.columns, "skipped"), step)
         cut_table(folder / "validation.csv", ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim"), step)
 
     # Report what will run:
@@ -252,8 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps, {samples:,} samples, "
         f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {options.precision}")
 
-    groups = training_set.samples_per_epoch if options.balanced else [len(training_set)]
-    sampler = EpochSampler(groups, stages, steps, options.seed, step, rank, processes)
+    sampler = EpochSampler(groups, stages, steps, options.seed, 0 if flags.dry_run else step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
                         worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state
@@ -295,11 +300,14 @@ def main(arguments: list[str] | None = None) -> None:
         log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in means.report().items()))
         return
 
+    def offered() -> dict:
+        weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
+        return {"net": weights, "network": dataclasses.asdict(options.network), "step": step}
+
     def save() -> None:
         if rank == 0:
-            weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
             save_checkpoint(folder / "last.pth", previous=folder / "previous.pth", content={
-                "net": weights, "network": dataclasses.asdict(options.network), "step": step,
+                **offered(),
                 "train": {
                     "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
                     "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
@@ -319,13 +327,12 @@ def main(arguments: list[str] | None = None) -> None:
             append_row(folder / "validation.csv", (step, row.set, row.images, *row.values(("psnr", "ssim"))))
         if rows and rows[-1].set == "average" and rows[-1].scores["psnr"] > best:
             best = rows[-1].scores["psnr"]
-            weights = {name: tensor.contiguous() for name, tensor in deployed.state_dict().items()}
-            save_checkpoint(folder / "best.pth", {"net": weights, "network": dataclasses.asdict(options.network), "step": step})
+            save_checkpoint(folder / "best.pth", offered())
 
     # Train: the alternation, batch by batch.
     stop = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stop.append(signal.Signals(number).name))
+        signal.signal(number, lambda number, _: stop.append(signal.Signals(number)))
     seconds = time.monotonic()
     with (tqdm(total=steps, initial=step, desc=options.name, dynamic_ncols=True, disable=rank > 0) as bar,
           distributed.naming_dead_processes(training_set.reading.of)):
@@ -336,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
                     group["lr"] = rate * factor
 
             step += 1
-            take_step(to_device(batch), potentials_too=step % options.map_steps == 0 and "transport_map" in options.moves)
+            take_step(to_device(batch), potentials_too=step % options.map_steps == 0 and options.moves != ["decoder"])
             if options.gap.every and step % options.gap.every == 0:
                 means.add({"inner_gap": measure_gap(*stages[0][1:], options.learning_rate * factor)})
             bar.update()
@@ -346,8 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in ("map_loss", "reconstruction", "dual", "potential_loss")})
                 if rank == 0:
                     append_text(log_file, f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in values.items()) + "\n")
-                    append_row(folder / "losses.csv", (step, f"{time.monotonic() - seconds:.1f}", f"{options.learning_rate * factor:.3g}",
-                                                       *(f"{value:.6g}" for value in values.values())))
+                    row = {"step": step, "seconds": f"{time.monotonic() - seconds:.1f}", "learning_rate": f"{options.learning_rate * factor:.3g}",
+                           **{name: f"{value:.6g}" for name, value in values.items()}}
+                    append_row(folder / "losses.csv", [row.get(name, "nan") for name in columns])
             if sets and (step % options.validation.every == 0 or step == steps):
                 validate()
             stopping = bool(stop)
@@ -355,8 +363,9 @@ def main(arguments: list[str] | None = None) -> None:
                 stopping = (reading or device.type == "cpu") and distributed.average_(torch.tensor(float(stopping), device=device)).item() > 0
             if step % options.save_every == 0 or step == steps or stopping:
                 save()
-            if stopping:
-                raise InputError(f"stopped by {stop[0] if stop else 'a signal'} at step {step} of {steps}: saved, continue with --resume")
+            if stopping and step < steps:
+                number = stop[0] if stop else signal.SIGTERM                    # another process got it
+                raise InputError(f"stopped by {number.name} at step {step} of {steps}: saved, continue with --resume", status=128 + number)
     distributed.shutdown()
     log(f"done: {step} steps, weights in {folder / 'last.pth'}" + (f" and {folder / 'best.pth'} (best {best:.2f} dB)" if best > -math.inf else ""))
 

@@ -1,6 +1,6 @@
 """Does the alternation find the barycenter? Gaussian sources, whose barycenter is known to any precision (METHOD section 7).
 
-    python -m benchmarks.gaussian_barycenter --quick            two dimensions, a look in minutes
+    python -m benchmarks.gaussian_barycenter --quick            D = 2 and 8, a look in minutes
     python -m benchmarks.gaussian_barycenter                    D = 2 ... 128
 
 Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py trains: the cost
@@ -259,7 +259,7 @@ def plot_samples(path: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="D = 2 and 8, one instance, fewer steps")
+    parser.add_argument("--quick", action="store_true", help="D = 2 and 8, one instance, 250 steps, whatever the options below say")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["uniform"])
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.complexity import peak_memory, reset_peak_memory
+from benchmarks.speed import TESTS
 from models.baryir import BaryIR
 from utils import distributed
 from utils.errors import InputError, one_line_errors
@@ -24,7 +25,6 @@ from utils.evaluation import restore
 from utils.files import write_csv
 from utils.tables import as_text
 
-TESTS = Path(__file__).parents[1] / "tests"
 SIZES = ["256x256", "512x512", "1024x1024", "1080x1920", "2048x2048", "2160x3840"]
 LARGEST = {"plain": 512 * 512, "whole": 1024 * 1024, "strips": 2160 * 3840}      # pixels that the table tries: what 24 GB hold
 COLUMNS = ["size", "mode", "device", "dtype", "peak_gb", "seconds"]

@@ -1,6 +1,6 @@
 """Time of BaryIR against its textbook form (tests/plain.py): forward pass, both steps of the alternation, data, sizes of photographs.
 
-    python -m benchmarks.speed                                  the paper's size; about half an hour on two CPU cores
+    python -m benchmarks.speed                                  the paper's size; an hour and a half on two CPU cores
     python -m benchmarks.speed --what forward --sizes 128
 
 Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a repetition is the median of
@@ -8,13 +8,14 @@ three passes (inference of large images: one pass) after one that is not measure
 Ours is what train.py and test.py run: channels-last layout, on a CPU strips in inference, freed memory kept in training and with
 compile; with --dtype bfloat16 autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are
 printed, too: the operations at the rate of a large matrix product, the bytes of the feature maps at that of a large copy. Much of
-the plain form's time on a CPU is that of memory which the system hands out anew, page by page; how much varies (--keep).
+the plain form's time on a CPU is that of memory which the system hands out anew, page by page; its share varies, --keep removes it.
 
     forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, dynamic sizes, whole image
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
     potential_step  the same batch
     step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
-    loading         30 samples of the training set, bundled photographs, decoded anew (plain) or cached (ours)
+    loading         480 augmented pairs by the training's loader, decoded anew (plain) or cached (ours): of bundled photographs, or of
+                    the sources of an option file (--opt options/train_lite.yml --set root=PATH)
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
 """
 
@@ -31,6 +32,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
@@ -46,6 +48,7 @@ WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "st
 SIZES = {"forward": 256, "forward_compiled": 256, "loading": 128}               # the steps: 128
 SOURCES = 5
 PASSES = 3
+PAIRS = 480                                                                     # that `loading` loads in a pass
 
 
 def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
@@ -113,33 +116,44 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     return lambda: (maps(), potentials_too())
 
 
-def loading(side: str, size: int) -> Callable[[], None]:
-    from data.datasets import ImageSet, TrainingSet, decode_all
-    from utils.options import Source
+def loading(side: str, size: int, option_file: str, overrides: list[str], workers: int) -> Callable[[], None]:
+    """PAIRS training samples, in batches of 4, as train.py's loader gives them, of an option file's sources or of bundled photographs."""
+    from torch.utils.data import DataLoader
 
-    options = Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.png"], degradation="noise", levels=[25])
-    sources = [ImageSet(options, ".", "bundled")]
+    from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all
+    from utils.option_files import load_options
+    from utils.options import Source, TrainOptions
+
+    if option_file:
+        options = load_options(TrainOptions, option_file, overrides)
+        entries, root = options.sources, options.root
+    else:
+        entries, root = [Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.png"], degradation="noise", levels=[25])], "."
+    sources = [ImageSet(entry, root, f"{option_file}: sources[{k}]") for k, entry in enumerate(entries)]
     with tempfile.TemporaryDirectory() as folder:
-        cache = {} if side == "plain" else decode_all(sources, lambda files, _: files, Path(folder) / "decoded.bin")
-    samples = TrainingSet(sources, [1], 0, cache)
+        cache = None if side == "plain" else decode_all(sources, lambda files, _: files, Path(folder) / "decoded.bin")
+    samples = TrainingSet(sources, [entry.repeat for entry in entries], 0, cache)
+    sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
+    batches = iter(DataLoader(samples, batch_sampler=sampler, num_workers=workers))
 
     def run() -> None:
-        for position in range(30):
-            samples[position % 3, position, size]
+        for _ in range(PAIRS // 4):
+            next(batches)
     return run
 
 
-def measure(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> dict[str, float]:
+def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
     """Seconds and the peak of resident memory in GB of this process, which has done nothing else."""
+    device, dtype = flags.device, flags.dtype
     torch.manual_seed(0)
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if what == "loading":
-        run = loading(side, size)
+        run = loading(side, size, flags.opt, flags.set, flags.workers)
     elif what in ("forward", "forward_compiled", "inference"):
         run = forward(side, what, size, device, dtype)
     else:
-        run = training(side, what, size, device, dtype, batch)
+        run = training(side, what, size, device, dtype, flags.batch)
     run()
     reset_peak_memory(device)
     times = []
@@ -167,19 +181,28 @@ def floors(size: int, device: str) -> str:
     a = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16)
     x = torch.rand(2**28, device=device)
     flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
-    traffic = 0
-    net = BaryIR().to("meta")
-
-    def count(_, inputs: tuple, output: torch.Tensor) -> None:
-        nonlocal traffic
-        traffic += 2 * (inputs[0].numel() + output.numel())                     # bfloat16: read once, written once
-
-    for module in net.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    net(torch.empty(1, 3, size, size, device="meta"))
+    traffic = 2 * maps_read_and_written(size)                                   # bfloat16
     return (f"floors of the forward pass at {size}x{size}: {1e12 * gflop(BaryIR, size) / flops:.2f} ms by operations ({flops / 1e12:.0f} TFLOP/s), "
             f"{1e3 * traffic / bandwidth:.2f} ms by bytes ({bandwidth / 1e12:.2f} TB/s)")
+
+
+def maps_read_and_written(size: int) -> int:
+    """Values of the feature maps that a forward pass reads and writes if each convolution, norm and matrix product does both once."""
+    aten = torch.ops.aten
+    counted = {aten.convolution.default, aten.native_layer_norm.default, aten.bmm.default, aten.mm.default}
+
+    class Count(TorchDispatchMode):
+        values = 0
+
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            result = operation(*arguments, **(options or {}))
+            if operation in counted:
+                self.values += arguments[0].numel() + (result[0] if isinstance(result, tuple) else result).numel()
+            return result
+
+    with Count() as count, torch.no_grad():
+        BaryIR().to("meta")(torch.empty(1, 3, size, size, device="meta"))
+    return count.values
 
 
 def main() -> None:
@@ -188,6 +211,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048], help="of the inference, multiples of 8")
     parser.add_argument("--batch", type=int, default=3, help="of the steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--opt", default="", metavar="FILE", help="option file of train.py whose sources are loaded")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its options")
+    parser.add_argument("--workers", type=int, default=2, help="of the loading")
     parser.add_argument("--keep", action="store_true", help="the plain form keeps freed memory, too: what is left without the allocator's part")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
     parser.add_argument("--repeats", type=int, default=3)
@@ -195,8 +221,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/speed.csv"))
     parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if min(flags.batch, flags.repeats, flags.threads) < 1 or any(size < 16 or size % 8 for size in flags.sizes):
-        raise InputError("expected --batch, --repeats, --threads from 1 on and --sizes that are multiples of 8")
+    if min(flags.batch, flags.repeats, flags.threads, flags.workers + 1) < 1 or any(size < 16 or size % 8 for size in flags.sizes):
+        raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on and --sizes that are multiples of 8")
     distributed.setup(flags.device)
     torch.set_num_threads(flags.threads)
     if flags.alone:
@@ -204,12 +230,13 @@ def main() -> None:
         if flags.keep and flags.device == "cpu":
             keep_freed_memory()
         side, what, size = flags.alone
-        print(json.dumps(measure(side, what, int(size), flags.device, flags.dtype, flags.batch)))
+        print(json.dumps(measure(side, what, int(size), flags)))
         return
 
     def alone(side: str, what: str, size: int) -> dict[str, float]:
         command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size), "--device", flags.device, "--dtype", flags.dtype,
-                   "--batch", str(flags.batch), "--threads", str(flags.threads), *["--keep"] * flags.keep]
+                   "--batch", str(flags.batch), "--threads", str(flags.threads), *["--keep"] * flags.keep,
+                   "--opt", flags.opt, *(["--set", *flags.set] if flags.set else []), "--workers", str(flags.workers)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {(result.stderr.strip().splitlines() or ['killed'])[-1]}")
@@ -230,6 +257,9 @@ def main() -> None:
             lines.append([what, str(size), f"{plain['seconds']:.3g}" if plain else "-", f"{ours['seconds']:.3g}", f"{ratio:.2f}" if plain else "-",
                           f"{plain['gigabytes']:.2f}" if plain else "-", f"{ours['gigabytes']:.2f}"])
             print("  ".join(lines[-1]), file=sys.stderr, flush=True)
+            if what == "loading":
+                rates = " and ".join(f"{PAIRS / result['seconds']:.0f}" for result in (plain, ours))
+                print(f"{rates} pairs a second with {flags.workers} workers", file=sys.stderr, flush=True)
             write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
     print(as_text(lines))
     if flags.device.startswith("cuda"):

@@ -155,8 +155,30 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
     return sets
 
 
-def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> dict[Path, np.ndarray]:
-    """Every image of some sets by path, decoded into one memory-mapped file that processes and workers share.
+class DecodedImages:
+    """Images by path, [H,W,3] uint8, decoded one after the other in a file that each process and worker maps for itself."""
+
+    def __init__(self, file: Path, shapes: dict[Path, Sequence[int]]) -> None:
+        self.file, self.shapes = file, shapes
+        self.starts = dict(zip(shapes, np.cumsum([0, *map(math.prod, shapes.values())]).tolist()))
+        self.pixels = np.memmap(file, np.uint8, mode="r")
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self.shapes
+
+    def __getitem__(self, path: Path) -> np.ndarray:
+        start, shape = self.starts[path], self.shapes[path]
+        return self.pixels[start:start + math.prod(shape)].reshape(shape)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "pixels": None}                # a worker that is not forked would get a copy
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = {**state, "pixels": np.memmap(state["file"], np.uint8, mode="r")}
+
+
+def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> DecodedImages:
+    """Every image of some sets, decoded into one memory-mapped file that processes and workers share.
 
     A file that an earlier run left is used again where it holds the same images. InputError at the first unreadable one.
     `progress` wraps the iterator of images: progress(images, total).
@@ -179,9 +201,7 @@ def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> dict
         write_atomically(file, write)
         known = {"files": stamps, "shapes": shapes}
         write_text(index, json.dumps(known))
-    pixels = np.memmap(file, np.uint8, mode="r")
-    ends = np.cumsum([math.prod(shape) for shape in known["shapes"]])
-    return {path: part.reshape(shape) for path, part, shape in zip(paths, np.split(pixels, ends[:-1]), known["shapes"])}
+    return DecodedImages(file, dict(zip(paths, known["shapes"])))
 
 
 def check_all(sets: Sequence[ImageSet], progress: Callable) -> None:
@@ -204,7 +224,7 @@ class TrainingSet(Dataset):
     Returns degraded and clean [patch,patch,3] uint8, as they go to the device (data.transforms.to_batch), and the source's index.
     """
 
-    def __init__(self, sources: list[ImageSet], repeats: list[int], seed: int, cache: dict[Path, np.ndarray] | None = None) -> None:
+    def __init__(self, sources: list[ImageSet], repeats: list[int], seed: int, cache: DecodedImages | None = None) -> None:
         self.sources, self.seed, self.reading = sources, seed, Reading()
         self.cache = cache or {}
         self.samples_per_epoch = [len(images) * repeat for images, repeat in zip(sources, repeats)]     # N_k
@@ -300,4 +320,5 @@ class EpochSampler(Sampler):
 
 def own_process_group(worker: int) -> None:
     """For a DataLoader's workers: Ctrl-C and signals to the group reach the main process alone, which saves and ends them."""
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):                                  # not on Windows
+        os.setpgid(0, 0)

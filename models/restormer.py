@@ -48,7 +48,7 @@ class MDTA(nn.Module):
     """Multi-Dconv head transposed attention: attention between channels instead of pixels (Restormer, eq. 1).
 
     Queries, keys and values share one weight, but are convolved each by itself: nothing strides over the others' channels, and no
-    gradients are joined. So are both halves in GDFN.
+    gradients are joined. GDFN treats its two halves the same way.
 
     Args:
         channels: input and output channels, a multiple of `heads`.
@@ -68,7 +68,7 @@ class MDTA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (depthwise(F.conv2d(x, pointwise), weight)
                    for pointwise, weight in zip(self.qkv.weight.chunk(3), self.qkv_depthwise.weight.chunk(3)))
-        return self.apply(self.mixing(*self.statistics(q, k)), v)
+        return self.mix(self.mixing(*self.statistics(q, k)), v)
 
     def statistics(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the pixels, float32, of q k^T [B,heads,C/heads,C/heads], q^2 and k^2 [B,heads,C/heads]. q, k: [B,C,H,W]."""
@@ -88,7 +88,7 @@ class MDTA(nn.Module):
         return (projection @ attention).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def apply(mixing: Tensor, v: Tensor) -> Tensor:
+    def mix(mixing: Tensor, v: Tensor) -> Tensor:
         """[B,C,C] applied to the channels of each pixel of v [B,C,H,W]."""
         tokens = v.permute(0, 2, 3, 1).flatten(1, 2) @ mixing.to(v.dtype).mT         # [B,HW,C]
         return tokens.unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
@@ -103,7 +103,7 @@ class MDTA(nn.Module):
             sums = of_strip if sums is None else [total + part for total, part in zip(sums, of_strip)]
         mixing = self.mixing(*sums)
         for where, v in depthwise_in_strips(x, lambda strip: F.conv2d(norm(strip), pointwise_v), depthwise_v, rows):
-            x[:, :, where] += self.apply(mixing, v)
+            x[:, :, where] += self.mix(mixing, v)
 
 
 class Gate(torch.autograd.Function):
@@ -143,7 +143,11 @@ class GDFN(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + MDTA(norm(x)), then x + GDFN(norm(x))."""
+    """x + MDTA(norm(x)), then x + GDFN(norm(x)).
+
+    The sums are float32, under autocast, too: rounded to bfloat16, they turn the gradients of the finest level's norms aside
+    (benchmarks/RESULTS.md, "bfloat16 against float32").
+    """
 
     def __init__(self, channels: int, heads: int, expansion: float = 2.66) -> None:
         super().__init__()
@@ -153,8 +157,13 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GDFN(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = at_least_float32(x)
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Down(nn.Sequential):
@@ -177,6 +186,7 @@ def strips(module: nn.Module, x: Tensor, rows: int) -> Tensor:
     x: [B,C,H,W], overwritten by a block.
     """
     if isinstance(module, TransformerBlock):
+        x = at_least_float32(x)
         module.attention.add_in_strips(x, module.norm1, rows)
         module.feed_forward.add_in_strips(x, module.norm2, rows)
         return x

@@ -1,5 +1,6 @@
 """Pairing by key, what sources report and refuse, repeatable patches, degradations, the sampler."""
 
+import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from conftest import write_image
-from data.datasets import EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
+from data.datasets import DecodedImages, EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
 from data.degradations import DEGRADATIONS, file_rng
 from data.files import match_pairs, near_miss
 from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
@@ -219,12 +220,16 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
 def test_decoded_file_is_used_again_until_an_image_changes(tmp_path):
     sources, file, decoded = two_sources(tmp_path).sources, tmp_path / "decoded.bin", []
 
-    def decode() -> dict:
+    def decode() -> DecodedImages:
         return decode_all(sources, lambda images, total: decoded.append(total) or images, file)
 
     first, again = decode(), decode()
-    assert decoded == [6] and first.keys() == again.keys()
-    assert all(np.array_equal(image, read_image(path)) and np.array_equal(image, again[path]) for path, image in first.items())
+    paths = {path for images in sources for path in images.files}
+    assert decoded == [6] and len(paths) == 6
+    sent = pickle.dumps(first)                                  # to a worker that is not forked: the file's name, not its pixels
+    for images in (first, again, pickle.loads(sent)):
+        assert all(path in images and np.array_equal(images[path], read_image(path)) for path in paths)
+    assert len(sent) < 2000 < sum(first[path].size for path in paths) and Path("elsewhere.png") not in first
     changed = write_image(tmp_path / "in/1.png", 30, 50, seed=99)
     assert np.array_equal(decode()[changed], read_image(changed)) and decoded == [6, 6]
 

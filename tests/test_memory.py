@@ -1,11 +1,13 @@
 """What the backward pass recomputes, gradients as one tensor, compiled stages."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.faults import same_state
 from conftest import SMALL
 from models.baryir import BaryIR, call, compile_stages
 from utils.gradients import FlatGradients
@@ -42,16 +44,16 @@ def test_flat_gradients_are_the_gradients():
         torch.testing.assert_close(parameter, old - 0.1 * gradient * 0.5 / total)
 
 
-@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
+@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
     layer = torch.nn.Linear(3, 2)
     optimizer, flat = kind(layer.parameters(), 0.1, **how), FlatGradients(list(layer.parameters()))
     x = torch.rand(4, 3)
     flat.descend(layer(x).square().sum(), optimizer)
-    before = layer.weight.detach().clone()
+    before, state = layer.weight.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
     assert not flat.descend(layer(x).square().sum() * factor, optimizer).isfinite()
-    assert torch.equal(layer.weight, before)
+    assert torch.equal(layer.weight, before) and same_state(optimizer.state_dict()["state"], state)
     flat.descend(layer(x).square().sum(), optimizer)
     assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before)
 

@@ -94,6 +94,19 @@ def test_stages_compose_to_forward():
     assert torch.equal(restored, net.decode(b_alone, z_alone - b_alone, skips))
 
 
+def test_modules_functions_apply_to_the_network():
+    """No block has a method in the place of one of nn.Module's, such as apply."""
+    def own(module: torch.nn.Module) -> set[str]:
+        return {name for kind in type(module).__mro__ if kind.__module__.startswith("models.") for name in vars(kind)}
+
+    visited = []
+    net = BaryIR(**SMALL)
+    net.apply(visited.append)
+    assert len(visited) == len(list(net.modules()))
+    allowed = {"__init__", "__module__", "__doc__", "__annotations__", "forward"}
+    assert not [name for module in net.modules() for name in own(module) - allowed if name in vars(torch.nn.Module) and not name.startswith("__")]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (7, 8), (8, 8), (17, 33)])
 def test_any_size(size):
     torch.manual_seed(0)

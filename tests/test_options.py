@@ -62,6 +62,8 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"name": "../x"}, "name: '../x', expected a name that can be a folder"),
     ({"sources": [{"type": "denoise", "levels": [0]}]}, "sources[0].levels: [0.0], expected numbers above 0"),
     ({"sources": [{"type": "derain", "degraded": "rainy"}]}, "sources[0].clean: none given beside the folder degraded"),
+    ({"sources": [{"bundled": ["coffee.png"], "degradation": "noise", "levels": [25]}]}, "sources: names [''], expected a different name for each"),
+    ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b", "clean": "c"}]}}, "validation.sets: names ['a', 'a'], expected a different name"),
     ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
 ])
 def test_what_is_refused(tmp_path, change, message):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,15 @@ def test_wrong_input_and_output(tmp_path, checkpoint, source, target, message):
     result = run(tmp_path, checkpoint, tmp_path / source, tmp_path / target)
     assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert image.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+def test_formats_that_cannot_be_written_are_refused_before_the_work(tmp_path, checkpoint, monkeypatch):
+    image = write_image(tmp_path / "in/a.png")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)           # as if it were not installed
+    monkeypatch.setattr(Image, "registered_extensions", lambda: {".png": "PNG"})
+    for name, message in (("out.heic", "pip install pillow-heif"), ("out.avif", "cannot write .avif")):
+        with pytest.raises(InputError, match=f"{name}: .*{message}"):
+            script.main(["--opt", options(tmp_path, checkpoint), "--input", str(image), "--output", str(tmp_path / name)])
 
 
 def test_input_inside_output(tmp_path, checkpoint):

@@ -17,6 +17,8 @@ import train
 from benchmarks.faults import same_state as same
 from conftest import REPOSITORY, TINY_NETWORK, run_script, write_image
 from utils.errors import InputError
+from utils.files import write_csv
+from utils.resume import cut_table
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,8 @@ def test_later_stages_move_what_they_say(tmp_path, moves):
         stage = "encoder" if name.startswith(("patch_embed", "encoder", "down", "latent")) else "transport_map" if name.startswith("transport_map") else "decoder"
         assert torch.equal(weight, second[name]) == (stage != moves), name
     losses = rows(tmp_path / "out/second/losses.csv")[-1]
-    assert (losses["reconstruction"] == "nan") == (moves == "transport_map") == (losses["potential_loss"] != "nan")
+    assert (losses["reconstruction"] == "nan") == (moves == "transport_map")
+    assert (losses["potential_loss"] == "nan") == (moves == "decoder")           # whose gradients the potentials do not enter
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -105,6 +108,53 @@ def test_later_stages_move_what_they_say(tmp_path, moves):
 def test_later_stages_that_cannot_be(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         run(option_file(tmp_path), "--set", *changes)
+
+
+@pytest.mark.parametrize("restart", ["--resume", "torchrun"])
+def test_a_run_that_begins_anew_has_its_pretrained_weights(tmp_path, monkeypatch, restart):
+    """Killed before its first checkpoint, or before its folder was made."""
+    opt = option_file(tmp_path, steps=1)
+    run(opt, "--set", "name=first")
+    first = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["net"]
+    if restart == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    else:
+        (tmp_path / "out/run").mkdir()
+    run(opt, *(["--resume"] if restart == "--resume" else []), "--set", f"pretrained={tmp_path / 'out/first/last.pth'}", "moves=[decoder]")
+    assert "begins anew" in (tmp_path / "out/run/train.log").read_text()
+    second = torch.load(tmp_path / "out/run/last.pth", weights_only=True)["net"]
+    assert torch.equal(first["patch_embed.weight"], second["patch_embed.weight"])
+
+
+def test_the_inner_gap_draws_sources_as_the_run_does(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "inner_gap", lambda net, potentials, cost, fit, held_out, rate: drawn.extend([*fit, *held_out]) or 0.0)
+    run(option_file(tmp_path, steps=1, balanced=True, batch=4, gap={"every": 1, "steps": 3}))
+    assert len(drawn) == 6
+    for _, source, weights in drawn:                                # 3 and 4 samples an epoch: lambda = 4/7, 3/7
+        assert source.tolist() == [0, 1, 0, 1]
+        torch.testing.assert_close(weights, torch.tensor([4, 3, 4, 3]) / 7 / 4 * 2)
+
+
+def test_a_resumed_table_keeps_its_columns_apart(tmp_path):
+    """Columns by name, in the present order; former ones stay, rows without a column have nan there."""
+    table = tmp_path / "losses.csv"
+    write_csv(table, [["step", "cost_a", "old", "cost_b"], [1, 10, 7, 20], [2, 11, 8, 21], [3, 12, 9, 22]])
+    columns = cut_table(table, ("step", "cost_b", "cost_a", "new"), step=2)
+    assert columns == ["step", "cost_b", "cost_a", "new", "old"]
+    assert [list(row.values()) for row in rows(table)] == [["1", "20", "10", "nan", "7"], ["2", "21", "11", "nan", "8"]]
+
+
+def test_resume_changes_that_are_refused_or_kept(tmp_path):
+    opt = option_file(tmp_path, steps=2, validation={"every": 2, "sets": [
+        {"name": "noise_25", "bundled": ["chessboard_RGB.png"], "degradation": "noise", "levels": [25]}]})
+    run(opt)
+    run(opt, "--resume", "--dry-run")                               # of a run that is done
+    best = state(tmp_path)["best"]
+    with pytest.raises(InputError, match="moves: .* a run cannot continue with it"):
+        run(opt, "--resume", "--allow-changes", "--set", "moves=[encoder]", f"pretrained={tmp_path / 'out/run/last.pth'}")
+    run(opt, "--resume", "--set", "validation.every=100", "learning_rate=0.5", "steps=3")
+    assert state(tmp_path)["best"] == best > 0                      # measured as before: a worse network is no new best one
 
 
 def test_pretrained_weights_of_another_network(tmp_path, checkpoint):
@@ -128,8 +178,9 @@ def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "append_row", interrupt)
-        with pytest.raises(InputError, match=f"stopped by {number.name} at step 5 of 12: saved, continue with --resume"):
+        with pytest.raises(InputError, match=f"stopped by {number.name} at step 5 of 12: saved, continue with --resume") as stopped:
             run(opt)
+    assert stopped.value.status == 128 + number
     assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] == 5
     append_row(table, (6, *["0"] * 10))                             # as if it had been killed later, after more logging
 
@@ -154,7 +205,7 @@ def test_signal_to_the_process_group_saves_though_workers_load(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "Traceback" not in errors, errors
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors, errors
     assert re.search(r"error: stopped by SIGTERM at step \d+ of 100000: saved, continue with --resume\n$", errors)
     assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] >= 3
 

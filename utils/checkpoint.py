@@ -3,7 +3,7 @@
     net       weights of BaryIR, for use (the averaged ones where the run averages)
     network   arguments of BaryIR
     step      training steps done (epoch instead, in one converted from the authors' release)
-    train     last.pth only: what a run needs to continue exactly
+    train     last.pth and previous.pth only: what a run needs to continue exactly
 
 A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of the network that it
 names, and its checksums, which torch writes and does not read, tell a damaged file.

@@ -97,6 +97,6 @@ def naming_dead_processes(file_of: Callable[[int], str | None]) -> Iterator[None
             files = [name for number in dead[1].split(",") if (name := file_of(int(number)))]
             raise InputError(f"a worker died ({dead[2].strip(' .').removeprefix('is ')}) while it read {' or '.join(files) or 'its first file'}; "
                              "expected one that can be read, and enough memory (workers: 0 reads in the main process)") from None
-        if is_distributed() and not isinstance(error, torch.OutOfMemoryError):
+        if is_distributed() and (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
             raise InputError(f"process {dist.get_rank()}: another process ended, or cannot be reached ({text[:200]}); continue with --resume") from None
         raise

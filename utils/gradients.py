@@ -23,21 +23,22 @@ class FlatGradients:
     def descend(self, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> Tensor:
         """Gradients of `loss` (scalar), their mean over the processes, and a step along them; returns their norm before clipping.
 
-        clip: largest norm, 0 for none. Where the loss of any process or the norm is not finite, the parameters stay as they are, and
-        the norm that is returned is nan.
+        clip: largest norm, 0 for none. Where the loss of any process or the norm is not finite, the parameters stay as they are (but
+        for the weight decay of RMSprop on CUDA), and the norm that is returned is nan.
         """
         self.flat.zero_()
         loss.backward()
         distributed.average_(self.flat)
         norm = torch.linalg.vector_norm(self.flat)
         finite = norm.isfinite() & distributed.average_(loss.detach().float().clone()).isfinite()
-        # RMSprop makes no step along a gradient of zeros; Adam would go on by momentum, but its fused kernels read found_inf.
         if clip:
             self.flat.mul_((clip / (norm + 1e-6)).clamp(max=1))
         torch.where(finite, self.flat, torch.zeros_like(norm), out=self.flat)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = (~finite).float()
-        optimizer.step()
+            optimizer.found_inf = (~finite).float()             # their kernels read it and make no step
+            optimizer.step()
+        elif self.flat.is_cuda or finite:                       # without such kernels: a gradient of zeros on CUDA, where nobody waits
+            optimizer.step()
         return torch.where(finite, norm, torch.nan)
 
 

@@ -14,8 +14,8 @@ from models.restormer import TransformerBlock
 def keep_freed_memory() -> None:
     """Let the process keep the memory that it frees (glibc), for a CPU that needs the same again in each step.
 
-    By default it goes back to the system and comes again page by page, cleared: often more work than the arithmetic. Strips need it
-    not, and with the maps of large photographs the heap would break up.
+    By default it goes back to the system and comes again page by page, cleared: often more work than the arithmetic. Strips
+    do not need it, and with the maps of large photographs the heap would fragment.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)            # not in other C libraries

@@ -24,7 +24,7 @@ def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
     content = read_yaml(path)
     content["file"] = path
     for override in overrides:
-        _override(kind, content, override)
+        _override(content, override)
     return parse(kind, content, f"{path}: ")
 
 
@@ -103,7 +103,6 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-
 def dump(options: Any) -> str:
     """Resolved options as YAML that load_options reads."""
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
@@ -114,7 +113,7 @@ def _nearest(key: Any, known: Any) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-def _override(kind: Any, content: dict, override: str) -> None:
+def _override(content: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: expected key=value")

@@ -172,7 +172,7 @@ class TrainOptions:
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
     channels_last: bool = True
-    compile: bool = False                                   # torch.compile of the transformer blocks
+    compile: bool = False                                   # torch.compile of the three stages
     # What the backward pass computes again instead of keeping it: cheap: norms, depthwise convolutions, gates; all: every block
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
@@ -213,9 +213,10 @@ class TrainOptions:
             raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         if not self.sources:
             raise InputError("sources: empty, expected at least one source")
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise InputError(f"sources: names {shown(names)}, expected a different name for each")
+        for key, entries in (("sources", self.sources), ("validation.sets", self.validation.sets)):
+            names = [images.name for images in entries]
+            if len(set(names)) < len(names) or "" in names:
+                raise InputError(f"{key}: names {shown(names)}, expected a different name for each")
         for i, stage in enumerate(self.progressive):
             if len(stage) != 3 or min(stage) < 1:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")

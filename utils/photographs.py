@@ -100,6 +100,14 @@ class Photograph:
         save_image(image, path, **self.metadata)
 
 
+def require_format(path: Path) -> None:
+    """InputError where photographs cannot be written in the format of this name's extension."""
+    if path.suffix.lower() in (".heic", ".heif"):
+        register_heif(path)
+    elif path.suffix.lower() != ".npy" and path.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"{path}: this Pillow cannot write {path.suffix}, expected another format")
+
+
 def register_heif(path: Path) -> None:
     try:
         import pillow_heif

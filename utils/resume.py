@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,8 @@ from utils.errors import InputError
 from utils.files import write_csv
 from utils.options import TrainOptions
 
-# What makes a run: a checkpoint does not fit other networks, and with another of the rest it would be continued as another run.
-FIXED = ("network", "potentials", "optimizer", "ema")
-SAME_RUN = ("sources", "seed", "objective", "moves")
+FIXED = ("network", "potentials", "optimizer", "ema", "moves")              # a checkpoint does not fit others
+SAME_RUN = ("sources", "seed", "objective")                                 # others make it another run
 
 
 def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allow_changes: bool, net: BaryIR, potentials: Potentials,
@@ -54,7 +53,8 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
-        best = -math.inf if "validation" in changed else float(state["best"])
+        measured_otherwise = any(text.startswith(("validation.sets", "validation.protocol")) for text in changed.get("validation", []))
+        best = -math.inf if measured_otherwise else float(state["best"])
         return step, best, [f"changed {text}" for texts in changed.values() for text in texts]
     except InputError:
         raise
@@ -76,12 +76,17 @@ def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str
         yield name, then, now
 
 
-def cut_table(path: Path, columns: tuple, step: int) -> None:
-    """Begin a CSV file, or cut an earlier one back to its rows up to `step`."""
-    rows = []
+def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
+    """Begin a CSV file, or cut an earlier one back to its rows up to `step`. Returns its columns.
+
+    These are the given ones, then those that the earlier file alone has; a row has nan where it lacks one.
+    """
+    rows, columns = [], list(columns)
     if step and path.exists():
         with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        rows = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]     # whole ones
-        columns = (*header, *(name for name in columns if name not in header))                                # of an earlier version
+            header, *lines = csv.reader(file)
+        columns += [name for name in header if name not in columns]
+        whole = [dict(zip(header, line)) for line in lines if len(line) == len(header)]
+        rows = [[row.get(name, "nan") for name in columns] for row in whole if row.get("step", "").isdigit() and int(row["step"]) <= step]
     write_csv(path, [columns, *rows])
+    return columns
