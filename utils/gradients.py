@@ -33,11 +33,13 @@ class FlatGradients:
         finite = norm.isfinite() & distributed.average_(loss.detach().float().clone()).isfinite()
         if clip:
             self.flat.mul_((clip / (norm + 1e-6)).clamp(max=1))
-        torch.where(finite, self.flat, torch.zeros_like(norm), out=self.flat)
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~finite).float()             # their kernels read it and make no step
             optimizer.step()
-        elif self.flat.is_cuda or finite:                       # without such kernels: a gradient of zeros on CUDA, where nobody waits
+        elif self.flat.is_cuda:                                 # nobody waits there: a gradient of zeros
+            torch.where(finite, self.flat, torch.zeros_like(norm), out=self.flat)
+            optimizer.step()
+        elif finite:
             optimizer.step()
         return torch.where(finite, norm, torch.nan)
 
