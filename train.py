@@ -12,7 +12,6 @@ the map step moves encoder, T and decoder, the potential step moves f_1..f_K.
 import argparse
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import signal
@@ -159,7 +158,6 @@ def main(arguments: list[str] | None = None) -> None:
                 cache = decode_all(sources, decoding, folder / "decoded.bin")
             distributed.wait()
     training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
-    groups = training_set.samples_per_epoch if options.balanced else [len(training_set)]         # drawn from in turn
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
     steps_per_epoch = len(training_set) / (options.batch * processes)           # in the first stage
     steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
@@ -212,11 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
     def measure_gap(batch: int, patch: int, learning_rate: float) -> float:
         rng = np.random.default_rng([options.seed, 2, step, rank])
         batches = []
-        starts = np.cumsum([0, *groups])
         for _ in range(2 * options.gap.steps):
-            drawn = [n % len(groups) for n in range(batch)]                     # the group of each sample, as in EpochSampler
-            requests = [(int(starts[g] + rng.integers(groups[g])), 2**62 + int(rng.integers(2**62)), patch) for g in drawn]
-            degraded, _, source, weights = to_device(default_collate([training_set[request] for request in requests]))
+            samples = [training_set[request] for request in sampler.apart(rng, batch, patch)]
+            degraded, _, source, weights = to_device(default_collate(samples))
             batches.append((degraded, source, weights))
         cost = functools.partial(transport_cost, cost=options.objective.cost, gamma=options.objective.gamma, tau=options.objective.tau)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
@@ -258,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{sum(p.numel() for p in potentials.parameters()):,} (training only); {steps} steps, {samples:,} samples, "
         f"{samples / len(training_set):.1f} epochs, on {processes} x {device} in {options.precision}")
 
+    groups = training_set.samples_per_epoch if options.balanced else [len(training_set)]         # drawn from in turn
     sampler = EpochSampler(groups, stages, steps, options.seed, 0 if flags.dry_run else step, rank, processes)
     loader = DataLoader(training_set, batch_sampler=sampler, num_workers=0 if flags.dry_run else options.workers,
                         worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
@@ -280,14 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
         if numbers:
             log(f"step {step}: {len(numbers)} not applied since the last reading, loss or gradient not finite: {first_few(map(str, numbers), 10)}")
         if len(skipped.in_a_row) >= options.skipped:
-            files = [("step", "source", "degraded", "clean")]
-            for number, process in itertools.product(skipped.in_a_row, range(processes)):
-                for index, _, _ in next(iter(EpochSampler(groups, stages, steps, options.seed, number - 1, process, processes))):
-                    source, image = training_set.place(index)
-                    pair = sources[source].pairs[image]
-                    files.append((number, sources[source].name, pair.degraded, pair.clean))
             if rank == 0:
-                write_csv(folder / "not_finite.csv", files)
+                files = [(number, *training_set.files(index)) for number in skipped.in_a_row for index, _, _ in sampler.of_step(number - 1)]
+                write_csv(folder / "not_finite.csv", [("step", "source", "degraded", "clean"), *files])
             last = next((path for path in (folder / "last.pth", folder / "previous.pth") if path.exists()), None)
             raise InputError(f"step {skipped.in_a_row[-1]}: loss or gradient not finite, {options.skipped} steps in a row; their files are in "
                              f"{folder / 'not_finite.csv'}, {f'the last good checkpoint is {last}' if last else 'no checkpoint yet'}")

@@ -238,6 +238,12 @@ class TrainingSet(Dataset):
         source = int(np.searchsorted(self.ends, index, side="right"))
         return source, index % len(self.sources[source])
 
+    def files(self, index: int) -> tuple[str, Path | None, Path | None]:
+        """An index's source by name, its degraded and its clean file."""
+        source, image = self.place(index)
+        pair = self.sources[source].pairs[image]
+        return self.sources[source].name, pair.degraded, pair.clean
+
     def read(self, path: Path) -> np.ndarray:
         self.reading.note(path)
         return self.cache[path] if path in self.cache else read_image(path)
@@ -316,6 +322,17 @@ class EpochSampler(Sampler):
                     orders[group] = np.random.default_rng([self.seed, 1, epoch, group]).permutation(self.groups[group])
                 requests.append((int(starts[group] + orders[group][entry]), n, patch))
             yield requests
+
+    def of_step(self, step: int) -> Iterator[tuple[int, int, int]]:
+        """The requests of one step, of all processes."""
+        for rank in range(self.processes):
+            yield from next(iter(EpochSampler(self.groups, self.stages, self.steps, self.seed, step, rank, self.processes)))
+
+    def apart(self, rng: np.random.Generator, batch: int, patch: int) -> list[tuple[int, int, int]]:
+        """A batch, drawn from the groups as those of the run, but at random and of patches that no step sees."""
+        starts = np.cumsum([0, *self.groups])
+        return [(int(starts[n % len(self.groups)] + rng.integers(self.groups[n % len(self.groups)])), 2**62 + int(rng.integers(2**62)), patch)
+                for n in range(batch)]
 
 
 def own_process_group(worker: int) -> None:

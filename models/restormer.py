@@ -174,6 +174,7 @@ class TransformerBlock(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 where it has less precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
