@@ -25,14 +25,15 @@ def keep_freed_memory() -> None:
 
 
 def _products_are_kept(_, operation, *arguments, **__) -> CheckpointPolicy:
-    dense = operation is torch.ops.aten.convolution.default and arguments[8] == 1
-    return CheckpointPolicy.MUST_SAVE if dense or operation is torch.ops.aten.bmm.default else CheckpointPolicy.PREFER_RECOMPUTE
+    # Convolutions that do not widen are cheap for the memory that they free, and the last one's result is not needed again at all.
+    widening = operation is torch.ops.aten.convolution.default and arguments[1].shape[0] > arguments[1].shape[1] > 1
+    return CheckpointPolicy.MUST_SAVE if widening or operation is torch.ops.aten.bmm.default else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recompute(module: nn.Module, x: Tensor, everything: bool = False) -> Tensor:
     """module(x), keeping less for the backward pass of its transformer blocks.
 
-    Of a block, the results of 1x1 convolutions and matrix products are kept; norms, depthwise convolutions, gates are computed again.
+    Of a block, the feed-forward's wide input maps and the attention's matrix products are kept; the rest is computed again.
     everything: nothing but a block's input is kept, at the price of another forward pass.
     """
     if isinstance(module, TransformerBlock) and torch.is_grad_enabled():

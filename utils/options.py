@@ -173,7 +173,7 @@ class TrainOptions:
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
     channels_last: bool = True
     compile: bool = False                                   # torch.compile of the three stages
-    # What the backward pass computes again instead of keeping it: cheap: norms, depthwise convolutions, gates; all: every block
+    # What the backward pass computes again instead of keeping it: cheap: a block but for its dearest products; all: every block
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
