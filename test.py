@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Restore, measure, save:
     folder = Path(options.output) / options.name
-    names = {images.name: png_names(images) for images in sets}
+    names = {images.name: png_names([images.name_of(index) for index in range(len(images))]) for images in sets}
     total = sum(images.selected for images in sets)
     start = time.monotonic()
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
@@ -116,8 +116,8 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
 def find_photographs(source: Path, target: Path, keep_format: bool) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Files to restore and where each goes, and files that are no photographs.
 
-    A folder's photographs keep their names below `target`; lossy formats become PNG: a.jpg -> a.png, or a.jpg.png where an a.png is
-    there, too. A single file goes to `target` itself where that is an image's name, whose format it gets.
+    A folder's photographs keep their names below `target`; lossy formats become PNG. A single file goes to `target` itself where that
+    is an image's name, whose format it gets.
     """
     if source.is_dir():
         if target.suffix.lower() in PHOTOGRAPHS and not target.is_dir():
@@ -148,13 +148,16 @@ def find_photographs(source: Path, target: Path, keep_format: bool) -> tuple[lis
     if target.exists() and not target.is_dir():
         raise InputError(f"--output {target}: a file, expected a folder")
     unchanged = {name for name in names if keep_format or name.suffix.lower() not in LOSSY}
-    new = Counter(name.with_suffix(".png") for name in names if name not in unchanged)
-    jobs = []
-    for path, name in zip(sources, names):
-        png = name.with_suffix(".png")
-        alone = png not in unchanged and new[png] == 1
-        jobs.append((path, target / (name if name in unchanged else png if alone else name.with_name(f"{name.name}.png"))))
-    return refuse_inputs(jobs, target), others
+    lossy = [name for name in names if name not in unchanged]
+    places = dict(zip(lossy, png_names(lossy, taken=unchanged)))
+    return refuse_inputs([(path, target / places.get(name, name)) for path, name in zip(sources, names)], target), others
+
+
+def png_names(names: list[Path], taken: set[Path] = frozenset()) -> list[Path]:
+    """Where restored images go: a.jpg -> a.png, or a.jpg.png where that is taken or two would share it."""
+    pngs = [name.with_suffix(".png") for name in names]
+    shared = Counter(pngs)
+    return [name.with_name(f"{name.name}.png") if shared[png] > 1 or png in taken else png for name, png in zip(names, pngs)]
 
 
 def refuse_inputs(jobs: list[tuple[Path, Path]], target: Path) -> list[tuple[Path, Path]]:
@@ -212,13 +215,6 @@ def restore_photographs(jobs: list[tuple[Path, Path]], others: list[Path], flags
     print(f"{restored} of {len(jobs)} images restored{f', in {flags.output}' if restored else ''}{earlier}{left}")
     if failures:
         raise InputError(f"{len(failures)} of {len(jobs)} images not restored: {'; '.join(failures)}", status=3)
-
-
-def png_names(images: ImageSet) -> list[Path]:
-    """Where a set's restored images go, below its folder: their input's name with .png, beside it where two would share that."""
-    names = [images.name_of(index) for index in range(len(images))]
-    count = Counter(name.with_suffix(".png") for name in names)
-    return [name.with_suffix(".png") if count[name.with_suffix(".png")] == 1 else name.with_name(f"{name.name}.png") for name in names]
 
 
 def save_restored(folder: Path, name: Path, images: ImageSet, result: Restored, side_by_side: bool) -> None:

@@ -130,15 +130,18 @@ class GDFN(nn.Module):
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights of both halves, pointwise [2,h,C,1,1] and depthwise [2,h,1,3,3], and of the output [C,h,1,1].
+    def weights(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Weights of the two halves, pointwise [h,C,1,1] and depthwise [h,1,3,3], and of the output [C,h,1,1].
 
         Zero channels fill the hidden width up to a multiple h of 16, as kernels work on that many channels at a time and are slow at
         int(2.66 * 96) = 255. The result is the same: gelu(0) * 0 = 0.
         """
-        extra = -self.project_out.in_channels % 16
-        halves = (F.pad(conv.weight.unflatten(0, (2, -1)), (0, 0, 0, 0, 0, 0, 0, extra)) for conv in (self.project_in, self.depthwise))
-        return *halves, F.pad(self.project_out.weight, (0, 0, 0, 0, 0, extra))
+        pointwise, weight, out = self.project_in.weight.chunk(2), self.depthwise.weight.chunk(2), self.project_out.weight
+        if torch.compiler.is_compiling() and not out.is_cuda:
+            return pointwise, weight, out                       # from filled 1x1 weights, the compiler takes a batch of one for NCHW
+        extra = -out.shape[1] % 16
+        pointwise, weight = (tuple(F.pad(half, (0, 0, 0, 0, 0, 0, 0, extra)) for half in halves) for halves in (pointwise, weight))
+        return pointwise, weight, F.pad(out, (0, 0, 0, 0, 0, extra))
 
     def forward(self, x: Tensor) -> Tensor:
         *halves, out = self.weights()
@@ -148,7 +151,7 @@ class GDFN(nn.Module):
     def add_in_strips(self, x: Tensor, norm: LayerNorm, rows: int) -> None:
         """x += forward(norm(x))."""
         pointwise, weight, out = self.weights()
-        pointwise, weight = pointwise.flatten(0, 1), weight.flatten(0, 1)
+        pointwise, weight = torch.cat(pointwise), torch.cat(weight)
         for where, hidden in depthwise_in_strips(x, lambda strip: F.conv2d(norm(strip), pointwise), weight, rows):
             x[:, :, where] += F.conv2d(Gate.apply(*hidden.chunk(2, dim=1)), out)
 
