@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch._dynamo.utils import counters
 from benchmarks.faults import same_state
 from conftest import SMALL
 from models.baryir import BaryIR, call, compile_stages
+from models.restormer import TransformerBlock
 from utils.gradients import FlatGradients
 from utils.memory import recompute
 
@@ -71,3 +73,17 @@ def test_compiled_stages_take_images_of_any_size():
         for image, reference in zip(images, expected):
             torch.testing.assert_close(net(image)[0], reference, rtol=1e-4, atol=1e-5)
         assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_block_copies_no_map_into_another_layout():
+    torch.manual_seed(0)
+    block = TransformerBlock(6, 1).to(memory_format=torch.channels_last).requires_grad_(False)
+    image = torch.rand(1, 6, 16, 24).to(memory_format=torch.channels_last)
+    compiled = torch.compile(block, dynamic=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), block(image))
+        with torch.profiler.profile() as profile:
+            compiled(image)
+    names = [event.key for event in profile.key_averages()]
+    assert "aten::mkldnn_convolution" in names and "aten::copy_" not in names
