@@ -7,7 +7,7 @@ Every block also runs strip by strip (`strips`), without gradients, in place and
 neighbouring strips. Nothing but the maps between the blocks is ever whole, so that memory is bounded, and the strips stay in the cache.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class GDFN(nn.Module):
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
-    def weights(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    def weights(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Tensor]:
         """Weights of the two halves, pointwise [h,C,1,1] and depthwise [h,1,3,3], and of the output [C,h,1,1].
 
         Zero channels fill the hidden width up to a multiple h of 16, as kernels work on that many channels at a time and are slow at
@@ -140,7 +140,7 @@ class GDFN(nn.Module):
         if torch.compiler.is_compiling() and not out.is_cuda:
             return pointwise, weight, out                       # from filled 1x1 weights, the compiler takes a batch of one for NCHW
         extra = -out.shape[1] % 16
-        pointwise, weight = (tuple(F.pad(half, (0, 0, 0, 0, 0, 0, 0, extra)) for half in halves) for halves in (pointwise, weight))
+        pointwise, weight = ([F.pad(half, (0, 0, 0, 0, 0, 0, 0, extra)) for half in halves] for halves in (pointwise, weight))
         return pointwise, weight, F.pad(out, (0, 0, 0, 0, 0, extra))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,9 +25,12 @@ def keep_freed_memory() -> None:
 
 
 def _products_are_kept(_, operation, *arguments, **__) -> CheckpointPolicy:
-    # Convolutions that do not widen are cheap for the memory that they free, and the last one's result is not needed again at all.
-    widening = operation is torch.ops.aten.convolution.default and arguments[1].shape[0] > arguments[1].shape[1] > 1
-    return CheckpointPolicy.MUST_SAVE if widening or operation is torch.ops.aten.bmm.default else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation is torch.ops.aten.bmm.default
+    if operation is torch.ops.aten.convolution.default:
+        # Only where it widens: others are cheap for the memory that they free, and the last one's result is not needed again at all.
+        weight, groups = arguments[1], arguments[8]
+        kept = groups == 1 and weight.shape[0] > weight.shape[1]
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recompute(module: nn.Module, x: Tensor, everything: bool = False) -> Tensor:
