@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
 from data.transforms import to_batch
-from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
+from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost, Standardize
 from models.baryir import BaryIR, call, compile_stages
 from models.potentials import Potentials
 from utils import distributed
@@ -42,8 +43,9 @@ from utils.option_files import dump, load_options
 from utils.options import Objective, TrainOptions
 from utils.resume import cut_table, resume
 
+TRANSPORT_BETAS = (0.9, 0.99)       # of Adam, for T and the potentials in scheme separate (METHOD 8)
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
-         "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
+         "transport_gradient_norm", "potential_loss", "congruence_error", "potential_gradient_norm", "inner_gap")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]           # degraded, clean [B,3,P,P], source [B], weights [B]
 Terms = dict[str, torch.Tensor]
 
@@ -71,10 +73,10 @@ def learning_rate_factor(options: TrainOptions, step: int, steps: int, steps_per
     return 1.0
 
 
-def make_optimizer(options: TrainOptions, parameters: list, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(options: TrainOptions, parameters: list, learning_rate: float, betas: tuple[float, float] | None = None) -> torch.optim.Optimizer:
     kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    fused = {} if options.optimizer == "rmsprop" else {"fused": True}            # torch has no fused RMSprop
-    return kind(parameters, lr=learning_rate, weight_decay=options.weight_decay, **fused)
+    more = {} if options.optimizer == "rmsprop" else {"fused": True, **({"betas": betas} if betas else {})}       # torch has no fused RMSprop
+    return kind(parameters, lr=learning_rate, weight_decay=options.weight_decay, **more)
 
 
 # Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
@@ -95,15 +97,46 @@ def map_step(net: BaryIR, potentials: Potentials, moving: list[torch.nn.Paramete
     return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}, samples
 
 
+# Transport step (scheme separate): T alone descends, z and the potentials stay (METHOD 8.2).
+def transport_step(net: BaryIR, potentials: Potentials, standardize: nn.Module, gradients: FlatGradients, optimizer: torch.optim.Optimizer,
+                   z: torch.Tensor, batch: Batch, objective: Objective, precision: str = "float32") -> tuple[Terms, Terms]:
+    _, _, source, weights = batch
+    net.transport_map.requires_grad_(True)
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        b = net.transport(z).float()
+    z, b = standardize(z), standardize(b)
+    loss, terms, samples = map_objective(None, None, z, b, potentials(b), source, weights,
+                                         0, objective.cost, objective.gamma, objective.tau)
+    norm = gradients.descend(loss, optimizer, clip=1.0)
+    net.transport_map.requires_grad_(False)
+    return {**terms, "transport_gradient_norm": norm}, samples
+
+
+# Restoration step (scheme separate): encoder and decoder descend; the gradient flows through T, which stays (METHOD 8.3).
+def restoration_step(net: BaryIR, moving: list[torch.nn.Parameter], gradients: FlatGradients, optimizer: torch.optim.Optimizer,
+                     z: torch.Tensor, skips: list[torch.Tensor], clean: torch.Tensor, precision: str = "float32", clip: float = 0.0,
+                     run: Callable = call) -> Terms:
+    for parameter in moving:
+        parameter.requires_grad_(True)
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        b = net.transport(z, run)
+        restored = net.decode(b, z - b, skips, run).float()
+    loss = (restored - clean).abs().mean()
+    norm = gradients.descend(loss, optimizer, clip)
+    net.requires_grad_(False)
+    return {"reconstruction": loss.detach(), "gradient_norm": norm}
+
+
 # Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
 def potential_step(net: BaryIR, potentials: Potentials, gradients: FlatGradients, optimizer: torch.optim.Optimizer, batch: Batch,
-                   rho: float = 0.0, precision: str = "float32") -> Terms:
+                   rho: float = 0.0, precision: str = "float32", z: torch.Tensor | None = None, standardize: Callable = lambda b: b) -> Terms:
     degraded, _, source, weights = batch
     with torch.no_grad(), torch.autocast(degraded.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        z, _ = net.encode(degraded)
+        if z is None:
+            z, _ = net.encode(degraded)
         b = net.transport(z).float()                            # encoder and T only, never the decoder
     potentials.requires_grad_(True)
-    f = potentials(b)
+    f = potentials(standardize(b))
     loss = potential_objective(f, source, weights, potentials.lambdas, rho)
     norm = gradients.descend(loss, optimizer)
     potentials.requires_grad_(False)
@@ -157,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
             if turn == (rank > 0):
                 cache = decode_all(sources, decoding, folder / "decoded.bin")
             distributed.wait()
-    training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache)
+    training_set = TrainingSet(sources, [s.repeat for s in options.sources], options.seed, cache, options.clean_share)
     stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
     steps_per_epoch = len(training_set) / (options.batch * processes)           # in the first stage
     steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
@@ -191,14 +224,24 @@ def main(arguments: list[str] | None = None) -> None:
     run = {"none": call, "cheap": recompute, "all": functools.partial(recompute, everything=True)}[options.recompute]
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
-    moving = net.stage_parameters(options.moves)
+    separate = options.scheme == "separate"
+    moving = net.stage_parameters(["encoder", "decoder"] if separate else options.moves)
     map_optimizer = make_optimizer(options, moving, options.learning_rate)
-    potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate)
     map_gradients, potential_gradients = FlatGradients(moving), FlatGradients(list(potentials.parameters()))
+    betas = TRANSPORT_BETAS if separate else None
+    potential_optimizer = make_optimizer(options, list(potentials.parameters()), options.potential_learning_rate, betas)
+    optimizers = {"map": (map_optimizer, options.learning_rate), "potential": (potential_optimizer, options.potential_learning_rate)}
+    standardize = None
+    if separate:
+        transported = net.stage_parameters(["transport_map"])
+        transport_optimizer = make_optimizer(options, transported, options.transport_learning_rate, betas)
+        transport_gradients = FlatGradients(transported)
+        optimizers["transport"] = transport_optimizer, options.transport_learning_rate
+        standardize = Standardize(net.latent_channels).to(device)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    means, of_sources, skipped = Means(TERMS, device), SourceStatistics([images.name for images in sources], device), SkippedSteps()
+    means, of_sources, skipped = Means(TERMS, device), SourceStatistics(training_set.names, device), SkippedSteps()
 
     def to_device(batch: tuple) -> Batch:
         """A batch on the device: degraded, clean [B,3,P,P], source [B], and the weights lambda_k / (B p_k) [B]."""
@@ -224,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     if found:
         path, checkpoint = found
         step, best, changes = resume(path, checkpoint, options, more_facts, flags.allow_changes,
-                                     net, potentials, ema, map_optimizer, potential_optimizer, device)
+                                     net, potentials, ema, {name: optimizer for name, (optimizer, _) in optimizers.items()}, standardize, device)
         resumed.append("; ".join([f"resumed {path} at step {step}", *changes]))
         if rank == 0 and path == folder / "previous.pth" and (folder / "last.pth").exists() and not flags.dry_run:
             os.replace(folder / "last.pth", folder / "damaged.pth")             # or it would become the previous one at the next save
@@ -244,8 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
     log(dump(options).rstrip())
     for line in resumed:
         log(line)
-    for images, options_k, count, weight in zip(sources, options.sources, training_set.samples_per_epoch, lambdas.tolist()):
-        log(f"source {images.name}: {images.describe()}; x {options_k.repeat} = {count} samples an epoch, lambda {weight:.4f}")
+    for images, source in zip(training_set.entries, training_set.source_of):
+        repeat, weight = images.options.repeat, lambdas[source].item()
+        log(f"source {images.options.key}: {images.describe()}; x {repeat} = {len(images) * repeat} samples an epoch, lambda {weight:.4f}")
     for images in sets:
         log(f"validation {images.name}: {images.describe()}")
     ends = [first for first, _, _ in stages[1:]] + [steps]
@@ -260,7 +304,29 @@ def main(arguments: list[str] | None = None) -> None:
                         worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
                         generator=torch.Generator())            # its own: starting a loader must not move the run's random state
 
+    def take_separate_step(batch: Batch) -> None:
+        degraded, clean, source, _ = batch
+        for parameter in moving:
+            parameter.requires_grad_(True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            z, skips = net.encode(degraded, run)
+        net.requires_grad_(False)
+        z = z.float()
+        standardize.update(z.detach())
+        for _ in range(options.map_steps):
+            terms, samples = transport_step(net, potentials, standardize, transport_gradients, transport_optimizer, z.detach(), batch,
+                                            options.objective, options.precision)
+        terms |= potential_step(net, potentials, potential_gradients, potential_optimizer, batch, rho, options.precision, z.detach(), standardize)
+        terms |= restoration_step(net, moving, map_gradients, map_optimizer, z, skips, clean, options.precision, options.clip, run)
+        if ema:
+            ema.update_parameters(net)
+        means.add(terms)
+        of_sources.add(samples["cost"], samples["potential"], source)
+        skipped.add(*(terms[name] for name in ("gradient_norm", "transport_gradient_norm", "potential_gradient_norm")))
+
     def take_step(batch: Batch, potentials_too: bool) -> None:
+        if separate:
+            return take_separate_step(batch)
         terms, samples = map_step(net, potentials, moving, map_gradients, map_optimizer, batch, options.objective, options.precision,
                                   options.clip, run)
         if ema:
@@ -302,7 +368,8 @@ def main(arguments: list[str] | None = None) -> None:
                 **offered(),
                 "train": {
                     "net": net.state_dict(), "potentials": potentials.state_dict(), "ema": ema.state_dict() if ema else None,
-                    "map_optimizer": map_optimizer.state_dict(), "potential_optimizer": potential_optimizer.state_dict(),
+                    **{f"{name}_optimizer": optimizer.state_dict() for name, (optimizer, _) in optimizers.items()},
+                    "standardize": standardize.state_dict() if standardize else None,
                     "best": best, "options": {**dataclasses.asdict(options), **more_facts},
                     "random": torch.get_rng_state(),
                     "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -330,7 +397,7 @@ def main(arguments: list[str] | None = None) -> None:
           distributed.naming_dead_processes(training_set.reading.of)):
         for batch in loader:
             factor = learning_rate_factor(options, step, steps, steps_per_epoch)
-            for optimizer, rate in ((map_optimizer, options.learning_rate), (potential_optimizer, options.potential_learning_rate)):
+            for optimizer, rate in optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
 

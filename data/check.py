@@ -63,7 +63,7 @@ def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
     sizes = [files[path].size for path in images.files if files[path].size]
     print(f"{where}: {images.describe()}; {count(len(images.files), 'file')}" + (f", {size_range(sizes)}" if sizes else ""))
     if images.options.expected:
-        print(f"    {count(len(images), 'image')} of {images.options.expected} expected")
+        print(f"    {count(images.complete, 'image')} of {images.options.expected} expected")
     if images.paired and (shared := len(images.pairs) - len({pair.clean for pair in images.pairs})):
         print(f"    {count(len(images.pairs) - shared, 'clean image')} for {len(images.pairs)} degraded ones")
     if others := list_others(images.folder) if not images.options.bundled else []:
@@ -73,7 +73,7 @@ def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
 def set_problems(where: str, images: ImageSet, files: dict[Path, File], training: bool) -> list[str]:
     """What is wrong with a set, once its files are examined."""
     problems = list(images.problems)
-    found, expected = len(images), images.options.expected
+    found, expected = images.complete, images.options.expected
     if expected and found != expected:
         problems.append(f"{where}: {count(found, 'pair' if images.paired else 'image')}, expected {expected}")
     if unreadable := [files[path].error for path in images.files if files[path].error]:

@@ -8,19 +8,22 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from data.degradations import DEGRADATIONS
+from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, plain_patch
 from data.files import LAYOUTS, MissingFolder, Pair, find_folder, find_images, match_pairs, near_miss, read_file_list
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, first_few
 from utils.files import inside_root, write_atomically, write_text
 from utils.images import read_image
+from utils.options import TestSet
 
 def bundled_folder() -> Path:
     """Folder of the photographs that scikit-image ships."""
@@ -96,13 +99,42 @@ class ImageSet:
         else:
             self.pairs = [Pair(path, None) for path in degraded or []] or [Pair(None, path) for path in clean or []]
         self.paired = bool(clean and degraded)
-        self.files = sorted({*(clean or []), *(degraded or [])})
-        self.unused_clean = len(set(clean or []) - {pair.clean for pair in self.pairs})
+        self.complete = len(self.pairs)                         # before some are held out
+        if options.holdout:
+            held = [any(fnmatch(pair.path.relative_to(self.folder).as_posix(), pattern) for pattern in options.holdout) for pair in self.pairs]
+            if not any(held):
+                raise InputError(f"{where}.holdout: {', '.join(options.holdout)} names no image in {self.folder}")
+            testing = isinstance(options, TestSet)              # made of the images that a source leaves out
+            self.pairs = [pair for pair, out in zip(self.pairs, held) if out == testing]
+            if not self.pairs:
+                raise InputError(f"{where}.holdout: {', '.join(options.holdout)} leaves no image of {self.folder}")
+        self.layers, self.depths = self._find_parts(root, where)
+        self.files = sorted({*(clean or []), *(degraded or []), *self.layers, *self.depths.values()})
+        self.unused_clean = 0 if options.holdout else len(set(clean or []) - {pair.clean for pair in self.pairs})
         if self.problems and strict:
             raise InputError(self.problems[0])
 
+    def _find_parts(self, root: str, where: str) -> tuple[list[Path], dict[Path, Path]]:
+        """Rain layers, and the depth image of each clean one: recorded parts of the degradation."""
+        layers, depths = [], {}
+        if self.options.layers:
+            layers = find_images(find_folder(root, self.options.layers, f"{where}.layers"), f"{where}.layers")
+        if self.options.depth:
+            folder = find_folder(root, self.options.depth, f"{where}.depth")
+            by_stem = {path.stem: path for path in find_images(folder, f"{where}.depth")}
+            depths = {pair.clean: by_stem[pair.clean.stem] for pair in self.pairs if pair.clean.stem in by_stem}
+            if absent := [str(pair.clean) for pair in self.pairs if pair.clean not in depths]:
+                self.problems.append(f"{where}.depth: {folder} has none for {len(absent)} of {len(self)} images: {first_few(absent)}")
+        return layers, depths
+
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def used_files(self) -> list[Path]:
+        """The files that the set reads: less than `files` where a folder holds more."""
+        sides = [path for pair in self.pairs for path in (pair.degraded, pair.clean) if path]
+        return [*sides, *self.layers, *self.depths.values()]
 
     @property
     def selected(self) -> int:
@@ -121,8 +153,10 @@ class ImageSet:
             kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
             found = f"{len(self)} {kind} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
         if self.options.degradation:
-            found += f", {self.options.degradation} {', '.join(f'{level:g}' for level in self.options.levels)} on the fly"
-        if self.options.expected and len(self) != self.options.expected:
+            strengths = ", ".join(f"{level:g}" for level in self.options.levels) or " to ".join(f"{end:g}" for end in self.options.range)
+            parts = [f"{len(self.layers)} layers"] * bool(self.layers) + ["recorded depth"] * bool(self.depths)
+            found += f", {' '.join([self.options.degradation, strengths]).strip()} on the fly" + "".join(f", {part}" for part in parts)
+        if self.options.expected and self.complete != self.options.expected:
             found += f" (the complete set has {self.options.expected})"
         return found + (f" ({self.unused_clean} clean images without a degraded one)" if self.unused_clean else "")
 
@@ -135,9 +169,44 @@ class ImageSet:
             raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, expected the same size")
         return degraded, clean
 
-    def degrade(self, image: np.ndarray, level: float, rng: np.random.Generator, depth: np.ndarray | None = None) -> np.ndarray:
-        """The set's degradation on top of an image, both [H,W,3] uint8."""
-        return DEGRADATIONS[self.options.degradation](image, level, rng, depth)
+    def read_depth(self, index: int, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray | None:
+        """The depth of a clean image [H,W] uint8, resized to it bilinearly, None where none was recorded."""
+        path = self.depths.get(self.pairs[index].clean)
+        if not path:
+            return None
+        height, width = read(self.pairs[index].clean).shape[:2]
+        return np.asarray(Image.fromarray(read(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR))
+
+    def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0, depth: np.ndarray | None = None,
+                read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
+        """The set's degradation on top of an image, both [H,W,3] uint8: of strength `level`, or one drawn from its range.
+
+        depth: [H,W] in [0, 1]. read: of the rain layers.
+        """
+        options = self.options
+        if level:
+            return BY_LEVEL[options.degradation](image, level, rng, depth)
+        strength = rng.uniform(*options.range) if options.range else 0.0
+        layers = Layers(self.layers, read)
+        return BY_RANGE[options.degradation](image, strength, rng, Parts(depth, layers, tuple(options.airlight)))
+
+    @property
+    def margin(self) -> int:
+        """Pixels around a patch that the degradation looks at."""
+        return math.ceil(max(self.options.range)) if self.options.degradation in MARGINED and self.options.range else 0
+
+
+class Layers(Sequence):
+    """Rain layers, [h,w] uint8 each, read when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> None:
+        self.paths, self.read = paths, read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.read(self.paths[index])[..., 0]
 
 
 def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None]) -> list[ImageSet]:
@@ -183,7 +252,7 @@ def decode_all(sets: Sequence[ImageSet], progress: Callable, file: Path) -> Deco
     A file that an earlier run left is used again where it holds the same images. InputError at the first unreadable one.
     `progress` wraps the iterator of images: progress(images, total).
     """
-    paths = sorted({path for images in sets for pair in images.pairs for path in (pair.degraded, pair.clean) if path})
+    paths = sorted({path for images in sets for path in images.used_files})
     stamps = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in paths]
     index = file.with_suffix(".json")
     known = json.loads(index.read_text(encoding="utf-8")) if index.exists() and file.exists() else {}
@@ -221,28 +290,39 @@ class TrainingSet(Dataset):
     An item is requested as (index, position, patch): the place in the epoch's list, the running number of the sample in
     the training run, from which with `seed` all its randomness comes, and the patch size in pixels.
 
+    Args:
+        entries: the sources' image sets; those whose options give the same `source` are one source.
+        clean_share: share of the samples whose input is clean, a quarter of them plain colours.
+
     Returns degraded and clean [patch,patch,3] uint8, as they go to the device (data.transforms.to_batch), and the source's index.
     """
 
-    def __init__(self, sources: list[ImageSet], repeats: list[int], seed: int, cache: DecodedImages | None = None) -> None:
-        self.sources, self.seed, self.reading = sources, seed, Reading()
+    def __init__(self, entries: list[ImageSet], repeats: list[int], seed: int, cache: DecodedImages | None = None,
+                 clean_share: float = 0.0) -> None:
+        self.seed, self.reading, self.clean_share = seed, Reading(), clean_share
         self.cache = cache or {}
-        self.samples_per_epoch = [len(images) * repeat for images, repeat in zip(sources, repeats)]     # N_k
-        self.ends = np.cumsum(self.samples_per_epoch)
+        sources = list(dict.fromkeys(images.options.source or images for images in entries))
+        parts = sorted(zip(entries, repeats), key=lambda part: sources.index(part[0].options.source or part[0]))
+        self.entries = [images for images, _ in parts]          # those of one source follow each other
+        self.source_of = [sources.index(images.options.source or images) for images in self.entries]
+        self.names = [source if isinstance(source, str) else source.name for source in sources]
+        samples = [len(images) * repeat for images, repeat in parts]
+        self.ends = np.cumsum(samples)
+        self.samples_per_epoch = np.bincount(self.source_of, samples).astype(int).tolist()              # N_k
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def place(self, index: int) -> tuple[int, int]:
-        """The number of an index's source, and that of its image there: each is listed `repeat` times an epoch."""
-        source = int(np.searchsorted(self.ends, index, side="right"))
-        return source, index % len(self.sources[source])
+        """The number of an index's entry, and that of its image there: each is listed `repeat` times an epoch."""
+        entry = int(np.searchsorted(self.ends, index, side="right"))
+        return entry, index % len(self.entries[entry])
 
     def files(self, index: int) -> tuple[str, Path | None, Path | None]:
         """An index's source by name, its degraded and its clean file."""
-        source, image = self.place(index)
-        pair = self.sources[source].pairs[image]
-        return self.sources[source].name, pair.degraded, pair.clean
+        entry, image = self.place(index)
+        pair = self.entries[entry].pairs[image]
+        return self.names[self.source_of[entry]], pair.degraded, pair.clean
 
     def read(self, path: Path) -> np.ndarray:
         self.reading.note(path)
@@ -251,15 +331,33 @@ class TrainingSet(Dataset):
     def __getitem__(self, request: tuple[int, int, int]) -> tuple[Tensor, Tensor, int]:
         index, position, patch = request
         rng = np.random.default_rng([self.seed, 0, position])
-        source, number = self.place(index)
-        images = self.sources[source]
-        on_disk = [image for image in images.read(number, self.read) if image is not None]
-        patches = random_dihedral(random_crop(on_disk, patch, rng), rng)
-        degraded, clean = patches[0], patches[-1]
-        if images.options.degradation:
-            degraded = images.degrade(degraded, rng.choice(images.options.levels), rng)
+        entry, number = self.place(index)
+        images = self.entries[entry]
+        if self.clean_share and rng.random() < self.clean_share:
+            degraded = clean = self.clean_patch(images, number, patch, rng)
+        else:
+            degraded, clean = self.degraded_pair(images, number, patch, rng)
         degraded, clean = (torch.from_numpy(np.array(image, order="C")) for image in (degraded, clean))
-        return degraded, clean, source
+        return degraded, clean, self.source_of[entry]
+
+    def degraded_pair(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
+        degraded, clean = images.read(number, self.read)
+        planes = [plane for plane in (degraded, clean, images.read_depth(number, self.read)) if plane is not None]
+        planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
+        degraded, clean = planes[0], planes[int(images.paired)]
+        if images.options.degradation:
+            level = rng.choice(images.options.levels) if images.options.levels else 0
+            depth = planes[-1] / np.float32(255) if images.depths else None
+            degraded = images.degrade(degraded, rng, level, depth, self.read)
+        inner = slice(images.margin, images.margin + patch)
+        return degraded[inner, inner], clean[inner, inner]
+
+    def clean_patch(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> np.ndarray:
+        """A patch of an image's ground truth, every fourth time plain colours instead."""
+        if rng.random() < 0.25:
+            return plain_patch(patch, rng)
+        return random_dihedral(random_crop([self.read(images.pairs[number].clean)], patch, rng), rng)[0]
 
 
 class Reading:

@@ -6,9 +6,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from losses.residual import contrastive, orthogonality
+from utils.distributed import average_
 
 
 def source_weights(samples_per_epoch: Sequence[int], lambdas: str | Sequence[float] = "inverse") -> Tensor:
@@ -71,6 +72,37 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_
     if gamma:
         terms |= {"contrastive": contrastive(z - b, source, tau), "orthogonality": orthogonality(b, z - b)}
     return {"cost": terms["distance"] + gamma * sum(terms[name] for name in terms if name != "distance"), **terms}
+
+
+class Standardize(nn.Module):
+    """(latent - m) / s with the running mean m and deviation s of each channel of z, over batch and pixels, not learned.
+
+    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot make trivial by
+    shrinking z.
+
+    Args:
+        channels: of the latents [B,C,h,w].
+        decay: of the running moments, a step.
+    """
+
+    def __init__(self, channels: int, decay: float = 0.98) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.zeros(channels))
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, z: Tensor) -> None:
+        """Take a batch's latents into the running moments, those of all processes."""
+        self.steps += 1
+        weight = (1 - self.decay) / (1 - self.decay**self.steps)                    # the plain mean of the first few steps
+        for moment, batch in ((self.mean, z), (self.square, z.square())):
+            moment.lerp_(average_(batch.mean(dim=(0, 2, 3))), weight)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        deviation = (self.square - self.mean.square()).clamp_min(1e-8).sqrt()
+        return (latent - self.mean[:, None, None]) / deviation[:, None, None]
 
 
 def of_source(f: Tensor, source: Tensor) -> Tensor:

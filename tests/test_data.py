@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from conftest import write_image
 from data.datasets import DecodedImages, EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
-from data.degradations import DEGRADATIONS, file_rng
+from data.degradations import BY_LEVEL, file_rng
 from data.files import match_pairs, near_miss
 from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
 from utils import options
@@ -218,7 +218,7 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
 
 
 def test_decoded_file_is_used_again_until_an_image_changes(tmp_path):
-    sources, file, decoded = two_sources(tmp_path).sources, tmp_path / "decoded.bin", []
+    sources, file, decoded = two_sources(tmp_path).entries, tmp_path / "decoded.bin", []
 
     def decode() -> DecodedImages:
         return decode_all(sources, lambda images, total: decoded.append(total) or images, file)
@@ -341,7 +341,7 @@ def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
 @pytest.mark.parametrize("kind, level", [("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])
 def test_degradations_repeat_and_degrade(kind, level):
     clean = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    once, again, other = (DEGRADATIONS[kind](clean, level, file_rng(name, level)) for name in ("a.png", "a.png", "b.png"))
+    once, again, other = (BY_LEVEL[kind](clean, level, file_rng(name, level)) for name in ("a.png", "a.png", "b.png"))
     assert once.dtype == np.uint8 and once.shape == clean.shape
     assert np.array_equal(once, again) and not np.array_equal(once, other) and not np.array_equal(once, clean)
     mean = {"rain": 1, "haze": 1, "lowlight": -1}.get(kind, 0)  # rain and haze add light, low light takes it
@@ -352,7 +352,7 @@ def test_haze_follows_depth():
     depth = bundled_depth("motorcycle_left.png")
     assert depth.min() > 0 and depth.max() == 1 and bundled_depth("coffee.png") is None
     black = np.zeros((*depth.shape, 3), np.uint8)
-    hazy = DEGRADATIONS["haze"](black, 2.0, np.random.default_rng(0), depth)
+    hazy = BY_LEVEL["haze"](black, 2.0, np.random.default_rng(0), depth)
     order = np.argsort(depth.ravel())
     assert (np.diff(hazy[..., 0].ravel()[order].astype(int)) >= 0).all()
 

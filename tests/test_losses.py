@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from losses.barycenter import (COSTS, congruence_error, congruence_penalty, map_objective, potential_objective, root_mean_square, sample_weights,
-                               source_weights, transport_cost)
+from losses.barycenter import (COSTS, Standardize, congruence_error, congruence_penalty, map_objective, potential_objective,
+                               root_mean_square, sample_weights, source_weights, transport_cost)
 from losses.residual import contrastive, orthogonality
 from utils.gradients import FlatGradients
 
@@ -149,3 +149,17 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
     for rank in range(2):
         for ours, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), single):
             assert (ours - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_standardized_latents_have_no_scale():
+    """Channels of any mean and deviation become N(0, 1); the moments are a running mean, the plain mean in the first step."""
+    torch.manual_seed(0)
+    z = torch.randn(6, 5, 8, 8) * torch.tensor([0.1, 1.0, 10.0, 3.0, 0.5])[:, None, None] + torch.arange(5.0)[:, None, None]
+    standardize = Standardize(5)
+    standardize.update(z)
+    torch.testing.assert_close(standardize(z).mean(dim=(0, 2, 3)), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standardize(z).std(dim=(0, 2, 3), correction=0), torch.ones(5), atol=1e-3, rtol=0)
+    for _ in range(500):
+        standardize.update(2 * z)
+    torch.testing.assert_close(standardize.mean, 2 * z.mean(dim=(0, 2, 3)), atol=1e-3, rtol=1e-3)
+    assert not any(p.requires_grad for p in standardize.parameters())

@@ -81,6 +81,37 @@ def test_each_phase_moves_only_its_own_parameters(tmp_path):
     assert trained == set(both["potentials"])
 
 
+def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
+    """Neither side sees the other's objective: T and potentials not the targets, encoder and decoder not the potentials."""
+    opt = option_file(tmp_path, steps=1, scheme="separate", map_steps=3, objective={"cost": "mean_square"},
+                      schedule={"name": "constant"}, ema=0)
+    runs = {"first": [], "other_potentials": ["potential_learning_rate=0.1", "map_steps=1"], "other_rate": ["learning_rate=0.01"]}
+    for name, changes in runs.items():
+        run(opt, "--set", f"name={name}", *changes)
+    first, other_potentials, other_rate = (state(tmp_path, name) for name in runs)
+    torch.manual_seed(0)
+    initial = train.BaryIR(**torch.load(tmp_path / "out/first/last.pth", weights_only=True)["network"]).state_dict()
+    of_map = {name for name in initial if name.startswith("transport_map.")}
+    assert {name for name in initial if not torch.equal(initial[name], first["net"][name])} == set(initial)
+    assert all(torch.equal(first["net"][name], other_rate["net"][name]) == (name in of_map) for name in initial)
+    assert same(first["potentials"], other_rate["potentials"])
+    assert not any(torch.equal(first["net"][name], other_potentials["net"][name]) for name in of_map)
+    steps = {name: first[f"{name}_optimizer"]["state"][0]["step"] for name in ("map", "transport", "potential")}
+    assert steps == {"map": 1, "transport": 3, "potential": 1} and first["standardize"]["steps"] == 1
+
+
+def test_scheme_separate_resumes_bit_by_bit(tmp_path):
+    opt = option_file(tmp_path, steps=6, scheme="separate", map_steps=2, objective={"cost": "mean_square"}, balanced=True,
+                      clean_share=0.2, save_every=4)
+    run(opt)
+    whole, folder = state(tmp_path), tmp_path / "out/run"
+    (folder / "previous.pth").rename(folder / "last.pth")          # of step 4
+    run(opt, "--resume")
+    assert same(state(tmp_path), whole)
+    with pytest.raises(InputError, match="scheme: separate -> joint, .* a run cannot continue with it"):
+        run(opt, "--resume", "--set", "scheme=joint")
+
+
 @pytest.mark.parametrize("moves", ["encoder", "transport_map", "decoder"])
 def test_later_stages_move_what_they_say(tmp_path, moves):
     """A run from given weights starts with them, and its map steps move the stages that `moves` names, no other."""

@@ -60,9 +60,10 @@ def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.nda
     """A test image and its ground truth, [H,W,3] uint8; a degradation is drawn for the whole image, seeded per file."""
     degraded, clean = images.read(index)
     if images.options.degradation:
-        name, (level,) = images.pairs[index].path.name, images.options.levels
-        depth = bundled_depth(name) if images.options.bundled else None
-        degraded = images.degrade(clean if degraded is None else degraded, level, file_rng(name, level), depth)
+        name, (level, *_) = images.pairs[index].path.name, images.options.levels or [0]
+        depth = images.read_depth(index) if images.depths else None
+        depth = bundled_depth(name) if images.options.bundled else depth if depth is None else depth / 255
+        degraded = images.degrade(clean if degraded is None else degraded, file_rng(name, level), level, depth)
     return degraded, clean
 
 

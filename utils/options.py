@@ -44,15 +44,38 @@ class Images:
     bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
     outside_root: bool = False                              # its folders, and links in them, may lead out of root
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
+    holdout: list[str] = field(default_factory=list)        # patterns of names: a source leaves them out, a test set is made of them
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations) where there are any:
-    degradation: Literal["", "noise", "rain", "haze", "blur", "lowlight"] = ""
-    levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale
+    degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "clean"] = ""
+    levels: list[float] = field(default_factory=list)       # its strengths in tests; noise: sigma on the 0-255 scale, jpeg: quality
+    # Ends [low, high] of its strength in training, and in tests beyond the levels: noise: sigma; rain: layers; haze: beta;
+    # blur: length of the camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py)
+    range: list[float] = field(default_factory=list)
+    layers: str = ""                                        # rain: folder of recorded layers, else drawn ones
+    depth: str = ""                                         # haze: folder of depth images named like the clean ones, else random fields
+    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze with a range: ends of A
 
     def check(self) -> None:
         if self.type == "denoise" and not self.degradation:
             self.degradation = "noise"
-        if self.degradation and not self.levels:
-            raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50]")
+        if self.degradation and not (self.levels or self.range or self.degradation == "clean"):
+            raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50], or a range")
+        if self.levels and self.degradation in ("defocus", "clean"):
+            raise InputError(f"levels: given for degradation {self.degradation}, expected a range" if self.degradation == "defocus" else
+                             "levels: given for degradation clean, which has no strength")
+        if self.levels and self.range:
+            raise InputError("range: given beside levels, expected one of them")
+        for name, least in (("range", 0), ("airlight", 0)):
+            ends = getattr(self, name)
+            if ends and not (len(ends) == 2 and least <= ends[0] <= ends[1]):
+                raise InputError(f"{name}: {shown(ends)}, expected two numbers [low, high] from {least} on")
+        if not self.airlight or self.airlight[1] > 1:
+            raise InputError(f"airlight: {shown(self.airlight)}, expected two numbers [low, high] from 0 to 1")
+        if self.degradation == "jpeg" and any(not 1 <= quality <= 100 for quality in self.levels + self.range):
+            raise InputError(f"range: {shown(self.levels + self.range)}, expected qualities of JPEG from 1 to 100")
+        for name, owner in (("range", ""), ("layers", "rain"), ("depth", "haze")):
+            if getattr(self, name) and (not self.degradation or owner and (self.degradation != owner or not self.range)):
+                raise InputError(f"{name}: given without a degradation" + (f" {owner} by range" if owner else ""))
         if any(level <= 0 for level in self.levels):
             raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
         if self.levels and not self.degradation:
@@ -65,8 +88,9 @@ class Images:
 
 @dataclass
 class Source(Images):
-    """A training source."""
+    """A training source, or, with others of the same `source`, a part of one."""
 
+    source: str = ""                                        # one index, lambda and potential; default: the name
     repeat: int = 1                                         # times that each image is listed in an epoch
 
     def check(self) -> None:
@@ -78,6 +102,11 @@ class Source(Images):
         if self.degraded and not self.clean:
             raise InputError(f"clean: none given beside the folder degraded ({self.degraded})")
         positive(self, "repeat")
+
+    @property
+    def key(self) -> str:
+        """The name of its source."""
+        return self.source or self.name
 
 
 @dataclass
@@ -181,19 +210,24 @@ class TrainOptions:
     moves: list[Literal["encoder", "transport_map", "decoder"]] = field(default_factory=lambda: ["encoder", "transport_map", "decoder"])
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
+    # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in standardised latents,
+    # `map_steps` times a batch; encoder and decoder by the reconstruction alone.
+    scheme: Literal["joint", "separate"] = "joint"
     epochs: float = 0                                       # epochs or steps, not both
     steps: int = 0
     batch: int = 3                                          # per process
     balanced: bool = False                                  # every batch holds all sources equally, whatever their repeats
     patch: int = 128
+    clean_share: float = 0.0                                # share of every source's samples whose input is clean
     progressive: list[list[int]] = field(default_factory=list)     # [[from step, batch, patch], ...], Restormer sec. 4
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
     learning_rate: float = 1e-4
     potential_learning_rate: float = 1e-4
+    transport_learning_rate: float = 1e-3                   # scheme separate: of T
     weight_decay: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
     map_steps: int = 1                                      # map steps per potential step
-    clip: float = 0.0                                       # largest gradient norm of a map step; 0 = no clipping
+    clip: float = 0.0                                       # largest gradient norm of a map or restoration step; 0 = no clipping
     ema: float = 0.0                                        # decay of the averaged weights; 0 = none
     workers: int = 4
     cache: bool = False                                     # decode all images first, into a file that all workers map
@@ -213,8 +247,9 @@ class TrainOptions:
             raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         if not self.sources:
             raise InputError("sources: empty, expected at least one source")
-        for key, entries in (("sources", self.sources), ("validation.sets", self.validation.sets)):
-            names = [images.name for images in entries]
+        keys = [images.key for images in self.sources]
+        alone = [images.name for images in self.sources if not images.source] + list({images.source for images in self.sources if images.source})
+        for key, names in (("sources", alone), ("validation.sets", [images.name for images in self.validation.sets])):
             if len(set(names)) < len(names) or "" in names:
                 raise InputError(f"{key}: names {shown(names)}, expected a different name for each")
         for i, stage in enumerate(self.progressive):
@@ -229,8 +264,13 @@ class TrainOptions:
             raise InputError(f"moves: {', '.join(self.moves)} without pretrained, expected a checkpoint that gives the other stages")
         if "decoder" in self.moves and not self.objective.w_rec:
             raise InputError("objective.w_rec: 0 but moves has the decoder, which nothing else trains")
-        if self.balanced and any(batch % len(self.sources) for batch in batches):
-            raise InputError(f"balanced: batches of {batches} with {len(self.sources)} sources, expected multiples of {len(self.sources)}")
+        if self.balanced and any(batch % len(set(keys)) for batch in batches):
+            raise InputError(f"balanced: batches of {batches} with {len(set(keys))} sources, expected multiples of {len(set(keys))}")
+        if self.scheme == "separate" and len(self.moves) < 3:
+            raise InputError("scheme: separate with moves, expected scheme: joint, or all three stages to move")
+        if not 0 <= self.clean_share < 1:
+            raise InputError(f"clean_share: {self.clean_share}, expected a share from 0 to below 1")
+        positive(self, "transport_learning_rate")
         positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "skipped", "log_every", "save_every")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")

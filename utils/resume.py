@@ -16,12 +16,12 @@ from utils.errors import InputError
 from utils.files import write_csv
 from utils.options import TrainOptions
 
-FIXED = ("network", "potentials", "optimizer", "ema", "moves")              # a checkpoint does not fit others
+FIXED = ("network", "potentials", "optimizer", "ema", "moves", "scheme")              # a checkpoint does not fit others
 SAME_RUN = ("sources", "seed", "objective")                                 # others make it another run
 
 
 def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allow_changes: bool, net: BaryIR, potentials: Potentials,
-           ema: AveragedModel | None, map_optimizer: torch.optim.Optimizer, potential_optimizer: torch.optim.Optimizer,
+           ema: AveragedModel | None, optimizers: dict[str, torch.optim.Optimizer], standardize: torch.nn.Module | None,
            device: torch.device) -> tuple[int, float, list[str]]:
     """Put a run into the state of its checkpoint. Returns the step, the best validation PSNR and the options that differ, one text each.
 
@@ -44,10 +44,12 @@ def resume(path: Path, checkpoint: dict, options: TrainOptions, more: dict, allo
                 raise InputError(f"{options.file}: {', '.join(changed[key])}, since {path}; {way}")
         net.load_state_dict(state["net"])
         potentials.load_state_dict(state["potentials"])
-        map_optimizer.load_state_dict(state["map_optimizer"])
-        potential_optimizer.load_state_dict(state["potential_optimizer"])
-        for group in map_optimizer.param_groups + potential_optimizer.param_groups:
-            group["weight_decay"] = options.weight_decay
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[f"{name}_optimizer"])
+            for group in optimizer.param_groups:
+                group["weight_decay"] = options.weight_decay
+        if standardize:
+            standardize.load_state_dict(state["standardize"])
         if ema:
             ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["random"])
