@@ -29,13 +29,21 @@ from utils.errors import InputError, count, first_few, one_line_errors, printabl
 from utils.evaluation import Restored, average_row, evaluate, restore
 from utils.files import list_files, remove_partial, write_text
 from utils.images import save_image, to_image, to_uint8
-from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
-from utils.option_files import load_options
-from utils.options import TestOptions
+from utils.options import TestOptions, load_options
 from utils.photographs import LOSSY, PHOTOGRAPHS, Journal, Photograph, require_format
-from utils.tables import (as_markdown, as_text, comparison_table, markdown, read_published, remarks, set_table, write_comparison_csv,
-                          write_set_csv)
+from utils.runs import keep_freed_memory
+from utils.tables import (
+    as_markdown,
+    as_text,
+    comparison_table,
+    markdown,
+    read_published,
+    remarks,
+    set_table,
+    write_comparison_csv,
+    write_set_csv,
+)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -108,7 +116,7 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
     net = load_network(options.checkpoint, device)
     if options.compile:
         if device.type == "cpu":
-            keep_freed_memory()                                 # strips need little, whole images much
+            keep_freed_memory(device)                               # strips need little, whole images much
         compile_stages(net, dynamic=True)
     return net
 

@@ -31,8 +31,7 @@ from models.potentials import Potentials
 from models.restormer import Down, TransformerBlock, Up
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.option_files import load_options
-from utils.options import TrainOptions
+from utils.options import TrainOptions, load_options
 from utils.tables import PUBLISHED, as_text
 
 LITE = Path(__file__).parent.parent / "options/train_lite.yml"

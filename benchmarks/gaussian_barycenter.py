@@ -37,7 +37,13 @@ from tqdm import tqdm
 
 from benchmarks.duality_gaps import duality_gaps
 from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
-from losses.barycenter import congruence_penalty, potential_objective, sample_weights, transport_cost, transport_objective
+from losses.barycenter import (
+    congruence_penalty,
+    potential_objective,
+    sample_weights,
+    transport_cost,
+    transport_objective,
+)
 from models.potentials import congruent
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 MEANS = ("zero", "normal", "apart")     # zero, N(0, 1), or 16 from one another
 
 

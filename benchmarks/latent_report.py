@@ -38,8 +38,7 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import degraded_and_clean
 from utils.files import write_csv
-from utils.option_files import load_options
-from utils.options import TestOptions
+from utils.options import TestOptions, load_options
 from utils.tables import as_text
 
 SPACES = {"z": "z", "b": "b", "r": "r", "clean": "z of clean"}

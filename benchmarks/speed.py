@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from utils.memory import keep_freed_memory
 
 from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
@@ -40,7 +41,6 @@ from models.potentials import Potentials
 from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.memory import keep_freed_memory
 from utils.tables import as_text
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -53,6 +53,7 @@ PAIRS = 480                                                                     
 
 def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
     import plain
+
     from models.baryir import compile_stages
     from utils.evaluation import restore
 
@@ -70,11 +71,12 @@ def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callabl
 
 def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
     import plain
+    from utils.gradients import FlatGradients
+    from utils.memory import recompute
+
     from losses.barycenter import sample_weights
     from models.baryir import call, compile_stages
     from train import map_step, potential_step
-    from utils.gradients import FlatGradients
-    from utils.memory import recompute
     from utils.options import Objective
 
     lambdas = torch.full((SOURCES,), 1 / SOURCES)
@@ -121,8 +123,7 @@ def loading(side: str, size: int, option_file: str, overrides: list[str], worker
     from torch.utils.data import DataLoader
 
     from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all
-    from utils.option_files import load_options
-    from utils.options import Source, TrainOptions
+    from utils.options import Source, TrainOptions, load_options
 
     if option_file:
         options = load_options(TrainOptions, option_file, overrides)

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.datasets import ImageSet
-from data.files import MissingFolder, list_others
+from data.pairs import MissingFolder, list_others
 from utils.errors import InputError, count, first_few, one_line_errors
 from utils.files import write_text
 from utils.images import read_image

@@ -122,10 +122,10 @@ def rain_layers(clean: np.ndarray, count: float, rng: np.random.Generator, parts
 def recorded_layer(layers: Sequence[np.ndarray], shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A window of one of the layers, [h,w] uint8, mirrored or not; every other one turned by up to 15 degrees and scaled."""
     layer = layers[rng.integers(len(layers))]
-    missing = [(0, max(0, size - there)) for size, there in zip(shape, layer.shape)]
+    missing = [(0, max(0, size - there)) for size, there in zip(shape, layer.shape, strict=True)]
     if any(after for _, after in missing):
         layer = np.pad(layer, missing, mode="reflect")
-    top, left = (rng.integers(there - size + 1) for size, there in zip(shape, layer.shape))
+    top, left = (rng.integers(there - size + 1) for size, there in zip(shape, layer.shape, strict=True))
     angle, zoom = 0.0, 1.0
     if rng.random() < 0.5:
         angle, zoom = rng.uniform(-15, 15), rng.uniform(0.7, 1.5)

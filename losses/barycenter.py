@@ -6,10 +6,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from losses.residual import contrastive, orthogonality
-from utils.distributed import average_
 
 
 def source_weights(samples_per_epoch: Sequence[int], lambdas: str | Sequence[float] = "inverse") -> Tensor:
@@ -74,70 +73,46 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_
     return {"cost": terms["distance"] + gamma * sum(terms[name] for name in terms if name != "distance"), **terms}
 
 
-class Standardize(nn.Module):
-    """(latent - m) / s with the running mean m and deviation s of each channel of z, over batch and pixels, not learned.
-
-    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot make trivial by
-    shrinking z.
-
-    Args:
-        channels: of the latents [B,C,h,w].
-        decay: of the running moments, a step.
-    """
-
-    def __init__(self, channels: int, decay: float = 0.98) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("square", torch.zeros(channels))
-        self.register_buffer("steps", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, z: Tensor) -> None:
-        """Take a batch's latents into the running moments, those of all processes."""
-        self.steps += 1
-        weight = (1 - self.decay) / (1 - self.decay**self.steps)                    # the plain mean of the first few steps
-        for moment, batch in ((self.mean, z), (self.square, z.square())):
-            moment.lerp_(average_(batch.mean(dim=(0, 2, 3))), weight)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        deviation = (self.square - self.mean.square()).clamp_min(1e-8).sqrt()
-        return (latent - self.mean[:, None, None]) / deviation[:, None, None]
-
-
 def of_source(f: Tensor, source: Tensor) -> Tensor:
     """f_{k_i}(b_i) of all potentials' values: [B,K] and [B] int -> [B]."""
     return f.gather(1, source[:, None]).squeeze(1)
 
 
 def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
-    """sum_k lambda_k E_k[ C_i - f_k(b_i) ], which the map descends. cost: C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
+    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of given costs C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
     return (weights * (cost - of_source(f, source))).sum()
 
 
-def map_objective(
-    restored: Tensor | None, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
-    w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
+def dual_objective(
+    z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
+    cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ].
+    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of latents, the batch's estimate of L(f, T).
 
     Args:
-        restored, clean: [B,3,H,W]; without restored the first summand is left out. z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int.
-        weights: [B], of sample_weights.
+        z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights.
 
-    Returns the scalar to minimise over encoder, T and decoder; detached, its terms, weighted over the sources (dual: all but
-    the reconstruction, the batch's estimate of L(f, T)); and, detached, C_i and f_{k_i}(b_i) of each sample, [B].
+    Returns the scalar; detached, it and its terms, weighted over the sources; and, detached, C_i and f_{k_i}(b_i) of each
+    sample, [B].
     """
     samples = transport_cost(z, b, source, cost, gamma, tau)
     dual = transport_objective(samples["cost"], f, source, weights)
     samples = {name: value.detach() for name, value in {**samples, "potential": of_source(f, source)}.items()}
     terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
-    terms = {"dual": dual.detach(), **terms}
-    loss = dual
-    if restored is not None:
-        reconstruction = (restored - clean).abs().mean()
-        loss, terms["reconstruction"] = w_rec * reconstruction + dual, reconstruction.detach()
-    return loss, terms, {name: samples[name] for name in ("cost", "potential")}
+    return dual, {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
+
+
+def map_objective(
+    restored: Tensor, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
+    w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ], for encoder, T and decoder to descend.
+
+    restored, clean: [B,3,H,W] in [0, 1]; the rest, and what is returned, as in dual_objective.
+    """
+    dual, terms, samples = dual_objective(z, b, f, source, weights, cost, gamma, tau)
+    reconstruction = (restored - clean).abs().mean()
+    return w_rec * reconstruction + dual, {**terms, "reconstruction": reconstruction.detach()}, samples
 
 
 def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:

@@ -1,11 +1,45 @@
 """The K dual potentials of the barycenter problem, congruent by construction."""
 
+import torch
 from torch import Tensor, nn
+
+from utils.distributed import average_
 
 
 def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
     """f_k = g_k - sum_j lambda_j g_j, so that sum_k lambda_k f_k = 0 for any weights that sum to 1. g: [N,K], lambdas: [K]."""
     return g - (g * lambdas).sum(dim=1, keepdim=True)
+
+
+class Standardize(nn.Module):
+    """(latent - m) / s with the running mean m and deviation s of each channel of z, over batch and pixels, not learned.
+
+    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot make trivial
+    by shrinking z.
+
+    Args:
+        channels: of the latents [B,C,h,w].
+        decay: of the running moments, a step.
+    """
+
+    def __init__(self, channels: int, decay: float = 0.98) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.zeros(channels))
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, z: Tensor) -> None:
+        """Take a batch's latents into the running moments, those of all processes."""
+        self.steps += 1
+        weight = (1 - self.decay) / (1 - self.decay**self.steps)            # the plain mean of the first few steps
+        for moment, batch in ((self.mean, z), (self.square, z.square())):
+            moment.lerp_(average_(batch.mean(dim=(0, 2, 3))), weight)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        deviation = (self.square - self.mean.square()).clamp_min(1e-8).sqrt()
+        return (latent - self.mean[:, None, None]) / deviation[:, None, None]
 
 
 class Potentials(nn.Module):
@@ -22,15 +56,19 @@ class Potentials(nn.Module):
         width: hidden channels of each g_k.
         congruent: False leaves f_k = g_k, for use with the penalty of the authors' release
             (losses.barycenter.congruence_penalty).
+        standardized: the transport problem is posed in standardised latents: the potentials see standardize(b), and the
+            cost should compare standardize(z) and standardize(b).
     """
 
-    def __init__(self, lambdas: Tensor, channels: int = 384, width: int = 64, congruent: bool = True) -> None:
+    def __init__(self, lambdas: Tensor, channels: int = 384, width: int = 64, congruent: bool = True,
+                 standardized: bool = False) -> None:
         super().__init__()
         sources = len(lambdas)
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
             raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
         self.congruent = congruent
         self.register_buffer("lambdas", lambdas.float(), persistent=False)     # the objective's, also in a resumed run
+        self.standardize = Standardize(channels) if standardized else nn.Identity()
         self.features = nn.Sequential(
             nn.Conv2d(channels, sources * width, 3, padding=1),
             nn.SiLU(),
@@ -45,5 +83,5 @@ class Potentials(nn.Module):
 
     def forward(self, b: Tensor) -> Tensor:
         """Latents [B,8C,h,w] of any size -> values of all K potentials [B,K]."""
-        g = self.head(self.features(b).mean(dim=(2, 3), keepdim=True)).flatten(1)     # [B,K]
+        g = self.head(self.features(self.standardize(b)).mean(dim=(2, 3), keepdim=True)).flatten(1)     # [B,K]
         return congruent(g, self.lambdas) if self.congruent else g

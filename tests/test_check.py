@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-
 from conftest import run_script, write_image
+from PIL import Image
 
 
 @pytest.fixture

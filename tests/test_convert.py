@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import REPOSITORY, run_script
 from torch import nn
 
-from conftest import REPOSITORY, run_script
 from models.baryir import BaryIR
 from utils import convert_official
 from utils.checkpoint import load_network

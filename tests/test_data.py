@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conftest import write_image
-from data.datasets import DecodedImages, EpochSampler, ImageSet, TrainingSet, bundled_depth, decode_all, open_test_sets
+from data import cache
+from data.cache import DecodedImages, decode_all
+from data.datasets import ImageSet, TrainingSet, bundled_depth, open_test_sets
 from data.degradations import BY_LEVEL, file_rng
-from data.files import match_pairs, near_miss
+from data.pairs import match_pairs, near_miss
+from data.sampler import EpochSampler
 from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
 from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
 from utils.images import read_image
-from utils.option_files import parse
+from utils.options import parse
 
 
 def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
@@ -147,29 +150,39 @@ def test_absent_and_empty_folders(tmp_path):
         open_test_sets([parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
 
 
-def test_nothing_leads_out_of_the_root_unless_allowed(tmp_path):
-    """By .., an absolute path or a link: of a folder, of a file, of a file list, of a bundled name."""
+def test_links_are_followed(tmp_path):
+    """REVIEW 8: of a folder, of a file, of a folder below; a folder may be anywhere, too."""
+    root = tmp_path / "root"
+    outside = write_image(tmp_path / "elsewhere/b.png").parent
+    (root / "files").mkdir(parents=True)
+    (root / "linked").symlink_to(outside)
+    (root / "files/b.png").symlink_to(outside / "b.png")
+    (root / "deep").mkdir()
+    (root / "deep/below").symlink_to(outside)
+    for folder in ("../elsewhere", str(outside), "linked", "files", "deep"):
+        images = folder_set(root, options.TestSet, degraded=folder)
+        assert len(images) == 1 and images.read(0)[0].shape == (32, 40, 3)
+    (outside / "inside").symlink_to(outside)                    # a circle
+    assert len(folder_set(root, options.TestSet, degraded="linked")) == 1
+    (tmp_path / "link").symlink_to(root)                        # the root itself may be a link
+    assert len(folder_set(tmp_path / "link", options.TestSet, degraded="files")) == 1
+
+
+def test_no_name_leads_out_of_its_folder(tmp_path):
+    """REVIEW 8: by .. or an absolute path, of a file list, of a name in one, of a bundled photograph."""
     root = tmp_path / "root"
     write_image(root / "in/a.png")
     outside = write_image(tmp_path / "private/b.png").parent
     (outside / "list.txt").write_text("a.png\n")
-    (root / "linked").symlink_to(outside)
-    (root / "files").mkdir()
-    (root / "files/b.png").symlink_to(outside / "b.png")
-    (root / "deep").mkdir()
-    (root / "deep/below").symlink_to(outside)
-    for folder in ("../private", str(outside), "linked", "files", "deep"):
-        with pytest.raises(InputError, match="leads out of root .*root, to .*private.*; outside_root: true allows it"):
-            folder_set(root, options.TestSet, degraded=folder)
-        assert len(folder_set(root, options.TestSet, degraded=folder, outside_root=True)) == 1
-    with pytest.raises(InputError, match="file_list: .*private/list.txt leads out of root"):
-        folder_set(root, options.TestSet, degraded="in", file_list="../private/list.txt")
+    for path in ("../private/list.txt", str(outside / "list.txt")):
+        with pytest.raises(InputError, match=r"file_list: .*private/list.txt leads out of root .*root, expected a file below it"):
+            folder_set(root, options.TestSet, degraded="in", file_list=path)
+    for name in ("../private/b.png", str(outside / "b.png"), "in/../../private/b.png"):
+        (root / "list.txt").write_text(f"a.png\n{name}\n")
+        with pytest.raises(InputError, match=r"list.txt lists .*b.png, expected names below|1 of 2 names in .* are not in"):
+            folder_set(root, options.TestSet, degraded="in", file_list="list.txt")
     with pytest.raises(InputError, match="scikit-image ships no"):
-        folder_set(root, options.TestSet, bundled=["../../../../etc/passwd"])
-    (root / "in/inside").symlink_to(root / "in")                # a circle, but inside
-    assert len(folder_set(root, options.TestSet, degraded="in")) == 1
-    (tmp_path / "link").symlink_to(root)                        # the root itself may be a link
-    assert len(folder_set(tmp_path / "link", options.TestSet, degraded="in")) == 1
+        folder_set(root, options.TestSet, bundled=["../../README.md"])
 
 
 def test_size_mismatch_names_both(tmp_path):
@@ -190,9 +203,9 @@ def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
     for i in range(3):
         write_image(tmp_path / f"clean/{i}.png", seed=i)
         write_image(tmp_path / f"in/{i}.png", seed=i + 10)
-    sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50]),
-               folder_set(tmp_path, degraded="in", clean="clean")]
-    return TrainingSet(sources, [2, 5], seed=7, cache=decode_all(sources, lambda files, total: files, tmp_path / "decoded.bin") if cache else None)
+    sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50], repeat=2),
+               folder_set(tmp_path, degraded="in", clean="clean", repeat=5)]
+    return TrainingSet(sources, seed=7, cache=decode_all(sources, tmp_path / "decoded.bin") if cache else None)
 
 
 def test_epoch_lists_each_image_repeat_times(tmp_path):
@@ -217,12 +230,13 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
-def test_decoded_file_is_used_again_until_an_image_changes(tmp_path):
+def test_decoded_file_is_used_again_until_an_image_changes(tmp_path, monkeypatch):
     sources, file, decoded = two_sources(tmp_path).entries, tmp_path / "decoded.bin", []
 
     def decode() -> DecodedImages:
-        return decode_all(sources, lambda images, total: decoded.append(total) or images, file)
+        return decode_all(sources, file)
 
+    monkeypatch.setattr(cache, "decoding", lambda images, total: decoded.append(total) or images)
     first, again = decode(), decode()
     paths = {path for images in sources for path in images.files}
     assert decoded == [6] and len(paths) == 6
@@ -245,7 +259,7 @@ def test_batches_become_images():
 def test_pair_gets_the_same_crop_and_turn(tmp_path):
     write_image(tmp_path / "in/a.png", seed=1)
     write_image(tmp_path / "gt/a.png", seed=1)                  # identical images: any difference is a misalignment
-    dataset = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt")], [1], seed=0)
+    dataset = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt")], seed=0)
     patches = [dataset[(0, position, 16)] for position in range(20)]
     assert all(torch.equal(degraded, clean) for degraded, clean, _ in patches)
     assert len({patch[0].numpy().tobytes() for patch in patches}) == 20
@@ -333,7 +347,7 @@ def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
     randn = np.random.default_rng(zlib.crc32(b"1.png") + 25).standard_normal(rainy.shape)
     assert np.array_equal(degraded, np.clip(rainy + randn * 25, 0, 255).astype(np.uint8)) and np.array_equal(clean, read_image(tmp_path / "gt/1.png"))
     training_set = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
-                                folder_set(tmp_path, degraded="in", clean="gt")], [1, 1], seed=0)
+                                folder_set(tmp_path, degraded="in", clean="gt")], seed=0)
     mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # the same patch with and without noise
     assert torch.equal(mixed[1], plain[1]) and 0 < (mixed[0].float() - plain[0].float()).abs().mean() < 3
 

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import run_script, write_image
 from PIL import Image
 
-from conftest import run_script, write_image
 from data.datasets import ImageSet, TrainingSet
 from data.degradations import BY_RANGE, LIGHT, Parts, path_kernel, plain_patch, recorded_layer
 from utils import options
@@ -117,7 +117,7 @@ def tree(tmp_path):
 def test_training_takes_depth_and_layers_from_disk(tree):
     haze = image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], airlight=[1, 1], depth="depth")
     rain = image_set(tree, name="rain", clean="clean", degradation="rain", range=[1, 1], layers="layers")
-    training_set = TrainingSet([haze, rain], [1, 1], seed=0)
+    training_set = TrainingSet([haze, rain], seed=0)
     hazy, clean, source = training_set[(2, 0, 32)]
     t = np.exp(-2 * 120 / 255)
     assert source == 0 and (hazy - (clean * t + 255 * (1 - t))).abs().max() <= 0.6
@@ -129,7 +129,7 @@ def test_training_takes_depth_and_layers_from_disk(tree):
 def test_a_blurred_patch_saw_what_lies_around_it(tree):
     """The patch of a blurred crop is the crop of a blurred image: nothing is mirrored at its edge."""
     images = image_set(tree, name="deblur", clean="clean", degradation="defocus", range=[3, 3])
-    degraded, clean, _ = TrainingSet([images], [1], seed=0)[(1, 7, 24)]
+    degraded, clean, _ = TrainingSet([images], seed=0)[(1, 7, 24)]
     assert images.margin == 3 and degraded.shape == clean.shape == (24, 24, 3)
     whole = images.read(1)[1]
     candidates = [np.rot90(side, turns) for turns in range(4) for side in (whole, whole[:, ::-1])]
@@ -144,18 +144,18 @@ def test_entries_of_one_source_have_one_index(tree):
     entries = [dict(source="noise", clean="clean", degradation="noise", range=[5, 50]),
                dict(name="rain", clean="clean", degradation="rain", range=[1, 2]),
                dict(source="noise", clean="depth", degradation="noise", levels=[25])]
-    training_set = TrainingSet([image_set(tree, **entry) for entry in entries], [1, 2, 3], seed=0)
+    training_set = TrainingSet([image_set(tree, **entry, repeat=n) for n, entry in enumerate(entries, 1)], seed=0)
     assert training_set.names == ["noise", "rain"] and training_set.samples_per_epoch == [16, 8]
     assert [training_set[(index, 0, 16)][2] for index in (0, 3, 4, 15, 16, 23)] == [0, 0, 0, 0, 1, 1]
-    assert {training_set.files(index)[2].parent.name for index in range(4, 16)} == {"depth"}
+    assert [images.folder.name for images in training_set.entries] == ["clean", "depth", "clean"]
 
 
 def test_a_share_of_the_samples_is_clean(tree):
     images = image_set(tree, name="noise", clean="clean", degradation="noise", range=[50, 50])
-    training_set = TrainingSet([images], [1], seed=0, clean_share=0.3)
+    training_set = TrainingSet([images], seed=0, clean_share=0.3)
     clean = [torch.equal(*training_set[(n % 4, n, 16)][:2]) for n in range(200)]
     assert 40 <= sum(clean) <= 80
-    assert not any(torch.equal(*TrainingSet([images], [1], seed=0)[(n % 4, n, 16)][:2]) for n in range(50))
+    assert not any(torch.equal(*TrainingSet([images], seed=0)[(n % 4, n, 16)][:2]) for n in range(50))
 
 
 def test_what_a_source_holds_out_makes_a_validation_set(tree):

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import REPOSITORY, SMALL
 
 from benchmarks import faults
-from conftest import REPOSITORY, SMALL
-from data.files import PAIRINGS, match_pairs
+from data.pairs import PAIRINGS, match_pairs
 from models.baryir import BaryIR, pad_to_multiple
 from utils.checkpoint import load_network, save_checkpoint
 from utils.errors import InputError
-from utils.option_files import dump, parse
-from utils.options import TestOptions, TrainOptions, load_any
+from utils.options import TestOptions, TrainOptions, dump, load_any, parse
 
 OPTION_FILES = sorted(REPOSITORY.glob("options/*.yml"))
 VALUES = [None, True, -1, 0, 1, 3.5, 10**400, float("inf"), float("nan"), "", "x", "\0", "a\nb", "1e5", "../..", "x" * 5000, [], [[]], [1, "x"], {}, {"a": {}},

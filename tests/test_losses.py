@@ -8,10 +8,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from losses.barycenter import (COSTS, Standardize, congruence_error, congruence_penalty, map_objective, potential_objective,
-                               root_mean_square, sample_weights, source_weights, transport_cost)
+from losses.barycenter import (
+    COSTS,
+    congruence_error,
+    congruence_penalty,
+    map_objective,
+    potential_objective,
+    root_mean_square,
+    sample_weights,
+    source_weights,
+    transport_cost,
+)
 from losses.residual import contrastive, orthogonality
-from utils.gradients import FlatGradients
+from models.potentials import Standardize
+from utils.distributed import Side
 
 LAMBDAS, PROBABILITIES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
 
@@ -132,7 +142,10 @@ def toy_gradients(samples: slice) -> list[torch.Tensor]:
     weights = sample_weights(source, LAMBDAS.double(), PROBABILITIES.double())
     loss, _, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
     parameters = [*encoder.parameters(), *transport.parameters()]
-    FlatGradients(parameters).descend(loss, torch.optim.SGD(parameters, lr=0.0))
+    side = Side(parameters, torch.optim.SGD(parameters, lr=0.0))
+    side.thaw()
+    loss.backward()
+    side.settle(loss)
     return [p.grad for p in parameters]
 
 

@@ -3,12 +3,12 @@
 import functools
 
 import numpy as np
+import plain
 import pytest
 import torch
 import torch.nn.functional as F
-
-import plain
 from conftest import SMALL
+
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
 from models.restormer import strips

@@ -7,7 +7,7 @@ import yaml
 
 from utils import options
 from utils.errors import InputError
-from utils.option_files import dump, load_options
+from utils.options import dump, load_options
 
 REPOSITORY = Path(__file__).parent.parent
 MINIMAL = {"name": "x", "steps": 10, "sources": [{"type": "denoise", "levels": [25]}]}
@@ -105,13 +105,6 @@ def test_a_key_that_is_given_twice(tmp_path):
         (tmp_path / "twice.yml").write_text(text)
         with pytest.raises(InputError, match="twice.yml: not valid YAML: (name|type) is given twice"):
             load_options(options.TrainOptions, str(tmp_path / "twice.yml"))
-
-
-def test_outside_root_holds_for_all_sets(tmp_path):
-    validation = {"sets": [{"name": "v", "degraded": "in"}]}
-    loaded = load(tmp_path, {**MINIMAL, "outside_root": True, "validation": validation})
-    assert all(images.outside_root for images in loaded.sources + loaded.validation.sets)
-    assert not load(tmp_path, {**MINIMAL, "validation": validation}).sources[0].outside_root
 
 
 def test_dumped_options_load_to_the_same(tmp_path):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from conftest import run_script, write_image
 from test_evaluation import options, restored_by_hand
-from utils import perceptual
+from torch import nn
+
+from utils import metrics
 from utils.errors import InputError
 from utils.images import read_image, to_uint8
 
@@ -132,7 +132,7 @@ def test_what_is_absent_is_said_before_any_image_is_restored(tmp_path, checkpoin
 
 def test_too_few_images_and_pixels_for_a_metric(tmp_path, checkpoint, packages):
     with pytest.raises(InputError, match="fid: 1 image in a set, expected at least 2"):
-        perceptual.frechet_distance(np.zeros((1, 5)), np.zeros((1, 5)))
+        metrics.frechet_distance(np.zeros((1, 5)), np.zeros((1, 5)))
     path = options(tmp_path, checkpoint, metrics=["fid"])
     result = run_script("test.py", "--opt", path, "--set", "sets.1.limit=1")
     assert result.returncode == 1 and "fid with one image in set noise, expected at least 2" in result.stderr and not (tmp_path / "results").exists()
@@ -161,7 +161,7 @@ def test_package_lpips(hub):
     torch.manual_seed(0)
     alexnet = torchvision.models.alexnet(weights=None)
     torch.save(alexnet.state_dict(), hub / "alexnet-owt-7be5be79.pth")
-    ours = perceptual.load_lpips("cpu")
+    ours = metrics.load_lpips("cpu")
     theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
         for index, layer in getattr(theirs.net, name).named_children():
@@ -182,10 +182,10 @@ def test_package_torch_fidelity(hub):
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)                                   # else the features vanish
     torch.save(net.state_dict(), hub / "weights-inception-2015-12-05-6726825d.pth")
-    features = perceptual.load_inception("cpu")
+    features = metrics.load_inception("cpu")
     images = np.random.default_rng(0).integers(0, 256, (6, 40, 50, 3), dtype=np.uint8)
     a = np.stack([features(image) for image in images[:3]])
     b = np.stack([features(image // 4) for image in images[3:]])
     assert a.shape == (3, 2048)
-    distance = perceptual.frechet_distance(a, b)
-    assert distance > 0 and abs(perceptual.frechet_distance(a, a)) < 1e-3 * distance
+    distance = metrics.frechet_distance(a, b)
+    assert distance > 0 and abs(metrics.frechet_distance(a, a)) < 1e-3 * distance

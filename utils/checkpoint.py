@@ -5,24 +5,31 @@
     step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth and previous.pth only: what a run needs to continue exactly
 
+    python -m utils.checkpoint IN.pth OUT.pth       makes one to give away: net in half precision, network, step
+
 A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of the network that it
 names, and its checksums, which torch writes and does not read, tell a damaged file.
 """
 
+import argparse
+import dataclasses
+import re
 import shutil
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few
+from utils.errors import InputError, first_few, one_line_errors
 from utils.files import write_atomically
-from utils.option_files import parse
-from utils.options import Network
+from utils.options import Network, TrainOptions, parse
+
+# Options with which a run cannot go on if they change, as its checkpoint would not fit; and those that would make it another run.
+FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
+SAME_RUN = ("sources", "seed", "objective", "clean_share")
 
 
 def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> None:
@@ -83,10 +90,24 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
     """The network of a checkpoint, with its weights, in eval mode on a device."""
     content = read_checkpoint(path)
     network = parse(Network, content["network"], f"{path}: network.")
-    check_weights(path, asdict(network), content["net"])
-    net = BaryIR(**asdict(network))
+    check_weights(path, dataclasses.asdict(network), content["net"])
+    net = BaryIR(**dataclasses.asdict(network))
     net.load_state_dict(content["net"])
     return net.eval().to(device, memory_format=torch.channels_last)
+
+
+def load_pretrained(net: BaryIR, path: str, where: str) -> None:
+    """Give a network the weights of a checkpoint; InputError, which `where` opens, if that holds another network."""
+    try:
+        net.load_state_dict(load_network(path).state_dict())
+    except RuntimeError:
+        raise InputError(f"{where}: {path} has another network than the option file") from None
+
+
+def network_content(net: nn.Module, network: object) -> dict:
+    """What a checkpoint holds for use: the weights, and the arguments of their network (utils.options.Network)."""
+    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    return {"net": weights, "network": dataclasses.asdict(network)}
 
 
 def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -> None:
@@ -109,3 +130,85 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
     if wrong:
         refuse(f"{len(wrong)} of {len(expected)} tensors; " + first_few(
             f"{name}: {shapes[0][name][0] if name in shapes[0] else 'missing'}, expected {shapes[1][name][0] if name in shapes[1] else 'none'}" for name in wrong))
+
+
+def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict, allow_changes: bool, state: Mapping,
+               device: torch.device) -> tuple[int, float, list[str]]:
+    """Put a run into the state of its checkpoint; returns the step, the best validation PSNR in dB, and the options that differ.
+
+    InputError where it is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a source is listed
+    may change).
+
+    Args:
+        facts: further facts of the run beside its options, by name.
+        state: by name, what has a state_dict: networks, optimizers.
+    """
+    try:
+        saved, step = checkpoint["train"], int(checkpoint["step"])
+        changed = changes(path, saved["options"], {**dataclasses.asdict(options), **facts}, options.file, allow_changes)
+        for name, part in state.items():
+            if part is not None:
+                part.load_state_dict(saved[name])
+        torch.set_rng_state(saved["random"])
+        if device.type == "cuda" and saved["random_cuda"] is not None:
+            torch.cuda.set_rng_state(saved["random_cuda"], device)
+        measured_otherwise = any(text.startswith(("validation.sets", "validation.protocol")) for text in changed)
+        best = -float("inf") if measured_otherwise else float(saved["best"])
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, not weights only") from None
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), "
+                         "expected a checkpoint of train.py") from None
+    return step, best, [f"changed {text}" for text in changed]
+
+
+def changes(path: Path, then: dict, now: dict, file: str, allowed: bool) -> list[str]:
+    """The options that differ from a checkpoint's, "name: then -> now" each; InputError at one that must not."""
+    if len(then["sources"]) != len(now["sources"]):
+        raise InputError(f"{file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; "
+                         "a run cannot continue with them")
+    changed: dict[str, list[str]] = {}
+    for name, before, after in differences(then, now):
+        key = "repeat" if name.endswith(".repeat") else re.split(r"[.[]", name)[0]
+        changed.setdefault(key, []).append(f"{name}: {before} -> {after}")
+    changed.pop("file", None)
+    for key, texts in changed.items():
+        if key in FIXED or key in SAME_RUN and not allowed:
+            way = ("a run cannot continue with it" if key in FIXED else
+                   "it would be another run; --allow-changes continues nevertheless")
+            raise InputError(f"{file}: {', '.join(texts)}, since {path}; {way}")
+    return [text for texts in changed.values() for text in texts]
+
+
+def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    """Name, former and present value of what differs between two nested options.
+
+    Keys that `then` does not have are new options, those that `now` does not have former ones: neither differs.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in now:
+            yield from differences(then.get(key, now[key]), now[key], f"{name}.{key}" if name else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for i, (a, b) in enumerate(zip(then, now, strict=True)):
+            yield from differences(a, b, f"{name}[{i}]")
+    elif then != now:
+        yield name, then, now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make a checkpoint to give away: weights in half precision, nothing of its run.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    flags = parser.parse_args()
+    load_network(flags.checkpoint)                              # its checks
+    content = read_checkpoint(flags.checkpoint)
+    weights = {name: weight.half() for name, weight in content["net"].items()}
+    save_checkpoint(flags.out, {"net": weights, "network": content["network"], "step": content.get("step", 0)})
+    print(f"{flags.out}: {flags.out.stat().st_size / 2**20:.1f} MiB, step {content.get('step', 0)}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

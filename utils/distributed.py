@@ -1,14 +1,17 @@
-"""Several processes (torchrun): set-up, the mean over them, a gather through which gradients flow, and the report of one that died."""
+"""Several processes (torchrun): set-up, means over them, a gather with gradients, the report of one that died.
+
+And `Side`, a side of the alternation, whose gradients are averaged over the processes.
+"""
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import InputError
 
@@ -66,13 +69,18 @@ class _Gather(torch.autograd.Function):
         # Every process's loss depends on this process's samples: their gradients add up.
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.batch
+        start = rank() * ctx.batch
         return gradient[start:start + ctx.batch]
 
 
 def gather(x: Tensor) -> Tensor:
     """[B,...] on each of N processes -> [N*B,...] on all, with gradients; x itself in a single process."""
     return _Gather.apply(x) if is_distributed() else x
+
+
+def rank() -> int:
+    """This process's number, 0 where there is one process."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def average_(values: Tensor) -> Tensor:
@@ -84,19 +92,84 @@ def average_(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def naming_dead_processes(file_of: Callable[[int], str | None]) -> Iterator[None]:
-    """The death of a DataLoader worker, with the file that it was reading, or of another process of torchrun, as an InputError.
-
-    file_of: the file that the process of this number reads, if any.
-    """
+def naming_dead_processes() -> Iterator[None]:
+    """The death of a DataLoader worker or of another process of torchrun as an InputError."""
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*?)(?: It is possible.*)?$", text):
-            files = [name for number in dead[1].split(",") if (name := file_of(int(number)))]
-            raise InputError(f"a worker died ({dead[2].strip(' .').removeprefix('is ')}) while it read {' or '.join(files) or 'its first file'}; "
-                             "expected one that can be read, and enough memory (workers: 0 reads in the main process)") from None
+        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*?)(?: It is possible.*)?$", text):
+            raise InputError(f"a worker died ({dead[1].strip(' .').removeprefix('is ')}) while it read an image, expected readable "
+                             "files (python -m data.check) and enough memory (workers: 0 reads in the main process)") from None
         if is_distributed() and (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
-            raise InputError(f"process {dist.get_rank()}: another process ended, or cannot be reached ({text[:200]}); continue with --resume") from None
+            raise InputError(f"process {rank()}: another process ended, or cannot be reached ({text[:200]}); "
+                             "continue with --resume") from None
         raise
+
+
+class Side:
+    """One side of the alternation: parameters that descend one loss, their optimizer, their gradients in one tensor.
+
+    A step on it reads
+
+        side.thaw()
+        loss = ...
+        loss.backward()
+        norm = side.settle(loss, clip)
+        side.optimizer.step()
+        side.freeze()
+
+    Nothing in it waits for a GPU.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.parameters, self.optimizer = list(parameters), optimizer
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+        first = self.parameters[0]
+        self.gradient = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+
+    def set_learning_rate(self, factor: float) -> None:
+        """The share of the first learning rate that holds from now on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+
+    def thaw(self) -> None:
+        """Let the parameters require gradients, which are zero."""
+        self.gradient.zero_()
+        for parameter, part in zip(self.parameters, self.gradient.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.requires_grad_(True)
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())       # in the parameter's own layout
+
+    def freeze(self) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def settle(self, loss: Tensor, clip: float = 0.0) -> Tensor:
+        """Turn the gradients into their mean over the processes, clipped to the norm `clip` (0: not); returns the norm before that.
+
+        Where the loss of any process or the norm is not finite, the norm is nan, and the optimizer's next step leaves the
+        parameters as they are.
+        """
+        average_(self.gradient)
+        norm = torch.linalg.vector_norm(self.gradient)
+        finite = norm.isfinite() & average_(loss.detach().float().clone()).isfinite()
+        if clip:
+            self.gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
+        if self.optimizer.defaults.get("fused"):
+            self.optimizer.found_inf = (~finite).float()        # their kernels read it and make no step
+        elif self.gradient.is_cuda:                             # nobody waits to know: a gradient of zeros
+            torch.where(finite, self.gradient, torch.zeros_like(norm), out=self.gradient)
+        elif not finite:
+            for parameter in self.parameters:                   # optimizers pass over parameters without gradient
+                parameter.grad = None
+        return torch.where(finite, norm, torch.nan)
+
+
+def make_side(parameters: Iterable[nn.Parameter], optimizer: str, learning_rate: float,
+              betas: tuple[float, float] = (0.9, 0.999)) -> Side:
+    """A side whose optimizer is rmsprop, adam or adamw (betas: of the latter two), without weight decay."""
+    parameters = list(parameters)
+    if optimizer == "rmsprop":                                  # torch has no fused one
+        return Side(parameters, torch.optim.RMSprop(parameters, learning_rate))
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    return Side(parameters, kind(parameters, learning_rate, betas, weight_decay=0.0, fused=True))

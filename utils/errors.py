@@ -41,6 +41,15 @@ def count(number: int, thing: str) -> str:
 
 
 @contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """A ValueError as an InputError that begins with where the value stands."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an InputError, or a file that cannot be read or written, into `error: <message>` on stderr and exit status 1.
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import InputError
-
 PARTIAL = ".partial-"           # what a file's name begins with until it is whole
 
 
@@ -75,16 +73,21 @@ def append_row(path: Path, row: Sequence, before: str = "") -> None:
     append_text(path, before + text.getvalue())
 
 
-def hold(folder: Path) -> None:
-    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
-    try:
-        import fcntl
+def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
+    """Begin a CSV file, or cut an earlier one back to its rows up to `step`. Returns its columns.
 
-        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):                  # which of them depends on the system
-        raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
-    except ImportError:                                         # not on this system
-        pass
+    These are the given ones, then those that the earlier file alone has; a row has nan where it lacks one.
+    """
+    rows, columns = [], list(columns)
+    if step and path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        columns += [name for name in header if name not in columns]
+        whole = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+        kept = [row for row in whole if row.get("step", "").isdigit() and int(row["step"]) <= step]
+        rows = [[row.get(name, "nan") for name in columns] for row in kept]
+    write_csv(path, [columns, *rows])
+    return columns
 
 
 def remove_partial(folder: Path, seconds: float = 0) -> None:
@@ -110,14 +113,13 @@ def _umask() -> int:
     return mask
 
 
-def list_files(folder: Path, extensions: Collection[str] | None = None, below: Path | None = None) -> list[Path]:
+def list_files(folder: Path, extensions: Collection[str] | None = None) -> list[Path]:
     """All files below a folder and the folders that it links to, sorted by path; hidden files and folders are left out.
 
     A folder that is linked twice, or contains itself, is listed once.
 
     Args:
         extensions: in lower case, of the files to list; None for all.
-        below: folder that no link may lead out of; InputError at one that does.
     """
     found, seen = [], {folder.resolve()}
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -127,7 +129,6 @@ def list_files(folder: Path, extensions: Collection[str] | None = None, below: P
             if name.startswith("."):
                 continue
             if path.is_symlink():
-                inside_root(path, below)
                 if path.resolve() in seen:
                     continue
                 seen.add(path.resolve())
@@ -137,13 +138,5 @@ def list_files(folder: Path, extensions: Collection[str] | None = None, below: P
             path = Path(parent, name)
             if name.startswith(".") or not (extensions is None or path.suffix.lower() in extensions):
                 continue
-            if path.is_symlink():
-                inside_root(path, below)
             found.append(path)
     return sorted(found)
-
-
-def inside_root(path: Path, root: Path | None, where: str = "") -> None:
-    """InputError where a path, links followed, is not below the root; None allows everything."""
-    if root is not None and not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{where}{path} leads out of root {root}, to {path.resolve()}; outside_root: true allows it")

@@ -1,37 +1,72 @@
-"""The options of train.py and test.py, their values' ranges, and their defaults: the paper's or the release's."""
+"""The options of train.py and test.py: names, types, ranges and defaults (the paper's or the release's), and their reader.
 
+An option file is nested YAML. An unknown key, a wrong type or a value out of range is an InputError that names the file and
+the key.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import reprlib
+import types
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+import yaml
+
+from models.baryir import BaryIR
 from utils.errors import InputError
-from utils.option_files import load_options, read_yaml, shown
+
+T = TypeVar("T")
 
 
-@dataclass
-class Network:
-    """Arguments of models.baryir.BaryIR."""
-
-    width: int = 48
-    encoder_blocks: list[int] = field(default_factory=lambda: [4, 6, 6])
-    latent_blocks: int = 8
-    transport_blocks: int = 8
-    decoder_blocks: list[int] = field(default_factory=lambda: [4, 6, 6])
-    residual_blocks: list[int] = field(default_factory=lambda: [6, 6])
-    refinement_blocks: int = 4
-    heads: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    bridge_heads: int = 4
-    expansion: float = 2.66
-    residual_scale: float = 0.8
-
-    def check(self) -> None:
-        positive(self, "width", "bridge_heads", "expansion")
-        not_negative(self, "latent_blocks", "transport_blocks", "refinement_blocks")
-        for name, least in (("encoder_blocks", 0), ("decoder_blocks", 0), ("residual_blocks", 0), ("heads", 1)):
-            if any(value < least for value in getattr(self, name)):
-                raise InputError(f"{name}: {getattr(self, name)}, expected numbers from {least} on")
+def positive(options: Any, *names: str) -> None:
+    """InputError unless the named options are above 0."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise InputError(f"{name}: {getattr(options, name)}, expected a number above 0")
 
 
-@dataclass
+def not_negative(options: Any, *names: str) -> None:
+    """InputError unless the named options are 0 or more."""
+    for name in names:
+        if not getattr(options, name) >= 0:
+            raise InputError(f"{name}: {getattr(options, name)}, expected 0 or more")
+
+
+def folder_name(options: Any) -> None:
+    """InputError unless the name can be that of one new folder."""
+    if not options.name or "/" in options.name or options.name.startswith(".") or len(options.name.encode()) > 200:
+        raise InputError(f"name: {shown(options.name)}, expected a name that can be a folder")
+
+
+def check_network(network: Any) -> None:
+    positive(network, "width", "transport_blocks", "bridge_heads", "expansion")
+    not_negative(network, "latent_blocks", "refinement_blocks")
+    for name, least in (("encoder_blocks", 0), ("decoder_blocks", 0), ("residual_blocks", 0), ("heads", 1)):
+        if any(value < least for value in getattr(network, name)):
+            raise InputError(f"{name}: {getattr(network, name)}, expected numbers from {least} on")
+
+
+def arguments_of(model: type, check: Callable[[Any], None]) -> type:
+    """A dataclass of a model's arguments with their defaults, so that an option file can set each."""
+    entries = []
+    for name, argument in inspect.signature(model).parameters.items():
+        if isinstance(argument.default, tuple):
+            entries.append((name, list[int], field(default_factory=lambda values=argument.default: list(values))))
+        else:
+            entries.append((name, type(argument.default), field(default=argument.default)))
+    return dataclasses.make_dataclass("Network", entries, namespace={"check": check})
+
+
+Network = arguments_of(BaryIR, check_network)
+
+
+@dataclass(kw_only=True)
 class Images:
     """A training source or a test set; relative folders are below `root`."""
 
@@ -40,53 +75,53 @@ class Images:
     degraded: str | list[str] = ""                          # a folder; of a list, the first that exists
     clean: str | list[str] = ""
     file_list: str = ""                                     # text file below root that names the files to use, one a line
+    holdout: list[str] = field(default_factory=list)        # patterns of names: a source lacks them, a test set has them alone
     expected: int = 0                                       # images of the complete set; 0 = not said
     bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
-    outside_root: bool = False                              # its folders, and links in them, may lead out of root
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
-    holdout: list[str] = field(default_factory=list)        # patterns of names: a source leaves them out, a test set is made of them
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations) where there are any:
     degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "clean"] = ""
-    levels: list[float] = field(default_factory=list)       # its strengths in tests; noise: sigma on the 0-255 scale, jpeg: quality
-    # Ends [low, high] of its strength in training, and in tests beyond the levels: noise: sigma; rain: layers; haze: beta;
-    # blur: length of the camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py)
+    levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale, jpeg: quality
+    # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the camera's path,
+    # defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
     range: list[float] = field(default_factory=list)
-    layers: str = ""                                        # rain: folder of recorded layers, else drawn ones
-    depth: str = ""                                         # haze: folder of depth images named like the clean ones, else random fields
-    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze with a range: ends of A
+    layers: str = ""                                        # rain by range: folder of recorded layers, else they are drawn
+    depth: str = ""                                         # haze by range: folder of depth images named as the clean ones
+    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze by range: ends of A
 
     def check(self) -> None:
         if self.type == "denoise" and not self.degradation:
             self.degradation = "noise"
-        if self.degradation and not (self.levels or self.range or self.degradation == "clean"):
-            raise InputError(f"levels: none given for degradation {self.degradation}, expected for example [15, 25, 50], or a range")
-        if self.levels and self.degradation in ("defocus", "clean"):
-            raise InputError(f"levels: given for degradation {self.degradation}, expected a range" if self.degradation == "defocus" else
-                             "levels: given for degradation clean, which has no strength")
-        if self.levels and self.range:
-            raise InputError("range: given beside levels, expected one of them")
-        for name, least in (("range", 0), ("airlight", 0)):
-            ends = getattr(self, name)
-            if ends and not (len(ends) == 2 and least <= ends[0] <= ends[1]):
-                raise InputError(f"{name}: {shown(ends)}, expected two numbers [low, high] from {least} on")
-        if not self.airlight or self.airlight[1] > 1:
-            raise InputError(f"airlight: {shown(self.airlight)}, expected two numbers [low, high] from 0 to 1")
-        if self.degradation == "jpeg" and any(not 1 <= quality <= 100 for quality in self.levels + self.range):
-            raise InputError(f"range: {shown(self.levels + self.range)}, expected qualities of JPEG from 1 to 100")
-        for name, owner in (("range", ""), ("layers", "rain"), ("depth", "haze")):
-            if getattr(self, name) and (not self.degradation or owner and (self.degradation != owner or not self.range)):
-                raise InputError(f"{name}: given without a degradation" + (f" {owner} by range" if owner else ""))
-        if any(level <= 0 for level in self.levels):
-            raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
-        if self.levels and not self.degradation:
-            raise InputError("levels: given without a degradation")
+        self.check_strength()
         if self.bundled and (self.degraded or self.clean or self.file_list):
             raise InputError("bundled: given beside a folder or a file list, expected one of them")
         not_negative(self, "expected")
         self.name = self.name or self.type
 
+    def check_strength(self) -> None:
+        kind = self.degradation
+        if kind and not (self.levels or self.range or kind == "clean"):
+            raise InputError(f"levels: none given for degradation {kind}, expected for example [15, 25, 50], or a range")
+        if self.levels and kind in ("", "clean", "defocus"):
+            raise InputError(f"levels: given for degradation {kind}" + ", expected a range" * (kind == "defocus") if kind
+                             else "levels: given without a degradation")
+        if any(level <= 0 for level in self.levels):
+            raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
+        if self.levels and self.range:
+            raise InputError("range: given beside levels, expected one of them")
+        for name, most in (("range", math.inf), ("airlight", 1)):
+            ends = getattr(self, name)
+            if (ends or name == "airlight") and not (len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most):
+                raise InputError(f"{name}: {shown(ends)}, expected two numbers [low, high] from 0"
+                                 + (f" to {most}" if most < math.inf else " on"))
+        if kind == "jpeg" and any(not 1 <= quality <= 100 for quality in self.levels + self.range):
+            raise InputError(f"range: {shown(self.levels + self.range)}, expected qualities of JPEG from 1 to 100")
+        for name, owner in (("range", ""), ("layers", "rain"), ("depth", "haze")):
+            if getattr(self, name) and (not kind or owner and not (kind == owner and self.range)):
+                raise InputError(f"{name}: given without a degradation" + f" {owner} by range" * bool(owner))
 
-@dataclass
+
+@dataclass(kw_only=True)
 class Source(Images):
     """A training source, or, with others of the same `source`, a part of one."""
 
@@ -103,15 +138,10 @@ class Source(Images):
             raise InputError(f"clean: none given beside the folder degraded ({self.degraded})")
         positive(self, "repeat")
 
-    @property
-    def key(self) -> str:
-        """The name of its source."""
-        return self.source or self.name
 
-
-@dataclass
+@dataclass(kw_only=True)
 class TestSet(Images):
-    """A test set: with a degraded folder alone it has no ground truth; a degradation has one level, seeded per file."""
+    """A test set: with a degraded folder alone it has no ground truth; a degradation is seeded per file."""
 
     optional: bool = False                                  # left out, with a line, where its folder is absent
     limit: int = 0                                          # first images only; 0 = all
@@ -145,14 +175,14 @@ class Potentials:
 @dataclass
 class Objective:
     w_rec: float = 1e4
-    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # of losses.barycenter
+    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # losses.barycenter
     gamma: float = 0.05                                     # 0.02 in the release's distributed runs
     tau: float = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
 
     def check(self) -> None:
-        positive(self, "tau")
-        not_negative(self, "w_rec", "gamma")
+        positive(self, "tau", "w_rec")
+        not_negative(self, "gamma")
 
 
 @dataclass
@@ -167,47 +197,49 @@ class Schedule:
         positive(self, "every", "factor")
         not_negative(self, "minimum", "warmup")
 
+    def factor_at(self, step: int, steps: int, steps_per_epoch: float) -> float:
+        """Share of the first learning rate that holds at a step of a run of so many."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.name == "cosine":
+            progress = (step - self.warmup) / max(1, steps - self.warmup)
+            return self.minimum + (1 - self.minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.factor ** int(step / (self.every * steps_per_epoch)) if self.name == "step" else 1.0
+
 
 @dataclass
 class Validation:
     every: int = 5000                                       # steps
-    protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    sets: list[TestSet] = field(default_factory=list)
+    sets: list[TestSet] = field(default_factory=list)       # measured under protocol promptir
 
     def check(self) -> None:
         positive(self, "every")
 
 
-@dataclass
-class Gap:
-    """utils.instruments.inner_gap: an estimate of the dual's inner gap in losses.csv."""
+@dataclass(kw_only=True)
+class Options:
+    """What train.py and test.py share."""
 
-    every: int = 0                                          # steps between estimates; 0 = none
-    steps: int = 10                                         # map steps of the copy, and batches on which it is measured
-
-    def check(self) -> None:
-        not_negative(self, "every")
-        positive(self, "steps")
-
-
-@dataclass
-class TrainOptions:
     name: str
-    sources: list[Source]
     root: str = "datasets"
-    outside_root: bool = False                              # folders, and links in them, may lead out of root
-    output: str = "experiments"                             # the run's folder is output/name
-    seed: int = 0
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
-    channels_last: bool = True
     compile: bool = False                                   # torch.compile of the three stages
+    file = ""                                               # the option file, filled in when it is read
+
+    def check(self) -> None:
+        folder_name(self)
+
+
+@dataclass(kw_only=True)
+class TrainOptions(Options):
+    sources: list[Source]
+    output: str = "experiments"                             # the run's folder is output/name
+    seed: int = 0
     # What the backward pass computes again instead of keeping it: cheap: a block but for its dearest products; all: every block
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
-    # Stages that the map step moves. T alone, with w_rec: 0: the barycenter of given sources P_k. The decoder alone: for a given T.
-    moves: list[Literal["encoder", "transport_map", "decoder"]] = field(default_factory=lambda: ["encoder", "transport_map", "decoder"])
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
     # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in standardised latents,
@@ -218,88 +250,71 @@ class TrainOptions:
     batch: int = 3                                          # per process
     balanced: bool = False                                  # every batch holds all sources equally, whatever their repeats
     patch: int = 128
-    clean_share: float = 0.0                                # share of every source's samples whose input is clean
     progressive: list[list[int]] = field(default_factory=list)     # [[from step, batch, patch], ...], Restormer sec. 4
+    clean_share: float = 0.0                                # share of every source's samples whose input is clean
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
     learning_rate: float = 1e-4
     potential_learning_rate: float = 1e-4
-    transport_learning_rate: float = 1e-3                   # scheme separate: of T
-    weight_decay: float = 0.0
+    transport_learning_rate: float = 1e-3                   # of T in scheme separate
     schedule: Schedule = field(default_factory=Schedule)
-    map_steps: int = 1                                      # map steps per potential step
-    clip: float = 0.0                                       # largest gradient norm of a map or restoration step; 0 = no clipping
+    map_steps: int = 1                                      # of T per potential step
+    clip: float = 0.0                                       # largest gradient norm of encoder and decoder; 0 = no clipping
     ema: float = 0.0                                        # decay of the averaged weights; 0 = none
     workers: int = 4
     cache: bool = False                                     # decode all images first, into a file that all workers map
-    skipped: int = 10                                       # steps in a row with a loss or gradient that is not finite, which end the run
     log_every: int = 50                                     # steps
     save_every: int = 1000
-    gap: Gap = field(default_factory=Gap)
     validation: Validation = field(default_factory=Validation)
-    file: str = ""                                          # the option file, filled in when it is read
 
     def check(self) -> None:
-        folder_name(self)
-        for images in self.sources + self.validation.sets:
-            images.outside_root |= self.outside_root
-        not_negative(self, "epochs", "steps", "seed", "weight_decay", "clip", "workers")
+        super().check()
+        not_negative(self, "epochs", "steps", "seed", "clip", "workers")
+        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "transport_learning_rate", "map_steps",
+                 "log_every", "save_every")
         if bool(self.epochs) == bool(self.steps):
             raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
+        for name, most in (("ema", "a decay"), ("clean_share", "a share")):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)}, expected 0 (none) or {most} below 1")
+        self.check_names()
+        self.check_batches()
+
+    def check_names(self) -> None:
         if not self.sources:
             raise InputError("sources: empty, expected at least one source")
-        keys = [images.key for images in self.sources]
-        alone = [images.name for images in self.sources if not images.source] + list({images.source for images in self.sources if images.source})
-        for key, names in (("sources", alone), ("validation.sets", [images.name for images in self.validation.sets])):
+        shared = {images.source for images in self.sources if images.source}
+        sources = [*(images.name for images in self.sources if not images.source), *shared]
+        for key, names in (("sources", sources), ("validation.sets", [images.name for images in self.validation.sets])):
             if len(set(names)) < len(names) or "" in names:
                 raise InputError(f"{key}: names {shown(names)}, expected a different name for each")
+
+    def check_batches(self) -> None:
         for i, stage in enumerate(self.progressive):
             if len(stage) != 3 or min(stage) < 1:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
-        if self.progressive and not (self.steps and [0] < sorted(self.progressive)[0] and sorted(self.progressive)[-1] < [self.steps]):
+        if any(stage[0] >= self.steps for stage in self.progressive):
             raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
         batches = [self.batch, *(stage[1] for stage in self.progressive)]
-        if not self.moves or len(set(self.moves)) < len(self.moves):
-            raise InputError(f"moves: {shown(self.moves)}, expected one or more of encoder, transport_map, decoder, each once")
-        if len(self.moves) < 3 and not self.pretrained:
-            raise InputError(f"moves: {', '.join(self.moves)} without pretrained, expected a checkpoint that gives the other stages")
-        if "decoder" in self.moves and not self.objective.w_rec:
-            raise InputError("objective.w_rec: 0 but moves has the decoder, which nothing else trains")
-        if self.balanced and any(batch % len(set(keys)) for batch in batches):
-            raise InputError(f"balanced: batches of {batches} with {len(set(keys))} sources, expected multiples of {len(set(keys))}")
-        if self.scheme == "separate" and len(self.moves) < 3:
-            raise InputError("scheme: separate with moves, expected scheme: joint, or all three stages to move")
-        if not 0 <= self.clean_share < 1:
-            raise InputError(f"clean_share: {self.clean_share}, expected a share from 0 to below 1")
-        positive(self, "transport_learning_rate")
-        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "map_steps", "skipped", "log_every", "save_every")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema: {self.ema}, expected 0 (none) or a decay below 1")
+        sources = len({images.source or images.name for images in self.sources})
+        if self.balanced and any(batch % sources for batch in batches):
+            raise InputError(f"balanced: batches of {batches} with {sources} sources, expected multiples of {sources}")
 
 
-@dataclass
-class TestOptions:
-    name: str
+@dataclass(kw_only=True)
+class TestOptions(Options):
     checkpoint: str
     sets: list[TestSet]
-    root: str = "datasets"
-    outside_root: bool = False                              # folders, and links in them, may lead out of root
     output: str = "results"                                 # images and tables go to output/name
-    device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    # Rows of an image that are computed at a time, which bounds the memory, not the result: 0 = all; auto: utils.evaluation.strip_rows
+    # Rows of an image that are computed at a time, which bounds the memory, not the result: 0 = all; auto: models/strips.py
     strip: Literal["auto"] | int = "auto"
-    compile: bool = False                                   # torch.compile, for images of any size; whole images, not in strips
     metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml to print beside ours
     save: bool = True                                       # write the restored images
     side_by_side: bool = False                              # and, in one picture, input | restored (| ground truth)
-    file: str = ""
 
     def check(self) -> None:
-        folder_name(self)
-        for images in self.sets:
-            images.outside_root |= self.outside_root
+        super().check()
         names = [images.name for images in self.sets]
         if len(set(names)) < len(names):
             raise InputError(f"sets: names {shown(names)}, expected a different name for each")
@@ -311,26 +326,138 @@ class TestOptions:
             not_negative(self, "strip")
 
 
-def positive(options: Any, *names: str) -> None:
-    """InputError unless the named options are above 0."""
-    for name in names:
-        if not getattr(options, name) > 0:
-            raise InputError(f"{name}: {getattr(options, name)}, expected a number above 0")
+# Reading.
 
 
-def not_negative(options: Any, *names: str) -> None:
-    """InputError unless the named options are 0 or more."""
-    for name in names:
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name}: {getattr(options, name)}, expected 0 or more")
-
-
-def folder_name(options: Any) -> None:
-    """InputError unless the name can be that of one new folder."""
-    if not options.name or "/" in options.name or options.name.startswith(".") or len(options.name.encode()) > 200:
-        raise InputError(f"name: {shown(options.name)}, expected a name that can be a folder")
+def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
+    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
+    content = read_yaml(path)
+    for override in overrides:
+        _override(content, override)
+    options = parse(kind, content, f"{path}: ")
+    options.file = path
+    return options
 
 
 def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
     """load_options for a file of train.py, which has sources, or of test.py."""
     return load_options(TrainOptions if "sources" in read_yaml(path) else TestOptions, path, overrides)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """yaml.safe_load's loader, but a key that is given twice is an error: of the two, PyYAML would take the second in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0][:80]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> dict:
+    """An option file as plain keys and values, unchecked."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys and values, found {'nothing' if content is None else shown(content)}")
+    return content
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """Convert plain YAML data to the type `kind`; `where` opens the error messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{where.rstrip('. :')}: {shown(value)}, expected keys and values")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise InputError(f"{where}{str(key)[:80]}: unknown option{_nearest(key, hints)}")
+        for entry in dataclasses.fields(kind):
+            if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in value:
+                raise InputError(f"{where}{entry.name}: missing")
+        result = kind(**{key: parse(hints[key], entry, f"{where}{key}.") for key, entry in value.items()})
+        if hasattr(result, "check"):
+            try:
+                result.check()
+            except InputError as error:
+                whole = str(error).startswith("expected")       # not about one of its keys
+                raise InputError(f"{where.rstrip('. :')}: {error}" if whole else f"{where}{error}") from None
+        return result
+    where = where.rstrip(".")
+    if origin is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where}: {shown(value)}, expected a list")
+        return [parse(arguments[0], entry, f"{where}[{i}].") for i, entry in enumerate(value)]
+    if origin is Literal:
+        if not isinstance(value, (str, int)) or value not in arguments:
+            choices = ", ".join(str(choice) for choice in arguments if choice != "")
+            raise InputError(f"{where}: {shown(value)}, expected one of {choices}{_nearest(value, arguments)}")
+        return value
+    if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
+        return parse(arguments[not isinstance(value, str)], value, f"{where}.")
+    if kind is float and isinstance(value, str):            # PyYAML reads 2e-4 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise InputError(f"{where}: {shown(value)}, expected {names[kind]}")
+    if kind is int and abs(value) >= 2**53:
+        raise InputError(f"{where}: a number of {value.bit_length()} bits, expected one below 2^53")
+    if kind is str and not value.isprintable():
+        raise InputError(f"{where}: {shown(value)}, expected printable characters only")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where}: {value}, expected a finite number")
+    return value
+
+
+def dump(options: Any) -> str:
+    """Resolved options as YAML that load_options reads."""
+    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _nearest(key: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _override(content: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected key=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError):
+        value = text
+    *parents, last = key.replace("[", ".").replace("]", "").split(".")
+    here: Any = content
+    for i, part in enumerate([*parents, last]):
+        if isinstance(here, list):
+            if not part.isdecimal() or int(part) >= len(here):
+                raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, which has {len(here)}")
+            part = int(part)
+        elif not isinstance(here, dict):
+            raise InputError(f"--set {override}: {'.'.join(parents[:i])} has no options of its own")
+        if i == len(parents):
+            here[part] = value
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            here = here[part]
+
+
+def shown(value: Any) -> str:
+    """A value of an option file for an error's line: the start of what is long or nested."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80

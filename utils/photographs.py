@@ -15,7 +15,17 @@ from PIL import Image, ImageCms, ImageOps
 
 from utils.errors import InputError
 from utils.files import append_row, write_atomically
-from utils.images import EXTENSIONS, decoding, deep_grey, frames, is_deep, open_header, save_image, to_rgb8, to_uint8
+from utils.images import (
+    EXTENSIONS,
+    decoding,
+    deep_grey,
+    frames,
+    is_deep,
+    open_header,
+    save_image,
+    to_rgb8,
+    to_uint8,
+)
 
 LOSSY = {".jpg", ".jpeg", ".webp", ".gif", ".heic", ".heif", ".avif"}      # come back as PNG, so that nothing is lost again
 PHOTOGRAPHS = EXTENSIONS | LOSSY | {".npy"}     # .npy: arrays, for other value ranges and depths

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import InputError, first_few
-from utils.files import inside_root, list_files
+from utils.files import list_files
 from utils.images import EXTENSIONS
 
 # Folders of the public data sets below the root, as users of PromptIR, AdaIR and BaryIR have them (METHOD section 4).
@@ -53,15 +53,11 @@ class MissingFolder(InputError):
     similar = False
 
 
-def find_folder(root: str, folders: str | list[str], where: str, outside: bool = False) -> Path:
-    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does.
-
-    outside: a path or a link may lead out of the root; else InputError.
-    """
+def find_folder(root: str, folders: str | list[str], where: str) -> Path:
+    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does."""
     candidates = [Path(root) / folder for folder in ([folders] if isinstance(folders, str) else folders)]
     for folder in candidates:
         if folder.is_dir():
-            inside_root(folder, None if outside else Path(root), f"{where}: ")
             return folder
     hints = [folder_hint(Path(root), folder) for folder in candidates]
     similar = next((hint for hint in hints if hint.startswith(", did you mean")), "")
@@ -91,9 +87,9 @@ def list_others(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() not in EXTENSIONS)
 
 
-def find_images(folder: Path, where: str, below: Path | None = None) -> list[Path]:
-    """All images of a folder; InputError where it holds none, or a link out of the folder `below`. `where` names the option."""
-    files = list_files(folder, EXTENSIONS, below)
+def find_images(folder: Path, where: str) -> list[Path]:
+    """All images of a folder; InputError where it holds none. `where` names the option."""
+    files = list_files(folder, EXTENSIONS)
     if not files:
         raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     return files
@@ -103,7 +99,7 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
     """The files of a folder that a list names, in the list's order, and its entries that are not there.
 
     A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a line that is
-    no name, what follows the first blank is not read. InputError where a name is listed twice.
+    no name, what follows the first blank is not read. InputError where a name is listed twice, or leads out of the folder.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file {path}")
@@ -115,6 +111,8 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
     names = [line if line in known else line.split()[0] for line in lines if line]
     if not names:
         raise InputError(f"{where}: {path} is empty, expected one file name a line")
+    if outside := [name for name in names if ".." in Path(name).parts]:
+        raise InputError(f"{where}: {path} lists {first_few(outside)}, expected names below {folder}")
     if twice := [name for name, count in Counter(known.get(name, name) for name in names).items() if count > 1]:
         raise InputError(f"{where}: {path} lists {first_few(map(str, twice))} more than once")
     return [known[name] for name in names if name in known], [name for name in names if name not in known]

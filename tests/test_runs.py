@@ -1,4 +1,4 @@
-"""What losses.csv tells of the transport, against loops and a gap that is known."""
+"""What losses.csv tells of the transport, against loops; the inner gap, against one that is known."""
 
 import functools
 import math
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.inner_gap import inner_gap
 from losses.barycenter import transport_cost
-from utils.instruments import SourceStatistics, inner_gap
+from utils.runs import SourceStatistics
 
 
 def test_source_statistics_equal_the_loop():

@@ -1,0 +1,87 @@
+"""All images of a run decoded once, in a file that its processes and workers map."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.datasets import ImageSet
+from utils import distributed
+from utils.files import write_atomically, write_text
+from utils.images import read_image
+
+
+class DecodedImages:
+    """Images by path, [H,W,3] uint8, decoded one after the other in a file that each process and worker maps for itself."""
+
+    def __init__(self, file: Path, shapes: dict[Path, Sequence[int]]) -> None:
+        self.file, self.shapes = file, shapes
+        self.starts = dict(zip(shapes, np.cumsum([0, *map(math.prod, shapes.values())]).tolist(), strict=False))
+        self.pixels = np.memmap(file, np.uint8, mode="r")
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self.shapes
+
+    def __getitem__(self, path: Path) -> np.ndarray:
+        start, shape = self.starts[path], self.shapes[path]
+        return self.pixels[start:start + math.prod(shape)].reshape(shape)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "pixels": None}                # a worker that is not forked would get a copy
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = {**state, "pixels": np.memmap(state["file"], np.uint8, mode="r")}
+
+
+def decode_all(sets: Sequence[ImageSet], file: Path) -> DecodedImages:
+    """Every image that some sets read, decoded into one memory-mapped file.
+
+    The first process decodes, the others wait. A file that an earlier run left is used again where it holds the same images.
+    InputError at the first unreadable one.
+    """
+    paths = sorted({path for images in sets for path in images.used_files})
+    index = file.with_suffix(".json")
+    if distributed.rank() == 0:
+        stamps = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in paths]
+        known = json.loads(index.read_text(encoding="utf-8")) if index.exists() and file.exists() else {}
+        if known.get("files") != stamps:
+            index.unlink(missing_ok=True)
+            write_text(index, json.dumps({"files": stamps, "shapes": _decode(paths, file)}))
+    distributed.wait()
+    shapes = json.loads(index.read_text(encoding="utf-8"))["shapes"]
+    return DecodedImages(file, dict(zip(paths, shapes, strict=True)))
+
+
+def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
+    """Write the images' pixels one after the other; returns their shapes."""
+    shapes = []
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as target, ThreadPoolExecutor() as pool:
+            batches = (paths[start:start + 64] for start in range(0, len(paths), 64))           # never all of them in memory
+            for image in decoding((image for batch in batches for image in pool.map(read_image, batch)), len(paths)):
+                target.write(image.tobytes())
+                shapes.append(image.shape)
+
+    write_atomically(file, write)
+    return shapes
+
+
+def check_all(sets: Sequence[ImageSet]) -> None:
+    """Decode every pair of some sets in parallel, keeping none; InputError at an unreadable file or unequal sizes."""
+    def check(place: tuple[ImageSet, int]) -> None:
+        place[0].read(place[1])
+
+    places = [(images, index) for images in sets for index in range(len(images))]
+    with ThreadPoolExecutor() as pool:
+        for _ in decoding(pool.map(check, places), len(places)):
+            pass
+
+
+def decoding(images: Iterable, total: int) -> Iterator:
+    """A progress bar, of the first process."""
+    return tqdm(images, "decoding", total, leave=False, dynamic_ncols=True, disable=distributed.rank() > 0)

@@ -1,0 +1,119 @@
+"""What differs on a GPU: both schemes, autocast, fused optimizers and the guard, strips, compiling, resume. Skipped without one."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL, TINY_NETWORK
+
+import train
+from models.baryir import BaryIR, compile_stages
+from utils.distributed import Side
+from utils.evaluation import restore
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+def option_file(tmp_path: Path, **changes) -> str:
+    sources = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range": ends}
+               for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
+    options = {"name": "run", "output": str(tmp_path), "device": "cuda", "steps": 8, "batch": 4, "patch": 32, "workers": 0, "log_every": 1,
+               "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9, "balanced": True, "sources": sources,
+               "objective": {"cost": "mean_square", "lambdas": "uniform"}}
+    path = tmp_path / "some.yml"
+    path.write_text(yaml.safe_dump({**options, **changes}))
+    return str(path)
+
+
+def run(opt: str, *arguments: str) -> None:
+    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK])
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader((folder / "losses.csv").read_text().splitlines())]
+
+
+@pytest.mark.parametrize("scheme", ["joint", "separate"])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training(tmp_path, scheme, optimizer, precision):
+    run(option_file(tmp_path, scheme=scheme, optimizer=optimizer, precision=precision, steps=30, clip=1.0))
+    rows = losses(tmp_path / "run")
+    assert all(math.isfinite(row["reconstruction"]) and row["skipped"] == 0 for row in rows)
+    assert sum(row["reconstruction"] for row in rows[-5:]) < sum(row["reconstruction"] for row in rows[:5])
+
+
+def test_training_with_all_that_saves_memory_and_time(tmp_path):
+    run(option_file(tmp_path, recompute="cheap", compile=True, precision="bfloat16", workers=2, cache=True, steps=4))
+    assert all(math.isfinite(row["reconstruction"]) for row in losses(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("scheme", ["joint", "separate"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
+    """Within rounding: sums on a GPU are not repeated bit by bit."""
+    opt = option_file(tmp_path, scheme=scheme)
+    run(opt)
+    whole = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    (tmp_path / "run/previous.pth").rename(tmp_path / "run/last.pth")               # of step 4
+    run(opt, "--resume")
+    resumed = torch.load(tmp_path / "run/last.pth", weights_only=True)
+    for name, weight in whole["net"].items():
+        torch.testing.assert_close(weight, resumed["net"][name], rtol=1e-2, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
+def test_no_step_along_a_gradient_that_is_not_finite(kind, how):
+    layer = torch.nn.Linear(3, 2).cuda()
+    side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3, device="cuda")
+
+    def step(factor: float) -> torch.Tensor:
+        side.thaw()
+        loss = layer(x).square().sum() * factor
+        loss.backward()
+        norm = side.settle(loss)
+        side.optimizer.step()
+        return norm
+
+    assert step(1.0).isfinite()
+    before = layer.weight.detach().clone()
+    assert not step(math.nan).isfinite() and torch.equal(layer.weight, before)
+    assert step(1.0).isfinite() and not torch.equal(layer.weight, before)
+
+
+@pytest.fixture
+def net() -> BaryIR:
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return BaryIR(**SMALL).eval().cuda().to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bfloat16", 3e-2)])
+def test_strips_equal_the_whole_image(net, precision, tolerance):
+    image = torch.rand(1, 3, 120, 92, device="cuda")
+    whole = restore(net, image, 0, "float32")
+    for rows in (0, 1, 16):
+        torch.testing.assert_close(restore(net, image, rows, precision), whole, rtol=tolerance, atol=tolerance)
+
+
+def test_compiled_stages_equal_eager_ones(net):
+    images = [torch.rand(1, 3, *size, device="cuda") for size in ((64, 96), (80, 72))]
+    expected = [restore(net, image) for image in images]
+    compile_stages(net, dynamic=True)
+    for image, eager in zip(images, expected, strict=True):
+        torch.testing.assert_close(restore(net, image), eager, rtol=1e-3, atol=1e-4)
+
+
+def test_autocast_keeps_the_gradients(net):
+    image = torch.rand(2, 3, 48, 48, device="cuda")
+
+    def gradients(enabled: bool) -> list[torch.Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
+            restored = net(image)[0]
+        return torch.autograd.grad((restored.float() - image).square().mean(), [p for p in net.parameters()], allow_unused=True)
+
+    for exact, rounded in zip(gradients(False), gradients(True), strict=True):
+        if exact is not None and exact.norm() > 0:
+            assert torch.cosine_similarity(exact.flatten(), rounded.float().flatten(), dim=0) > 0.9

@@ -1,0 +1,58 @@
+"""benchmarks/gpu.sh, dry, on a CPU: it ends in its time, with every file that it promises, whatever fails in between."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import torch
+from conftest import REPOSITORY, TINY_NETWORK, write_image
+
+from benchmarks.pack import chosen
+from data.datasets import ImageSet
+from utils import options
+from utils.checkpoint import load_network
+
+SOURCES = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range": ends}
+           for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
+
+
+def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(write_image(tmp_path / "a.png"), "a.png")
+    train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16", "cache=false", *TINY_NETWORK]
+    environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "2", "PROBE": "4", "SPEED": "--help", "TESTS": "tests/test_cuda.py",
+                   "TRAIN": " ".join(train), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments], cwd=REPOSITORY,
+                          env={**os.environ, **environment, **settings}, capture_output=True, text=True, timeout=300)
+
+
+def test_dry_run(tmp_path):
+    result = script(tmp_path, MINUTES="1.6")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert files == {"summary.txt", "tests.txt", "speed.txt", "train.txt", "losses.csv", "validation.csv", "options.yml", "weights.pth"}
+    assert all(weight.isfinite().all() for weight in load_network(tmp_path / "out/weights.pth").state_dict().values())
+    assert torch.load(tmp_path / "out/weights.pth", weights_only=True)["net"]["patch_embed.weight"].dtype == torch.float16
+    assert "skipped" in (tmp_path / "out/tests.txt").read_text()
+
+
+def test_a_failure_is_told_and_does_not_end_the_rest(tmp_path):
+    result = script(tmp_path, str(write_image(tmp_path / "no_checkpoint.png")), MINUTES="1", TESTS="tests/nowhere.py")
+    summary = (tmp_path / "out/summary.txt").read_text()
+    assert result.returncode == 1 and "failed: 1" in summary and "training" in summary
+    assert "no_checkpoint.png: cannot be read as a checkpoint" in (tmp_path / "out/train.txt").read_text()
+
+
+def test_a_pack_keeps_what_belongs_together(tmp_path):
+    for n in range(9):
+        for folder in ("clean", "depth", "low"):
+            write_image(tmp_path / folder / f"{n}.png", seed=n)
+    haze = options.Source(name="haze", clean="clean", degradation="haze", range=[1, 2], depth="depth")
+    pairs = options.Source(name="low", degraded="low", clean="clean")
+    sets = [ImageSet(entry, str(tmp_path), "x") for entry in (haze, pairs)]
+    files = {path.relative_to(tmp_path).as_posix() for path in chosen(sets, 4)}
+    assert files == {f"{folder}/{n}.png" for folder in ("clean", "depth", "low") for n in (0, 4, 8)}
