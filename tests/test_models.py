@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 import plain
 from conftest import SMALL
+from benchmarks.golden import fill_reference
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
 from models.restormer import strips
-from utils.official import fill_reference, official_name
+from utils.convert_official import official_name
 
 
 @pytest.fixture(scope="module")
