@@ -3,7 +3,7 @@
     python -m benchmarks.golden PATH/official_forward.npz [--checkpoint CONVERTED.pth]
 
 The file holds the arrays restored, z and b for the input `np.random.default_rng(0).random((2,3,64,96))`, all
-parameters filled by `fill_reference`; a checkpoint is one that utils.convert_official made of a file so filled.
+parameters filled by `fill_reference`; a checkpoint is what utils.convert_official made of a file so filled.
 Exits non-zero if a relative error reaches 1e-4.
 """
 

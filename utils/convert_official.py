@@ -139,7 +139,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.load_mark()
+        self.load_mark()                                            # one item is a list of items, too
         self.stack += [key, value]
         self.load_setitems()
 
@@ -147,7 +147,7 @@ class Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         if type(self.stack[-1]) is Module:
             self.stack[-1].state = state
-        elif type(self.stack[-1]) is not dict:                      # an OrderedDict's state is not needed
+        elif type(self.stack[-1]) is not dict:                      # OrderedDicts have a state that nobody needs
             raise pickle.UnpicklingError("a state for something that is no module")
 
     dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
@@ -159,7 +159,7 @@ class Unpickler(pickle._Unpickler):
 def read(path: Path) -> Any:
     """What a file of torch.save holds, modules as Module; InputError where it is broken or something else."""
     try:
-        with zipfile.ZipFile(path) as archive:                      # which verifies checksums as it reads
+        with zipfile.ZipFile(path) as archive:                      # it verifies checksums as it reads
             names, entries = archive.namelist(), archive.infolist()
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
