@@ -53,7 +53,6 @@ PAIRS = 480                                                                     
 
 def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
     import plain
-
     from models.baryir import compile_stages
     from utils.evaluation import restore
 
@@ -70,10 +69,10 @@ def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callabl
 
 
 def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
-    import plain
     from utils.gradients import FlatGradients
     from utils.memory import recompute
 
+    import plain
     from losses.barycenter import sample_weights
     from models.baryir import call, compile_stages
     from train import map_step, potential_step

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import run_script, write_image
 from PIL import Image
+
+from conftest import run_script, write_image
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SMALL, TINY_NETWORK
 
 import train
+from conftest import SMALL, TINY_NETWORK
 from models.baryir import BaryIR, compile_stages
 from utils.distributed import Side
 from utils.evaluation import restore

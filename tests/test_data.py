@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from conftest import write_image
 from data import cache
 from data.cache import DecodedImages, decode_all
 from data.datasets import ImageSet, TrainingSet, bundled_depth, open_test_sets

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import run_script, write_image
 from PIL import Image
 
+from conftest import run_script, write_image
 from data.datasets import ImageSet, TrainingSet
 from data.degradations import BY_RANGE, LIGHT, Parts, path_kernel, plain_patch, recorded_layer
 from utils import options

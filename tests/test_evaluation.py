@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL, run_script, write_image
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from conftest import SMALL, run_script, write_image
 from models.baryir import BaryIR
 from utils import evaluation
 from utils.checkpoint import load_network

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, SMALL
 
 from benchmarks import faults
+from conftest import REPOSITORY, SMALL
 from data.pairs import PAIRINGS, match_pairs
 from models.baryir import BaryIR, pad_to_multiple
 from utils.checkpoint import load_network, save_checkpoint

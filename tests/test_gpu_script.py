@@ -8,9 +8,9 @@ import tarfile
 from pathlib import Path
 
 import torch
-from conftest import REPOSITORY, TINY_NETWORK, write_image
 
 from benchmarks.pack import chosen
+from conftest import REPOSITORY, TINY_NETWORK, write_image
 from data.datasets import ImageSet
 from utils import options
 from utils.checkpoint import load_network

@@ -5,10 +5,10 @@ import csv
 import pytest
 import torch
 import yaml
-from conftest import run_script, write_image
 
 from benchmarks.gaussians import squared_bures_wasserstein
 from benchmarks.latent_report import distances, probe_accuracy
+from conftest import run_script, write_image
 
 
 def test_bures_wasserstein_of_commuting_gaussians():

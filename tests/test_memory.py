@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALL
 from torch._dynamo.utils import counters
 from utils.memory import recompute
 
 from benchmarks.faults import same_state
+from conftest import SMALL
 from models.baryir import BaryIR, call, compile_stages
 from models.restormer import TransformerBlock
 from utils.distributed import Side

@@ -3,16 +3,17 @@
 import functools
 
 import numpy as np
-import plain
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
 
+import plain
+from benchmarks.golden import fill_reference
+from conftest import SMALL
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
 from models.restormer import strips
-from utils.official import fill_reference, official_name
+from utils.convert_official import official_name
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_script, write_image
-from test_evaluation import options, restored_by_hand
 from torch import nn
 
+from conftest import run_script, write_image
+from test_evaluation import options, restored_by_hand
 from utils import metrics
 from utils.errors import InputError
 from utils.images import read_image, to_uint8

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import photograph_cases
 import pytest
 import tifffile
 import torch
+from PIL import Image
+
+import photograph_cases
+import test as script
 from conftest import run_script, write_image
 from photograph_cases import DEEP, PROFILE, RGB
-from PIL import Image
 from test_evaluation import options, restored_by_hand
-
-import test as script
 from utils import evaluation
 from utils.errors import InputError
 from utils.photographs import Photograph, save_png16

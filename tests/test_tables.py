@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import REPOSITORY, run_script, write_image
 
+from conftest import REPOSITORY, run_script, write_image
 from utils.evaluation import Row
 from utils.tables import PUBLISHED, as_markdown, comparable, comparison_table, read_published, set_table
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY_NETWORK, run_script, write_image
 
 import train
 from benchmarks.faults import same_state as same
+from conftest import REPOSITORY, TINY_NETWORK, run_script, write_image
 from utils import runs
 from utils.errors import InputError
 from utils.files import cut_table, write_csv
