@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import plain
+from benchmarks import plain
 from conftest import SMALL
 from models.baryir import BaryIR, pad_to_multiple
 from models.potentials import Potentials
@@ -47,7 +47,7 @@ def test_parameter_count_and_official_names(paper_net):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_textbook_form(memory_format):
-    """Outputs and gradients of the blocks as the papers write them (tests/plain.py)."""
+    """Outputs and gradients of the blocks as the papers write them (benchmarks/plain.py)."""
     torch.manual_seed(0)
     net, degraded = BaryIR(**SMALL).to(memory_format=memory_format), torch.rand(2, 3, 24, 40)
     with torch.no_grad():
