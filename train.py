@@ -16,7 +16,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,9 @@ from tqdm import tqdm
 from data.datasets import EpochSampler, ImageSet, TrainingSet, check_all, decode_all, open_test_sets, own_process_group
 from data.transforms import to_batch
 from losses.barycenter import congruence_error, map_objective, potential_objective, sample_weights, source_weights, transport_cost
-from models.baryir import BaryIR, call, compile_stages
+from models.baryir import BaryIR, compile_stages
 from models.potentials import Potentials
+from models.recompute import recompute
 from utils import distributed
 from utils.checkpoint import load_network, newest_checkpoint, read_checkpoint, save_checkpoint
 from utils.errors import InputError, first_few, one_line_errors, printable
@@ -37,7 +38,7 @@ from utils.evaluation import average_row, evaluate
 from utils.files import append_row, append_text, hold, remove_partial, write_csv, write_text
 from utils.gradients import FlatGradients, SkippedSteps
 from utils.instruments import Means, SourceStatistics, inner_gap
-from utils.memory import keep_freed_memory, recompute
+from utils.memory import keep_freed_memory
 from utils.option_files import dump, load_options
 from utils.options import Objective, TrainOptions
 from utils.resume import cut_table, resume
@@ -79,14 +80,14 @@ def make_optimizer(options: TrainOptions, parameters: list, learning_rate: float
 
 # Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
 def map_step(net: BaryIR, potentials: Potentials, moving: list[torch.nn.Parameter], gradients: FlatGradients, optimizer: torch.optim.Optimizer,
-             batch: Batch, objective: Objective, precision: str = "float32", clip: float = 0.0, run: Callable = call) -> tuple[Terms, Terms]:
+             batch: Batch, objective: Objective, precision: str = "float32", clip: float = 0.0) -> tuple[Terms, Terms]:
     degraded, clean, source, weights = batch
     for parameter in moving:
         parameter.requires_grad_(True)
     with torch.autocast(degraded.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        z, skips = net.encode(degraded, run)
-        b = net.transport(z, run)
-        restored = net.decode(b, z - b, skips, run).float() if objective.w_rec else None
+        z, skips = net.encode(degraded)
+        b = net.transport(z)
+        restored = net.decode(b, z - b, skips).float() if objective.w_rec else None
     z, b = z.float(), b.float()
     loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights,
                                          objective.w_rec, objective.cost, objective.gamma, objective.tau)
@@ -186,9 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
     deployed = ema.module if ema else net                       # what validation measures and checkpoints offer
 
+    recompute(net, options.recompute)
     if options.compile:
         compile_stages(net)
-    run = {"none": call, "cheap": recompute, "all": functools.partial(recompute, everything=True)}[options.recompute]
 
     # Setup optimizers; everything is frozen, each phase thaws its own side.
     moving = net.stage_parameters(options.moves)
@@ -262,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def take_step(batch: Batch, potentials_too: bool) -> None:
         terms, samples = map_step(net, potentials, moving, map_gradients, map_optimizer, batch, options.objective, options.precision,
-                                  options.clip, run)
+                                  options.clip)
         if ema:
             ema.update_parameters(net)
         if potentials_too:

@@ -17,7 +17,7 @@ page; its share varies, --keep removes it.
     potential_step  the same batch
     step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
     loading         480 augmented pairs by train.py's loader, decoded anew (plain) or cached (ours), of
-                    bundled photographs or an option file's sources (--opt options/train_lite.yml --set root=DIR)
+                    bundled photographs or an option file's sources (--opt options/train_lite.yml --set root=X)
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
 """
 
@@ -72,10 +72,10 @@ def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callabl
 
 def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
     from losses.barycenter import sample_weights
-    from models.baryir import call, compile_stages
+    from models.baryir import compile_stages
+    from models.recompute import recompute
     from train import map_step, potential_step
     from utils.gradients import FlatGradients
-    from utils.memory import recompute
     from utils.options import Objective
 
     lambdas = torch.full((SOURCES,), 1 / SOURCES)
@@ -87,6 +87,7 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
         if device == "cpu":
             keep_freed_memory()
         net = net.to(memory_format=torch.channels_last)
+        recompute(net, "cheap" if what == "step_recompute" else "none")
         if what == "step_compiled":
             compile_stages(net)
     map_optimizer, potential_optimizer = (torch.optim.RMSprop(m.parameters(), 1e-5)
@@ -104,10 +105,9 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
         objective = Objective(cost="mean_square")
         net.requires_grad_(False)
         potentials.requires_grad_(False)
-        run = recompute if what == "step_recompute" else call
 
         def maps() -> None:
-            map_step(net, potentials, moving, gradients, map_optimizer, sample, objective, dtype, run=run)
+            map_step(net, potentials, moving, gradients, map_optimizer, sample, objective, dtype)
 
         def potentials_too() -> None:
             potential_step(net, potentials, of_potentials, potential_optimizer, sample, precision=dtype)

@@ -5,7 +5,7 @@
     decode:     b, residual r = z - b     -> restored image
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from models.restormer import Down, LayerNorm, TransformerBlock, Up
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad [B,C,H,W] at the bottom and right to multiples of `multiple`: reflected, or replicated where too small."""
+    """Pad [B,C,H,W] at the bottom and right to multiples of `multiple`: reflected, or else replicated."""
     for axis in (3, 2):
         size = x.shape[axis]
         pad = -size % multiple
@@ -26,19 +26,15 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def call(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
-
-
 def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "inductor") -> None:
-    """torch.compile of the three stages; dynamic: for images of any size from the first one on, else from the second size on."""
+    """torch.compile of the three stages. dynamic: for any size from the first image, else from the second."""
     net.compiled = True
     for stage in ("encode", "transport", "decode"):
         setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic, backend=backend))
 
 
 class BaryIR(nn.Module):
-    """All-in-one restoration with a latent split into barycenter and residual. The defaults are the paper's values.
+    """All-in-one restoration, the latent split into barycenter and residual. Defaults are the paper's values.
 
     Args:
         width: C, the channels at full size; level l has C * 2^(l-1) channels, the latent C * 2^levels (8C).
@@ -49,7 +45,7 @@ class BaryIR(nn.Module):
         residual_blocks: blocks of the residual branch at the levels 2, 3, ... (it has none at level 1).
         refinement_blocks: blocks at full size after decoder level 1.
         heads: attention heads of each level, finest first, then of the latent.
-        bridge_heads: heads of the single blocks that fuse b with r and that lead from one decoder level to the next.
+        bridge_heads: heads of the single blocks that fuse b with r, and that lead from a level to the next.
         expansion: hidden width of the feed-forward networks.
         residual_scale: factor of the residual branch where it joins the encoder's skip (0.8 in the release).
     """
@@ -74,10 +70,10 @@ class BaryIR(nn.Module):
         levels = len(encoder_blocks)
         if levels < 2:
             raise ValueError(f"encoder_blocks: {levels} levels, expected at least 2")
-        expected = {"decoder_blocks": levels, "residual_blocks": levels - 1, "heads": levels + 1}
-        for name, values in (("decoder_blocks", decoder_blocks), ("residual_blocks", residual_blocks), ("heads", heads)):
-            if len(values) != expected[name]:
-                raise ValueError(f"{name}: {len(values)} values, expected {expected[name]} for {levels} encoder levels")
+        lists = {"decoder_blocks": decoder_blocks, "residual_blocks": residual_blocks, "heads": heads}
+        for (name, given), count in zip(lists.items(), (levels, levels - 1, levels + 1), strict=True):
+            if len(given) != count:
+                raise ValueError(f"{name}: {len(given)} values, expected {count} for {levels} encoder levels")
         if width % 2:
             raise ValueError(f"width: {width}, expected an even number")
 
@@ -90,13 +86,13 @@ class BaryIR(nn.Module):
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
         self.multiple = 2**levels
-        self.width, self.widest = width, 2 * int(expansion * 2 * width)    # channels at full size: C, and the most (feed-forward, 2C)
         self.residual_scale = residual_scale
+        self.width, self.widest = width, 2 * int(expansion * 2 * width)     # channels of maps at full size
 
         # Setup encoder: image -> z.
         self.patch_embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(blocks(n, c, h) for n, c, h in zip(encoder_blocks, channels, heads))
-        self.down = nn.ModuleList(Down(c) for c in channels)
+        self.encoder = nn.ModuleList(map(blocks, encoder_blocks, channels, heads))
+        self.down = nn.ModuleList(map(Down, channels))
         self.latent = blocks(latent_blocks, latent, heads[-1])
         self.latent_norm = LayerNorm(latent)                        # gives z, and b: the same norm for both
 
@@ -108,72 +104,68 @@ class BaryIR(nn.Module):
         self.residual_in = conv1x1(latent, latent)
         self.up = nn.ModuleList(Up(c) for c in channels[1:] + channels[-1:])
         self.residual_up = nn.ModuleList(Up(2 * c) for c in channels)
-        # At the entry of level l the main branch brings C 2^(l-1) channels (half of that at the coarsest), the skip as many.
-        entering = channels[:-1] + [channels[-1] // 2]
-        self.reduce = nn.ModuleList(
-            nn.Identity() if level == 0 else conv1x1(entering[level] + c, c) for level, c in enumerate(channels)
+        # At the entry of a level of c channels, the main branch brings c (the coarsest: c/2), the skip c.
+        entering = [2 * c for c in channels[1:-1]] + [channels[-1] * 3 // 2]
+        self.reduce = nn.ModuleList([nn.Identity(), *map(conv1x1, entering, channels[1:])])
+        decoder_channels = [2 * width] + channels[1:]               # level 1 keeps both halves
+        self.decoder = nn.ModuleList(map(blocks, decoder_blocks, decoder_channels, heads))
+        self.bridge = nn.ModuleList(
+            nn.Sequential(blocks(1, c, bridge_heads), conv1x1(c, c)) for c in channels[1:]
         )
-        decoder_channels = [2 * width] + channels[1:]               # level 1 keeps both halves of the concatenation
-        self.decoder = nn.ModuleList(blocks(n, c, h) for n, c, h in zip(decoder_blocks, decoder_channels, heads))
-        self.bridge = nn.ModuleList(nn.Sequential(blocks(1, c, bridge_heads), conv1x1(c, c)) for c in channels[1:])
         self.residual_reduce = nn.ModuleList(conv1x1(c, c) for c in channels[1:])
-        self.residual_decoder = nn.ModuleList(
-            blocks(n, c, h) for n, c, h in zip(residual_blocks, channels[1:], heads[1:])
-        )
+        self.residual_decoder = nn.ModuleList(map(blocks, residual_blocks, channels[1:], heads[1:]))
         self.residual_bridge = nn.ModuleList(conv1x1(c, c) for c in channels[1:])
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
     def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
-        """Parameters of some of the stages encoder (the norm, which is b's, too, included), transport_map and decoder."""
+        """Parameters of some of the stages encoder (with the norm, b's, too), transport_map and decoder."""
         encoder = ("patch_embed", "encoder", "down", "latent", "latent_norm")
         stage_of = {**dict.fromkeys(encoder, "encoder"), "transport_map": "transport_map"}
-        return [p for name, p in self.named_parameters() if stage_of.get(name.partition(".")[0], "decoder") in stages]
+        return [parameter for name, parameter in self.named_parameters()
+                if stage_of.get(name.partition(".")[0], "decoder") in stages]
 
-    def encode(self, degraded: Tensor, run: Callable = call) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image [B,3,H,W] in [0,1], any size -> source latent z [B,8C,ceil(H/8),ceil(W/8)] and the skips.
 
-        The skips are the image itself (its size is the output's) and the features of each encoder level, finest first.
-        `run` calls a module, see forward.
+        The skips are the image itself (its size is the output's) and each encoder level's map, finest first.
         """
-        x = run(self.patch_embed, pad_to_multiple(degraded, self.multiple))
+        x = self.patch_embed(pad_to_multiple(degraded, self.multiple))      # [B,C,H,W], H and W padded
         skips = [degraded]
-        for encoder, down in zip(self.encoder, self.down):
-            x = run(encoder, x)
-            skips.append(x)
-            x = run(down, x)
-        return self.latent_norm(run(self.latent, x)), skips
+        for encoder, down in zip(self.encoder, self.down, strict=True):     # of c = C, 2C, 4C channels
+            skips.append(encoder(x))                                        # [B,c,H,W] at 1, 1/2, 1/4 size
+            x = down(skips[-1])                                             # [B,2c,H/2,W/2]
+        return self.latent_norm(self.latent(x)), skips                      # [B,8C,h,w], h = H/8, w = W/8
 
-    def transport(self, z: Tensor, run: Callable = call) -> Tensor:
+    def transport(self, z: Tensor) -> Tensor:
         """Barycenter map T: source latent z -> barycenter latent b, both [B,8C,h,w]."""
-        return self.latent_norm(run(self.transport_map, z.clone()))     # strips overwrite what a block is called with
+        # A copy, as strips overwrite the map that a block is given, and z is needed again.
+        return self.latent_norm(self.transport_map(z.clone()))              # [B,8C,h,w]
 
-    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], run: Callable = call) -> Tensor:
-        """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored image [B,3,H,W].
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor]) -> Tensor:
+        """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored [B,3,H,W].
 
-        The skips are taken from their list, which leaves the image alone there: each is freed as soon as it is used.
+        The skips are taken from their list: each is freed as soon as it is used.
         """
-        x = run(self.fuse, torch.cat([b, r], dim=1))                        # [B,4C,h,w]
-        residual = run(self.residual_in, r)                                 # [B,8C,h,w]
-        for level in reversed(range(len(self.up))):
-            x = run(self.up[level], x)
-            residual = run(self.residual_up[level], residual)
-            x = torch.cat([x, torch.add(skips.pop(), residual, alpha=self.residual_scale)], dim=1)
-            x = run(self.decoder[level], run(self.reduce[level], x))
+        x = self.fuse(torch.cat([b, r], dim=1))                             # [B,4C,h,w]
+        residual = self.residual_in(r)                                      # [B,8C,h,w]
+        for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1
+            x = self.up[level](x)                                           # [B,c,H,W] (first: c/2)
+            residual = self.residual_up[level](residual)                    # [B,c,H,W]
+            x = torch.cat([x, skips.pop().add(residual, alpha=self.residual_scale)], dim=1)    # [B,2c,H,W]
+            x = self.decoder[level](self.reduce[level](x))                  # [B,c,H,W] (last: 2c)
             if level > 0:                                                   # on to the next finer level
-                residual = run(self.residual_decoder[level - 1], run(self.residual_reduce[level - 1], residual))
-                x = run(self.bridge[level - 1], x)
-                residual = run(self.residual_bridge[level - 1], residual)
-        x = run(self.output, run(self.refinement, x))                       # [B,3,padded H,padded W]
-        degraded, = skips
-        return x[..., :degraded.shape[-2], :degraded.shape[-1]] + degraded
+                residual = self.residual_reduce[level - 1](residual)        # [B,c,H,W]
+                residual = self.residual_decoder[level - 1](residual)       # [B,c,H,W]
+                x = self.bridge[level - 1](x)                               # [B,c,H,W]
+                residual = self.residual_bridge[level - 1](residual)        # [B,c,H,W]
+        x = self.output(self.refinement(x))                                 # [B,3,H,W], H and W padded
+        degraded, = skips                                                   # [B,3,H,W]
+        return x[..., :degraded.shape[-2], :degraded.shape[-1]] + degraded  # [B,3,H,W]
 
-    def forward(self, degraded: Tensor, run: Callable = call) -> tuple[Tensor, Tensor, Tensor]:
-        """Degraded image [B,3,H,W] in [0,1] -> restored image [B,3,H,W] (not clipped), z and b [B,8C,h,w].
-
-        `run` calls a module: functools.partial(models.restormer.strips, rows=...) gives the same result in bounded memory.
-        """
-        z, skips = self.encode(degraded, run)
-        b = self.transport(z, run)
-        restored = self.decode(b, z - b, skips, run)
+    def forward(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Degraded image [B,3,H,W] in [0,1] -> restored image [B,3,H,W] (not clipped), z and b [B,8C,h,w]."""
+        z, skips = self.encode(degraded)                                    # [B,8C,h,w]
+        b = self.transport(z)                                               # [B,8C,h,w]
+        restored = self.decode(b, z - b, skips)            # [B,3,H,W]
         return restored, z, b

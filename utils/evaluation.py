@@ -1,4 +1,4 @@
-"""Restore the images of test sets and measure them; train.py validates with it, test.py makes the tables with it."""
+"""Restore the images of test sets and measure them: validation in train.py, tables in test.py."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,26 +6,27 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data.datasets import ImageSet, bundled_depth
 from data.degradations import file_rng
 from data.transforms import to_tensor
 from models.baryir import BaryIR
-from models.restormer import TransformerBlock, strips
+from models.restormer import TransformerBlock
+from models.strips import in_strips, strip_rows
 from utils.errors import InputError, out_of_memory
 from utils.metrics import Metrics, crop_for
 
-CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
 
 @dataclass
 class Restored:
-    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there is ground truth.
+    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there are any.
 
-    `scores_in` are the input's metrics, `scores` the restored image's; `features`, for fid, of input, restored and clean.
+    `scores_in` are the input's metrics, `scores` the restored image's; `features`, for fid, of input,
+    restored and clean.
     """
 
     index: int
@@ -39,7 +40,7 @@ class Restored:
 
 @dataclass
 class Row:
-    """A set's line in the table: metrics over its images, PSNR in dB, of input and restored; empty without ground truth."""
+    """A set's line in the table: metrics of input and restored, PSNR in dB; empty without ground truth."""
 
     set: str
     images: int
@@ -52,48 +53,32 @@ class Row:
         return 0 < self.expected != self.images
 
     def values(self, metrics: Sequence[str]) -> list[float | str]:
-        """The input's metrics, then the restored images', for a line of a CSV file: empty text where there is none."""
+        """The input's metrics, then the restored images', for a CSV file: empty text where there is none."""
         return [scores.get(name, "") for scores in (self.scores_in, self.scores) for name in metrics]
 
 
 def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A test image and its ground truth, [H,W,3] uint8; a degradation is drawn for the whole image, seeded per file."""
+    """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded per file."""
     degraded, clean = images.read(index)
     if images.options.degradation:
         name, (level,) = images.pairs[index].path.name, images.options.levels
         depth = bundled_depth(name) if images.options.bundled else None
-        degraded = images.degrade(clean if degraded is None else degraded, level, file_rng(name, level), depth)
+        image = clean if degraded is None else degraded
+        degraded = images.degrade(image, level, file_rng(name, level), depth)
     return degraded, clean
 
 
-def strip_rows(net: BaryIR, height: int, width: int, element: int, device: torch.device) -> int:
-    """Rows to compute at a time of an image of that many pixels, 0 for all: the same result in bounded memory.
-
-    On a CPU as many as keep a strip's widest map in the cache, which is the fastest, too; on CUDA all where they fit into the memory
-    that is free. element: bytes of a number.
-    """
-    row = net.widest * width * element                          # of the widest map at full size, which a strip holds about twice
-    if device.type == "cpu":
-        rows = max(CPU_STRIP // row, 2)
-    else:
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        maps = 8 * net.width * width * element * height         # what stays whole: the skips, both branches and their concatenation
-        if 3 * row * height + maps < 0.9 * free:
-            return 0
-        rows = max(int((0.9 * free - maps) / (3 * row)), 16)
-    return rows if rows < height else 0
-
-
 @torch.inference_mode()
-def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Tensor:
-    """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time: 0 for all, auto as `strip_rows` chooses.
+def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto",
+            precision: str = "float32") -> Tensor:
+    """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time (0: all, auto: `strip_rows`).
 
-    Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError where one is too much. A
-    compiled network computes all rows at once.
+    Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError
+    where one is too much. A compiled network computes all rows at once.
     """
     height, width = degraded.shape[-2:]
-    bfloat16 = precision == "bfloat16"
-    rows = strip_rows(net, height, width, 2 if bfloat16 else 4, degraded.device) if strip == "auto" else strip
+    size, device, bfloat16 = f"{width}x{height} pixels", degraded.device, precision == "bfloat16"
+    rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
     rows = 0 if net.compiled else rows
     while True:
         try:
@@ -102,12 +87,12 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
             if not out_of_memory(error):
                 raise
         if rows == 1 or net.compiled:
-            raise InputError(f"{width}x{height} pixels: not enough memory on {degraded.device}"
-                             + (", expected compile: false, which can compute in strips" if net.compiled else ", even row by row"))
+            reason = "expected compile: false, which allows strips" if net.compiled else "even row by row"
+            raise InputError(f"{size}: not enough memory on {device}, {reason}")
         rows = (rows or min(height, 256)) // 2 or 1
-        if degraded.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
-        tqdm.write(f"{width}x{height} pixels: not enough memory on {degraded.device}, once more in strips of {rows} rows")
+        tqdm.write(f"{size}: not enough memory on {device}, once more in strips of {rows} rows")
 
 
 def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:
@@ -116,30 +101,30 @@ def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor
         if not rows:
             return net(degraded)[0].float()
         blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
-        with tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=height * width < LARGE) as bar:
-            def run(module: nn.Module, x: Tensor) -> Tensor:
-                x = strips(module, x, rows)
-                bar.update(sum(isinstance(part, TransformerBlock) for part in module.modules()))
-                return x
-
-            return net(degraded, run)[0].float()
+        small = height * width < LARGE
+        with tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=small) as bar:
+            return in_strips(net, rows, after_block=bar.update)(degraded)[0].float()
 
 
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, strip: int | Literal["auto"] = "auto",
-                precision: str = "float32") -> Iterator[Restored]:
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
+                strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Iterator[Restored]:
     """Restore and measure a set's images one by one."""
     device = next(net.parameters()).device
     for index in range(images.selected):
-        degraded, clean = (image if image is None else crop_for(protocol, image) for image in degraded_and_clean(images, index))
+        path = images.pairs[index].path
+        degraded, clean = (image if image is None else crop_for(protocol, image)
+                           for image in degraded_and_clean(images, index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
         if min(height, width) < smallest:
-            raise InputError(f"{images.pairs[index].path}: {width}x{height} pixels are left by protocol {protocol}, too few to "
-                             + ("restore" if clean is None else f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}"))
+            purpose = "restore" if clean is None else (
+                f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}")
+            raise InputError(f"{path}: {width}x{height} pixels are left by protocol {protocol}, "
+                             f"too few to {purpose}")
         try:
             restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
         except InputError as error:
-            raise InputError(f"{images.pairs[index].path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []
@@ -153,13 +138,14 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
 def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -> Row:
     """A set's row: metrics per image, then the mean, and those of the set as a whole."""
     measured = [result for result in results if result.scores or result.features]
-    inputs = metrics.of_set([r.scores_in for r in measured], [(r.features[0], r.features[2]) for r in measured if r.features])
+    input_features = [(r.features[0], r.features[2]) for r in measured if r.features]
+    inputs = metrics.of_set([r.scores_in for r in measured], input_features)
     restored = metrics.of_set([r.scores for r in measured], [r.features[1:] for r in measured if r.features])
     return Row(images.name, len(results), images.options.expected, inputs, restored)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
-    """The mean over the sets with ground truth, each set counting once, as the papers average; None without any."""
+    """The mean over the sets with ground truth, each counting once, as in the papers; None without any."""
     measured = [row for row in rows if row.scores]
     if not measured:
         return None
@@ -169,9 +155,10 @@ def average_row(rows: Sequence[Row]) -> Row | None:
     return Row("average", sum(row.images for row in measured), expected, inputs, restored)
 
 
-def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metrics = Metrics(),
+def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metrics | None = None,
              each: Callable[[ImageSet, Restored], None] = lambda *_: None, **how) -> list[Row]:
     """Restore and measure all sets; `each` sees every restored image. Returns a row for each set."""
+    metrics = metrics or Metrics()
     was_training = net.training
     net.eval()
     rows = []

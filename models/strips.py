@@ -1,0 +1,129 @@
+"""Inference in bounded memory: a network of Restormer blocks computed a few rows at a time, exactly.
+
+Attention needs only sums over all pixels: a first pass over the strips adds them up, a second one uses them.
+A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks are ever whole.
+On a CPU, strips that stay in the cache are the fastest, too.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.baryir import BaryIR
+from models.ops import at_least_float32, depthwise_conv, gelu_times
+from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock, Up, mix_channels
+
+CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
+
+
+def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lambda: None) -> nn.Module:
+    """A twin of the network, with its weights, that computes about `rows` rows at a time, without gradients.
+
+    The network stays as it is, so that other threads may use it. The twin's blocks overwrite the maps that
+    they are given, which must not be used again. `after_block` is called after each block.
+    """
+    if isinstance(net, TransformerBlock):
+        return BlockInStrips(net, rows, after_block)
+    if isinstance(net, (nn.Conv2d, Up)):
+        return ConvolutionInStrips(net, rows)
+    twin = copy.copy(net)                                       # the same parameters, other modules inside
+    twin._modules = {name: in_strips(child, rows, after_block) for name, child in net._modules.items()}
+    return twin
+
+
+class BlockInStrips(nn.Module):
+    """A transformer block, in place."""
+
+    def __init__(self, block: TransformerBlock, rows: int, after_block: Callable[[], object]) -> None:
+        super().__init__()
+        self.block, self.rows, self.after_block = block, rows, after_block
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = at_least_float32(x)
+        add_attention(x, self.block.norm1, self.block.attention, self.rows)
+        add_feed_forward(x, self.block.norm2, self.block.feed_forward, self.rows)
+        self.after_block()
+        return x
+
+
+def add_attention(x: Tensor, norm: LayerNorm, mdta: MDTA, rows: int) -> None:
+    """x += mdta(norm(x)): queries and keys in a first pass over the strips, values in a second one."""
+    pointwise_qk, pointwise_v = mdta.qkv.weight.tensor_split([2 * x.shape[1]])
+    depthwise_qk, depthwise_v = mdta.qkv_depthwise.weight.tensor_split([2 * x.shape[1]])
+    sums = None
+    for _, qk in convolve_in_strips(x, norm, pointwise_qk, depthwise_qk, rows):
+        products = mdta.products(*qk.chunk(2, dim=1))
+        sums = products if sums is None else [a + b for a, b in zip(sums, products, strict=True)]
+    matrix = mdta.projected(mdta.attention_matrix(*sums))
+    for where, v in convolve_in_strips(x, norm, pointwise_v, depthwise_v, rows):
+        x[:, :, where] += mix_channels(matrix, v)
+
+
+def add_feed_forward(x: Tensor, norm: LayerNorm, gdfn: GDFN, rows: int) -> None:
+    """x += gdfn(norm(x))."""
+    pointwise, depthwise, out = gdfn.weights()
+    for where, hidden in convolve_in_strips(x, norm, torch.cat(pointwise), torch.cat(depthwise), rows):
+        x[:, :, where] += F.conv2d(gelu_times(*hidden.chunk(2, dim=1)), out)
+
+
+def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise: Tensor,
+                       rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """1x1, then depthwise convolution of norm(x), no row of which is computed twice: yields rows and values.
+
+    Each strip lags one row behind the rows of x that were read, so that x may be overwritten there.
+    """
+    height, seen = x.shape[2], None
+    for top in range(0, height, rows):
+        strip = F.conv2d(norm(x[:, :, top:top + rows]), pointwise).permute(0, 2, 3, 1)          # [B,rows,W,C]
+        edge = strip.new_zeros(strip[:, :1].shape)
+        first, last = top == 0, top + rows >= height
+        seen = torch.cat([edge if first else seen, strip, *([edge] if last else [])], dim=1)
+        start = 0 if first else top - 1
+        if seen.shape[1] > 2:                                   # not after a first strip of a single row
+            values = depthwise_conv(seen.permute(0, 3, 1, 2), depthwise, padding=(0, 1))
+            yield slice(start, start + values.shape[2]), values
+        seen = seen[:, -2:]
+
+
+class ConvolutionInStrips(nn.Module):
+    """A 1x1 or 3x3 convolution, or one with its pixel-shuffle (Up)."""
+
+    def __init__(self, convolution: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.convolution, self.rows = convolution, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, out = x.shape[2], None
+        for top in range(0, height, self.rows):
+            bottom = min(height, top + self.rows)
+            first, last = max(0, top - 1), min(height, bottom + 1)          # with the neighbouring rows
+            strip = self.convolution(x[:, :, first:last])
+            scale = strip.shape[2] // (last - first)                        # 2 with a pixel-shuffle, else 1
+            if out is None:
+                size, layout = (*strip.shape[:2], scale * height, strip.shape[3]), torch.channels_last
+                out = torch.empty(size, dtype=strip.dtype, device=strip.device, memory_format=layout)
+            inner = strip[:, :, scale * (top - first):scale * (bottom - first)]
+            out[:, :, scale * top:scale * bottom] = inner
+        return out
+
+
+def strip_rows(net: BaryIR, height: int, width: int, element: int, device: torch.device) -> int:
+    """Rows to compute at a time of an image of height x width pixels, 0 for all.
+
+    On a CPU as many as keep a strip's widest map in the cache; on CUDA all where the free memory holds them.
+    element: bytes of a number.
+    """
+    row = net.widest * width * element                          # of the widest map; a strip holds about two
+    if device.type == "cpu":
+        rows = max(CPU_STRIP // row, 2)
+    else:
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = 0.9 * (torch.cuda.mem_get_info(device)[0] + unused)
+        maps = 8 * net.width * width * element * height         # skips, both branches and their concatenation
+        if 3 * row * height + maps < free:
+            return 0
+        rows = max(int((free - maps) / (3 * row)), 16)
+    return rows if rows < height else 0
