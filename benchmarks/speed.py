@@ -16,8 +16,8 @@ page; its share varies, --keep removes it.
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
     potential_step  the same batch
     step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
-    loading         480 augmented pairs by train.py's loader, decoded anew (plain) or cached (ours), of
-                    bundled photographs or an option file's sources (--opt options/train_lite.yml --set root=X)
+    loading         480 pairs by train.py's loader, decoded anew (plain) or cached (ours): of bundled
+                    photographs, or of an option file (--opt options/train_lite.yml --set root=PATH)
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
 """
 

@@ -40,7 +40,7 @@ class BaryIR(nn.Module):
         width: C, the channels at full size; level l has C * 2^(l-1) channels, the latent C * 2^levels (8C).
         encoder_blocks: transformer blocks of each encoder level, finest first; their number sets the depth.
         latent_blocks: blocks that end the encoder, before the layer norm that gives z.
-        transport_blocks: blocks of the barycenter map T.
+        transport_blocks: blocks of the barycenter map T, at least 1.
         decoder_blocks: blocks of each decoder level, finest first.
         residual_blocks: blocks of the residual branch at the levels 2, 3, ... (it has none at level 1).
         refinement_blocks: blocks at full size after decoder level 1.
@@ -76,6 +76,8 @@ class BaryIR(nn.Module):
                 raise ValueError(f"{name}: {len(given)} values, expected {count} for {levels} encoder levels")
         if width % 2:
             raise ValueError(f"width: {width}, expected an even number")
+        if transport_blocks < 1:
+            raise ValueError(f"transport_blocks: {transport_blocks}, expected at least 1")
 
         def blocks(count: int, channels: int, heads: int) -> nn.Sequential:
             return nn.Sequential(*(TransformerBlock(channels, heads, expansion) for _ in range(count)))
@@ -142,11 +144,12 @@ class BaryIR(nn.Module):
         # A copy, as strips overwrite the map that a block is given, and z is needed again.
         return self.latent_norm(self.transport_map(z.clone()))              # [B,8C,h,w]
 
-    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor]) -> Tensor:
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], free_skips: bool = False) -> Tensor:
         """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored [B,3,H,W].
 
-        The skips are taken from their list: each is freed as soon as it is used.
+        free_skips: take each skip from the list when it is used, which bounds the memory of large images.
         """
+        skips = skips if free_skips else list(skips)
         x = self.fuse(torch.cat([b, r], dim=1))                             # [B,4C,h,w]
         residual = self.residual_in(r)                                      # [B,8C,h,w]
         for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1
@@ -167,5 +170,5 @@ class BaryIR(nn.Module):
         """Degraded image [B,3,H,W] in [0,1] -> restored image [B,3,H,W] (not clipped), z and b [B,8C,h,w]."""
         z, skips = self.encode(degraded)                                    # [B,8C,h,w]
         b = self.transport(z)                                               # [B,8C,h,w]
-        restored = self.decode(b, z - b, skips)            # [B,3,H,W]
+        restored = self.decode(b, z - b, skips, free_skips=True)            # [B,3,H,W]
         return restored, z, b

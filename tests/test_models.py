@@ -87,6 +87,22 @@ def test_stages_compose_to_forward():
     assert torch.equal(restored, net.decode(b_alone, z_alone - b_alone, skips))
 
 
+def test_skips_may_be_decoded_again():
+    """decode leaves them as they are, but where forward lets it take them; r left out is another image."""
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 20, 40)
+    z, skips = net.encode(degraded)
+    b = net.transport(z)
+    kept, before = list(skips), [skip.clone() for skip in skips]
+    first, without_r, second = (net.decode(b, r, skips) for r in (z - b, 0 * b, z - b))
+    assert torch.equal(first, second) and torch.equal(first, net(degraded)[0])
+    assert not torch.allclose(first, without_r)
+    assert len(skips) == len(kept) and all(a is b for a, b in zip(skips, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(skips, before, strict=True))
+    assert torch.equal(net.decode(b, z - b, skips, free_skips=True), first)
+    assert len(skips) == 1 and skips[0] is degraded
+
+
 def test_modules_functions_apply_to_the_network():
     """No block has a method in the place of one of nn.Module's, such as apply."""
     def own(module: torch.nn.Module) -> set[str]:
@@ -125,6 +141,8 @@ def test_other_depth_and_wrong_arguments():
     assert restored.shape == (1, 3, 10, 10) and z.shape == (1, 32, 3, 3)
     with pytest.raises(ValueError, match="residual_blocks: 1 values, expected 2"):
         BaryIR(residual_blocks=[6])
+    with pytest.raises(ValueError, match="transport_blocks: 0, expected at least 1"):
+        BaryIR(transport_blocks=0)
     with pytest.raises(ValueError, match="cannot be split into 5 heads"):
         BaryIR(heads=[1, 2, 5, 8])
 

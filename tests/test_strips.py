@@ -53,7 +53,7 @@ def test_stages_in_strips_overwrite_nothing(net):
         z, skips = twin.encode(degraded)
         kept = [z.clone(), *(skip.clone() for skip in skips)]
         b = twin.transport(z)
-        first, second = (twin.decode(b, z - b, list(skips)) for _ in range(2))
+        first, second = (twin.decode(b, z - b, skips) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(now, before) for now, before in zip([z, *skips], kept, strict=True))
 

@@ -24,8 +24,8 @@ class Network:
     residual_scale: float = 0.8
 
     def check(self) -> None:
-        positive(self, "width", "bridge_heads", "expansion")
-        not_negative(self, "latent_blocks", "transport_blocks", "refinement_blocks")
+        positive(self, "width", "transport_blocks", "bridge_heads", "expansion")
+        not_negative(self, "latent_blocks", "refinement_blocks")
         for name, least in (("encoder_blocks", 0), ("decoder_blocks", 0), ("residual_blocks", 0), ("heads", 1)):
             if any(value < least for value in getattr(self, name)):
                 raise InputError(f"{name}: {getattr(self, name)}, expected numbers from {least} on")
