@@ -1,10 +1,11 @@
-"""Peak memory and time of restoring one image at the paper's size: the textbook form, the whole image at once, strips.
+"""Peak memory and time of restoring one image at the paper's size: textbook form, whole image, strips.
 
     python -m benchmarks.memory                                 sizes up to 2160x3840 (H x W)
     python -m benchmarks.memory --size 1080x1920 --mode strips  one of them; the peak in GB is the last line
-    python -m benchmarks.memory --check 512x768                 largest difference between strips and whole, relative to the largest value
+    python -m benchmarks.memory --check 512x768                 strips against whole: the largest difference
 
-On a CPU the peak is the resident memory of the process, Python, libraries and weights (0.2 GB) included; on CUDA the allocator's.
+On a CPU the peak is the resident memory of the process, Python, libraries and weights (0.2 GB) included; on
+CUDA the allocator's. The difference is relative to the largest value.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import plain
 from benchmarks.complexity import peak_memory, reset_peak_memory
-from benchmarks.speed import TESTS
 from models.baryir import BaryIR
 from utils import distributed
 from utils.errors import InputError, one_line_errors
@@ -26,7 +27,7 @@ from utils.files import write_csv
 from utils.tables import as_text
 
 SIZES = ["256x256", "512x512", "1024x1024", "1080x1920", "2048x2048", "2160x3840"]
-LARGEST = {"plain": 512 * 512, "whole": 1024 * 1024, "strips": 2160 * 3840}      # pixels that the table tries: what 24 GB hold
+LARGEST = {"plain": 512 * 512, "whole": 1024 * 1024, "strips": 2160 * 3840}     # pixels that 24 GB hold
 COLUMNS = ["size", "mode", "device", "dtype", "peak_gb", "seconds"]
 
 
@@ -37,9 +38,6 @@ def measure(size: tuple[int, int], mode: str, device: str, dtype: str) -> tuple[
     reset_peak_memory(device)
     start = time.perf_counter()
     if mode == "plain":
-        sys.path.insert(0, str(TESTS))
-        import plain
-
         with torch.inference_mode():
             plain.network(net, image)
     else:
@@ -50,7 +48,7 @@ def measure(size: tuple[int, int], mode: str, device: str, dtype: str) -> tuple[
 
 
 def check(size: tuple[int, int], device: str, dtype: str) -> float:
-    """Largest difference between strips and whole, relative to the largest value, of the network with random weights."""
+    """Largest difference between strips and whole, relative to the largest value, with random weights."""
     torch.manual_seed(0)
     net = BaryIR().eval().to(device, memory_format=torch.channels_last)
     image = torch.rand(1, 3, *size, device=device)
@@ -61,18 +59,20 @@ def check(size: tuple[int, int], device: str, dtype: str) -> float:
 def pixels(text: str) -> tuple[int, int]:
     """HxW as numbers."""
     height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)) or int(height) % 8 or int(width) % 8:
+    numbers = height.isdecimal() and width.isdecimal() and int(height) and int(width)
+    if not numbers or int(height) % 8 or int(width) % 8:
         raise InputError(f"{text}, expected a size HxW of multiples of 8, for example 1080x1920")
     return int(height), int(width)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--size", metavar="HxW")
     parser.add_argument("--mode", choices=LARGEST, default="strips", help="of --size")
     parser.add_argument("--check", metavar="HxW")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="not of the plain form")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
     parser.add_argument("--out", type=Path, default=Path("results/memory.csv"))
     flags = parser.parse_args()
     distributed.setup(flags.device)
@@ -91,11 +91,11 @@ def main() -> None:
             if height * width > largest:
                 continue
             part = flags.out.with_suffix(".part.csv")
-            command = [sys.executable, "-m", "benchmarks.memory", "--size", size, "--mode", mode, "--device", flags.device, "--dtype", flags.dtype,
-                       "--out", str(part)]
+            command = [sys.executable, "-m", "benchmarks.memory", "--size", size, "--mode", mode,
+                       "--device", flags.device, "--dtype", flags.dtype, "--out", str(part)]
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if result.returncode:
-                raise InputError(f"{size} {mode}: ended with status {result.returncode}, expected enough memory")
+                raise InputError(f"{size} {mode}: status {result.returncode}, expected enough memory")
             rows.append(part.read_text(encoding="utf-8").splitlines()[1].split(","))
             part.unlink()
             write_csv(flags.out, [COLUMNS, *rows])

@@ -1,21 +1,23 @@
-"""Time of BaryIR against its textbook form (tests/plain.py): forward pass, both steps of the alternation, data, sizes of photographs.
+"""Time of BaryIR against its textbook form (benchmarks/plain.py): forward, steps, data, large images.
 
-    python -m benchmarks.speed                                  the paper's size; an hour and a half on two CPU cores
+    python -m benchmarks.speed                                  the paper's size; 90 minutes on two CPU cores
     python -m benchmarks.speed --what forward --sizes 128
 
-Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a repetition is the median of
-three passes (inference of large images: one pass) after one that is not measured, in which memory is used for the first time.
-Ours is what train.py and test.py run: channels-last layout, on a CPU strips in inference, freed memory kept in training and with
-compile; with --dtype bfloat16 autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are
-printed, too: the operations at the rate of a large matrix product, the bytes of the feature maps at that of a large copy. Much of
-the plain form's time on a CPU is that of memory which the system hands out anew, page by page; its share varies, --keep removes it.
+Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a
+repetition is the median of three passes (inference of large images: one pass) after one that is not
+measured, in which memory is used for the first time. Ours is what train.py and test.py run: channels-last
+layout, on a CPU strips in inference, freed memory kept in training and with compile; with --dtype bfloat16
+autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed,
+too: the operations at the rate of a large matrix product, the bytes of the feature maps at that of a large
+copy. Much of the plain form's time on a CPU is that of memory which the system hands out anew, page by
+page; its share varies, --keep removes it.
 
-    forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, dynamic sizes, whole image
+    forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, any size, whole
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
     potential_step  the same batch
     step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
-    loading         480 augmented pairs by the training's loader, decoded anew (plain) or cached (ours): of bundled photographs, or of
-                    the sources of an option file (--opt options/train_lite.yml --set root=PATH)
+    loading         480 pairs by train.py's loader, decoded anew (plain) or cached (ours): of bundled
+                    photographs, or of an option file (--opt options/train_lite.yml --set root=PATH)
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
 """
 
@@ -33,26 +35,26 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from utils.memory import keep_freed_memory
 
+from benchmarks import plain
 from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
+from utils.runs import keep_freed_memory
 from utils.tables import as_text
 
-TESTS = Path(__file__).parents[1] / "tests"
-WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled", "step_recompute", "loading", "inference")
+WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled",
+        "step_recompute", "loading", "inference")
 SIZES = {"forward": 256, "forward_compiled": 256, "loading": 128}               # the steps: 128
 SOURCES = 5
 PASSES = 3
-PAIRS = 480                                                                     # that `loading` loads in a pass
+PAIRS = 480                                                     # that `loading` loads in a pass
 
 
 def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
-    import plain
     from models.baryir import compile_stages
     from utils.evaluation import restore
 
@@ -62,54 +64,49 @@ def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callabl
     net = net.to(memory_format=torch.channels_last)
     if what == "forward_compiled":
         if device == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(torch.device(device))
         compile_stages(net, dynamic=True)
     strip = 0 if what == "forward_compiled" else "auto"
     return lambda: restore(net, image, strip, dtype)
 
 
 def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
-    from utils.gradients import FlatGradients
-    from utils.memory import recompute
-
-    import plain
     from losses.barycenter import sample_weights
-    from models.baryir import call, compile_stages
-    from train import map_step, potential_step
-    from utils.options import Objective
+    from models.baryir import compile_stages
+    from models.recompute import recompute
+    from train import make_sides, map_step, potential_step
+    from utils.options import Objective, Source, TrainOptions
 
+    options = TrainOptions(name="speed", sources=[Source(type="denoise", levels=[25])], steps=1, precision=dtype,
+                           objective=Objective(cost="mean_square"), learning_rate=1e-5, potential_learning_rate=1e-5)
     lambdas = torch.full((SOURCES,), 1 / SOURCES)
     net, potentials = BaryIR().to(device), Potentials(lambdas).to(device)
     degraded, clean = torch.rand(2, batch, 3, size, size, device=device)
     source = torch.arange(batch, device=device) % SOURCES
     weights = sample_weights(source, lambdas.to(device), lambdas.to(device))
-    if side == "ours":
-        if device == "cpu":
-            keep_freed_memory()
-        net = net.to(memory_format=torch.channels_last)
-        if what == "step_compiled":
-            compile_stages(net)
-    map_optimizer, potential_optimizer = (torch.optim.RMSprop(module.parameters(), 1e-5) for module in (net, potentials))
     if side == "plain":
+        map_optimizer, potential_optimizer = (torch.optim.RMSprop(m.parameters(), 1e-5) for m in (net, potentials))
+
         def maps() -> None:
             plain.map_step(net, potentials, map_optimizer, degraded, clean, source, weights)
 
         def potentials_too() -> None:
             plain.potential_step(net, potentials, potential_optimizer, degraded, source, weights)
     else:
-        moving = list(net.parameters())
-        gradients, of_potentials = FlatGradients(moving), FlatGradients(list(potentials.parameters()))
-        sample = degraded, clean, source, weights
-        objective = Objective(cost="mean_square")
+        keep_freed_memory(torch.device(device))
+        net = net.to(memory_format=torch.channels_last)
+        recompute(net, "cheap" if what == "step_recompute" else "none")
+        if what == "step_compiled":
+            compile_stages(net)
+        sides, sample = make_sides(net, potentials, options), (degraded, clean, source, weights)
         net.requires_grad_(False)
         potentials.requires_grad_(False)
-        run = recompute if what == "step_recompute" else call
 
         def maps() -> None:
-            map_step(net, potentials, moving, gradients, map_optimizer, sample, objective, dtype, run=run)
+            map_step(net, potentials, sides["map"], sample, options)
 
         def potentials_too() -> None:
-            potential_step(net, potentials, of_potentials, potential_optimizer, sample, precision=dtype)
+            potential_step(net, potentials, sides["potential"], sample, options)
     if what == "map_step":
         return maps
     if what == "potential_step":
@@ -117,24 +114,26 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     return lambda: (maps(), potentials_too())
 
 
-def loading(side: str, size: int, option_file: str, overrides: list[str], workers: int) -> Callable[[], None]:
-    """PAIRS training samples, in batches of 4, as train.py's loader gives them, of an option file's sources or of bundled photographs."""
-    from torch.utils.data import DataLoader
-
-    from data.datasets import EpochSampler, ImageSet, TrainingSet, decode_all
+def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], None]:
+    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of the one that --source names."""
+    from data.cache import decode_all
+    from data.datasets import TrainingSet, open_sources
+    from data.sampler import EpochSampler, make_loader
     from utils.options import Source, TrainOptions, load_options
 
-    if option_file:
-        options = load_options(TrainOptions, option_file, overrides)
-        entries, root = options.sources, options.root
-    else:
-        entries, root = [Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.png"], degradation="noise", levels=[25])], "."
-    sources = [ImageSet(entry, root, f"{option_file}: sources[{k}]") for k, entry in enumerate(entries)]
+    bundled = ["astronaut.png", "coffee.png", "chelsea.png"]
+    options = TrainOptions(name="speed", steps=1,
+                           sources=[Source(name="noise", bundled=bundled, degradation="noise", levels=[25])])
+    if flags.opt:
+        options = load_options(TrainOptions, flags.opt, flags.set)
+    if flags.source:
+        options.sources = [entry for entry in options.sources if flags.source in (entry.source, entry.name, entry.degradation)]
+    sources = open_sources(options)
     with tempfile.TemporaryDirectory() as folder:
-        cache = None if side == "plain" else decode_all(sources, lambda files, _: files, Path(folder) / "decoded.bin")
-    samples = TrainingSet(sources, [entry.repeat for entry in entries], 0, cache)
+        cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
+    samples = TrainingSet(sources, 0, cache)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
-    batches = iter(DataLoader(samples, batch_sampler=sampler, num_workers=workers))
+    batches = iter(make_loader(samples, sampler, flags.workers, torch.device("cpu")))
 
     def run() -> None:
         for _ in range(PAIRS // 4):
@@ -149,7 +148,7 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if what == "loading":
-        run = loading(side, size, flags.opt, flags.set, flags.workers)
+        run = loading(side, size, flags)
     elif what in ("forward", "forward_compiled", "inference"):
         run = forward(side, what, size, device, dtype)
     else:
@@ -167,7 +166,7 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
 
 
 def floors(size: int, device: str) -> str:
-    """Seconds that the forward pass cannot beat: operations at the measured matrix rate, bytes at the measured copy rate."""
+    """Seconds that a forward pass cannot beat: operations and bytes at the measured matrix and copy rates."""
     def seconds(run: Callable[[], object]) -> float:
         times = []
         for _ in range(10):
@@ -182,12 +181,13 @@ def floors(size: int, device: str) -> str:
     x = torch.rand(2**28, device=device)
     flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
     traffic = 2 * maps_read_and_written(size)                                   # bfloat16
-    return (f"floors of the forward pass at {size}x{size}: {1e12 * gflop(BaryIR, size) / flops:.2f} ms by operations ({flops / 1e12:.0f} TFLOP/s), "
-            f"{1e3 * traffic / bandwidth:.2f} ms by bytes ({bandwidth / 1e12:.2f} TB/s)")
+    by_operations, by_bytes = 1e12 * gflop(BaryIR, size) / flops, 1e3 * traffic / bandwidth
+    return (f"floors of the forward pass at {size}x{size}: {by_operations:.2f} ms by operations "
+            f"({flops / 1e12:.0f} TFLOP/s), {by_bytes:.2f} ms by bytes ({bandwidth / 1e12:.2f} TB/s)")
 
 
 def maps_read_and_written(size: int) -> int:
-    """Values of the feature maps that a forward pass reads and writes if each convolution, norm and matrix product does both once."""
+    """Values that a forward pass reads and writes if each convolution, norm, matrix product does so once."""
     aten = torch.ops.aten
     counted = {aten.convolution.default, aten.native_layer_norm.default, aten.bmm.default, aten.mm.default}
 
@@ -197,7 +197,8 @@ def maps_read_and_written(size: int) -> int:
         def __torch_dispatch__(self, operation, types, arguments=(), options=None):
             result = operation(*arguments, **(options or {}))
             if operation in counted:
-                self.values += arguments[0].numel() + (result[0] if isinstance(result, tuple) else result).numel()
+                written = result[0] if isinstance(result, tuple) else result
+                self.values += arguments[0].numel() + written.numel()
             return result
 
     with Count() as count, torch.no_grad():
@@ -206,40 +207,47 @@ def maps_read_and_written(size: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048], help="of the inference, multiples of 8")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048],
+                        help="of the inference, multiples of 8")
     parser.add_argument("--batch", type=int, default=3, help="of the steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--opt", default="", metavar="FILE", help="option file of train.py whose sources are loaded")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its options")
+    parser.add_argument("--opt", default="", metavar="FILE", help="option file whose sources are loaded")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="override its options")
+    parser.add_argument("--source", default="", help="of its sources the one of this name or degradation")
     parser.add_argument("--workers", type=int, default=2, help="of the loading")
-    parser.add_argument("--keep", action="store_true", help="the plain form keeps freed memory, too: what is left without the allocator's part")
+    parser.add_argument("--keep", action="store_true", help="the plain form keeps freed memory, too")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, default=Path("results/speed.csv"))
     parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if min(flags.batch, flags.repeats, flags.threads, flags.workers + 1) < 1 or any(size < 16 or size % 8 for size in flags.sizes):
-        raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on and --sizes that are multiples of 8")
+    positive = min(flags.batch, flags.repeats, flags.threads, flags.workers + 1) > 0
+    if not positive or any(size < 16 or size % 8 for size in flags.sizes):
+        raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on, "
+                         "--sizes that are multiples of 8")
     distributed.setup(flags.device)
     torch.set_num_threads(flags.threads)
     if flags.alone:
-        sys.path.insert(0, str(TESTS))
-        if flags.keep and flags.device == "cpu":
-            keep_freed_memory()
+        if flags.keep:
+            keep_freed_memory(torch.device(flags.device))
         side, what, size = flags.alone
         print(json.dumps(measure(side, what, int(size), flags)))
         return
 
     def alone(side: str, what: str, size: int) -> dict[str, float]:
-        command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size), "--device", flags.device, "--dtype", flags.dtype,
-                   "--batch", str(flags.batch), "--threads", str(flags.threads), *["--keep"] * flags.keep,
-                   "--opt", flags.opt, *(["--set", *flags.set] if flags.set else []), "--workers", str(flags.workers)]
+        command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size),
+                   "--device", flags.device, "--dtype", flags.dtype, "--batch", str(flags.batch),
+                   "--threads", str(flags.threads), *["--keep"] * flags.keep, "--workers", str(flags.workers),
+                   "--opt", flags.opt, "--source", flags.source, *(["--set", *flags.set] if flags.set else [])]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {(result.stderr.strip().splitlines() or ['killed'])[-1]}")
+            reason = (result.stderr.strip().splitlines() or ["killed"])[-1]
+            raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {reason}")
         return json.loads(result.stdout)
 
     rows, lines = [], [["what", "size", "plain s", "ours s", "ratio", "plain GB", "ours GB"]]
@@ -250,22 +258,26 @@ def main() -> None:
                 for side, results in runs.items():
                     if side == "ours" or what != "inference" or size <= 512:
                         results.append(alone(side, what, size))
-            plain, ours = ({key: statistics.median(result[key] for result in results) for key in results[0]} if results else None
-                           for results in runs.values())
-            ratio = plain["seconds"] / ours["seconds"] if plain else ""
-            rows.append([what, size, flags.device, flags.dtype, plain["seconds"] if plain else "", ours["seconds"], ratio])
-            lines.append([what, str(size), f"{plain['seconds']:.3g}" if plain else "-", f"{ours['seconds']:.3g}", f"{ratio:.2f}" if plain else "-",
-                          f"{plain['gigabytes']:.2f}" if plain else "-", f"{ours['gigabytes']:.2f}"])
+            theirs, ours = ({key: statistics.median(result[key] for result in results) for key in results[0]}
+                            if results else None for results in runs.values())
+            seconds, ratio = (theirs["seconds"], theirs["seconds"] / ours["seconds"]) if theirs else ("", "")
+            rows.append([what, size, flags.device, flags.dtype, seconds, ours["seconds"], ratio])
+            lines.append([what, str(size), f"{seconds:.3g}" if theirs else "-", f"{ours['seconds']:.3g}",
+                          f"{ratio:.2f}" if theirs else "-", f"{theirs['gigabytes']:.2f}" if theirs else "-",
+                          f"{ours['gigabytes']:.2f}"])
             print("  ".join(lines[-1]), file=sys.stderr, flush=True)
             if what == "loading":
-                rates = " and ".join(f"{PAIRS / result['seconds']:.0f}" for result in (plain, ours))
+                rates = " and ".join(f"{PAIRS / result['seconds']:.0f}" for result in (theirs, ours))
                 print(f"{rates} pairs a second with {flags.workers} workers", file=sys.stderr, flush=True)
             write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
     print(as_text(lines))
     if flags.device.startswith("cuda"):
         print(floors(256, flags.device))
-    where = torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda") else f"{platform.machine()} CPU, {flags.threads} threads"
-    print(f"{flags.dtype}, batch {flags.batch} in the steps, {where}, torch {torch.__version__}, {date.today()}; {flags.out}")
+    where = f"{platform.machine()} CPU, {flags.threads} threads"
+    if flags.device.startswith("cuda"):
+        where = torch.cuda.get_device_name(flags.device)
+    print(f"{flags.dtype}, batch {flags.batch} in the steps, {where}, torch {torch.__version__}, "
+          f"{date.today()}; {flags.out}")
 
 
 if __name__ == "__main__":

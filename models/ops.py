@@ -38,8 +38,6 @@ class GeluTimes(torch.autograd.Function):
 
 
 gelu_times = GeluTimes.apply
-
-
 Halves = Sequence[Tensor]
 
 

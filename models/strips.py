@@ -29,7 +29,7 @@ def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lam
         return BlockInStrips(net, rows, after_block)
     if isinstance(net, (nn.Conv2d, Up)):
         return ConvolutionInStrips(net, rows)
-    twin = copy.copy(net)
+    twin = copy.copy(net)                                       # the same parameters, other modules inside
     twin._modules = {name: in_strips(child, rows, after_block) for name, child in net._modules.items()}
     return twin
 

@@ -13,7 +13,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from conftest import SMALL, run_script, write_image
 from models.baryir import BaryIR
-from utils import evaluation
 from utils.checkpoint import load_network
 from utils.errors import InputError
 from utils.evaluation import restore
@@ -176,15 +175,3 @@ def test_strips_give_what_the_whole_image_gives(precision, tolerance):
     whole = restore(net, image, 0, precision)
     for strip in (1, 7, 64, "auto"):
         torch.testing.assert_close(restore(net, image, strip, precision), whole, rtol=0, atol=tolerance)
-
-
-def test_strips_bound_the_memory(monkeypatch):
-    """On a CPU the rows follow from the width; no convolution sees more of them, nor the whole image at once."""
-    net, seen = BaryIR(**SMALL).eval(), []
-    monkeypatch.setattr(evaluation, "CPU_STRIP", 8 * net.widest * 40 * 4)
-    assert evaluation.strip_rows(net, 64, 40, 4, torch.device("cpu")) == 8
-    assert evaluation.strip_rows(net, 8, 40, 4, torch.device("cpu")) == 0
-    convolve = torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, *rest, **how: seen.append(x.shape[2]) or convolve(x, *rest, **how))
-    restore(net, torch.rand(1, 3, 64, 40))
-    assert max(seen) == 8 + 3                                    # two rows seen before, one of padding

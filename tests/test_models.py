@@ -1,18 +1,19 @@
-"""The network against the authors' outputs, its stages, sizes and gradients; the potentials."""
+"""The network against the authors' outputs, its stages, sizes, gradients; compiled; the potentials."""
 
-import functools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
-import plain
+from benchmarks import plain
 from benchmarks.golden import fill_reference
 from conftest import SMALL
-from models.baryir import BaryIR, pad_to_multiple
+from models.baryir import BaryIR, compile_stages, pad_to_multiple
 from models.potentials import Potentials
-from models.restormer import strips
+from models.restormer import TransformerBlock
 from utils.convert_official import official_name
 
 
@@ -24,12 +25,13 @@ def paper_net() -> BaryIR:
 
 
 def test_outputs_of_the_authors_network(paper_net):
-    """Some of the authors' numbers for METHOD's fill rule and input (benchmarks/golden.py compares all of them)."""
+    """Some of the authors' numbers for METHOD's fill rule and input (benchmarks/golden.py compares all)."""
     degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
     with torch.no_grad():
         restored, z, b = paper_net(degraded)
     for output, values in (
-        (restored, {(0, 0, 0, 0): 0.075718, (0, 1, 31, 47): 4.132194, (1, 2, 63, 95): 1.173910, (1, 0, 10, 80): -7.810841}),
+        (restored, {(0, 0, 0, 0): 0.075718, (0, 1, 31, 47): 4.132194, (1, 2, 63, 95): 1.173910,
+                    (1, 0, 10, 80): -7.810841}),
         (z, {(0, 0, 0, 0): -0.822335, (1, 100, 3, 7): 2.043365, (1, 383, 7, 11): 1.553406}),
         (b, {(0, 0, 0, 0): -1.219429, (1, 100, 3, 7): -1.013630, (1, 383, 7, 11): 1.620352}),
     ):
@@ -41,39 +43,29 @@ def test_parameter_count_and_official_names(paper_net):
     assert sum(p.numel() for p in paper_net.parameters()) == 53_549_774
     names = [official_name(name) for name, _ in paper_net.named_parameters()]
     assert len(set(names)) == len(names) == 760
-    for name in ("barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight", "resup3_2.body.0.weight",
-                 "reduce_chan_level2.weight", "resreduce_noise_level1.weight", "encoder_level3.5.attn.qkv_dwconv.weight"):
+    for name in ("barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight",
+                 "resup3_2.body.0.weight", "reduce_chan_level2.weight", "resreduce_noise_level1.weight",
+                 "encoder_level3.5.attn.qkv_dwconv.weight"):
         assert name in names
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_textbook_form(memory_format):
-    """Outputs and gradients of the blocks as the papers write them (tests/plain.py)."""
+    """Outputs and gradients of the blocks as the papers write them (benchmarks/plain.py)."""
     torch.manual_seed(0)
     net, degraded = BaryIR(**SMALL).to(memory_format=memory_format), torch.rand(2, 3, 24, 40)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))       # norms and temperatures, too, are not what they begin with
+            parameter.add_(0.1 * torch.randn_like(parameter))       # norms and temperatures are not 0 and 1
     expected = plain.network(net, degraded)
     weights = [torch.randn_like(output) for output in expected]
-    gradients = [torch.autograd.grad(sum((w * output).sum() for w, output in zip(weights, outputs)), list(net.parameters()))
-                 for outputs in (net(degraded), expected)]
-    for output, reference in zip(net(degraded), expected):
+    losses = [sum((w * output).sum() for w, output in zip(weights, outputs, strict=True))
+              for outputs in (net(degraded), expected)]
+    gradients = [torch.autograd.grad(loss, list(net.parameters())) for loss in losses]
+    for output, reference in zip(net(degraded), expected, strict=True):
         assert (output - reference).abs().max() < 1e-4 * reference.abs().max()
-    for gradient, reference in zip(*gradients):
+    for gradient, reference in zip(*gradients, strict=True):
         assert (gradient - reference).abs().max() < 1e-3 * reference.abs().max()
-
-
-@pytest.mark.parametrize("size", [(8, 8), (24, 40), (9, 30), (1, 50)])
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 100])
-def test_strips(size, rows):
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, *size)
-    before = degraded.clone()
-    with torch.no_grad():
-        for output, whole in zip(net(degraded, functools.partial(strips, rows=rows)), net(degraded)):
-            torch.testing.assert_close(output, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
-    assert torch.equal(degraded, before)
 
 
 def test_every_parameter_gets_a_gradient():
@@ -96,17 +88,33 @@ def test_stages_compose_to_forward():
     assert torch.equal(restored, net.decode(b_alone, z_alone - b_alone, skips))
 
 
+def test_skips_may_be_decoded_again():
+    """decode leaves them as they are, but where forward lets it take them; r left out is another image."""
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 20, 40)
+    z, skips = net.encode(degraded)
+    b = net.transport(z)
+    kept, before = list(skips), [skip.clone() for skip in skips]
+    first, without_r, second = (net.decode(b, r, skips) for r in (z - b, 0 * b, z - b))
+    assert torch.equal(first, second) and torch.equal(first, net(degraded)[0])
+    assert not torch.allclose(first, without_r)
+    assert len(skips) == len(kept) and all(a is b for a, b in zip(skips, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(skips, before, strict=True))
+    assert torch.equal(net.decode(b, z - b, skips, free_skips=True), first)
+    assert len(skips) == 1 and skips[0] is degraded
+
+
 def test_modules_functions_apply_to_the_network():
     """No block has a method in the place of one of nn.Module's, such as apply."""
     def own(module: torch.nn.Module) -> set[str]:
-        return {name for kind in type(module).__mro__ if kind.__module__.startswith("models.") for name in vars(kind)}
+        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("models.")]
+        return {name for kind in kinds for name in vars(kind) if name != "forward" and name[:2] != "__"}
 
     visited = []
     net = BaryIR(**SMALL)
     net.apply(visited.append)
     assert len(visited) == len(list(net.modules()))
-    allowed = {"__init__", "__module__", "__doc__", "__annotations__", "forward"}
-    assert not [name for module in net.modules() for name in own(module) - allowed if name in vars(torch.nn.Module) and not name.startswith("__")]
+    assert not [name for module in net.modules() for name in own(module) if name in vars(torch.nn.Module)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (7, 8), (8, 8), (17, 33)])
@@ -121,35 +129,38 @@ def test_any_size(size):
 
 
 def test_padding_reflects_or_replicates():
-    row = torch.arange(6.0).expand(1, 3, 1, 6)                  # width 6 to 8: reflects; height 1 to 8: replicates
+    row = torch.arange(6.0).expand(1, 3, 1, 6)                  # 6 to 8: reflects; 1 to 8: replicates
     padded = pad_to_multiple(row, 8)
     assert padded[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
     assert torch.equal(padded[0, 0, 7], padded[0, 0, 0])
 
 
 def test_other_depth_and_wrong_arguments():
-    net = BaryIR(width=8, encoder_blocks=[1, 1], decoder_blocks=[1, 1], residual_blocks=[1], heads=[1, 2, 4], latent_blocks=1,
-                 transport_blocks=2, refinement_blocks=0)
+    net = BaryIR(width=8, encoder_blocks=[1, 1], decoder_blocks=[1, 1], residual_blocks=[1], heads=[1, 2, 4],
+                 latent_blocks=1, transport_blocks=2, refinement_blocks=0)
     restored, z, _ = net(torch.rand(1, 3, 10, 10))
     assert restored.shape == (1, 3, 10, 10) and z.shape == (1, 32, 3, 3)
     with pytest.raises(ValueError, match="residual_blocks: 1 values, expected 2"):
         BaryIR(residual_blocks=[6])
+    with pytest.raises(ValueError, match="transport_blocks: 0, expected at least 1"):
+        BaryIR(transport_blocks=0)
     with pytest.raises(ValueError, match="cannot be split into 5 heads"):
         BaryIR(heads=[1, 2, 5, 8])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bfloat16_gradients_point_where_float32_ones_do(seed):
-    """Cosines of each parameter's gradients: were the sums between the blocks bfloat16, those of some norms would be 0.87 and 0.75."""
+    """Cosines of each parameter's gradients: with bfloat16 sums between the blocks, some had 0.87, 0.75."""
     torch.manual_seed(seed)
     net = BaryIR(**SMALL)
-    degraded = F.interpolate(torch.rand(2, 3, 8, 8), size=(64, 64), mode="bicubic").clamp(0, 1)         # smooth, as images are
+    degraded = F.interpolate(torch.rand(2, 3, 8, 8), size=(64, 64), mode="bicubic").clamp(0, 1)     # smooth
     gradients = []
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             restored, _, _ = net(degraded)
-        gradients.append(torch.autograd.grad((restored - degraded / 2 - 0.2).abs().mean(), list(net.parameters())))
-    assert min(float(F.cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in zip(*gradients)) > 0.98
+        loss = (restored - degraded / 2 - 0.2).abs().mean()
+        gradients.append([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+    assert min(float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(*gradients, strict=True)) > 0.98
 
 
 def test_black_image_has_finite_gradients():
@@ -157,6 +168,35 @@ def test_black_image_has_finite_gradients():
     restored, z, b = net(torch.zeros(1, 3, 16, 16))
     (restored.sum() + (z - b).square().sum()).backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_compiled_stages_take_images_of_any_size():
+    """The same results, and no graph for each new size. (PyTorch has other kernels below 20,480 numbers.)"""
+    torch.manual_seed(0)
+    net = BaryIR(width=8, encoder_blocks=[1, 0], decoder_blocks=[0, 0], residual_blocks=[0], heads=[1, 2, 4],
+                 latent_blocks=0, transport_blocks=1, refinement_blocks=0).eval()
+    images = [torch.rand(1, 3, *size) for size in ((112, 96), (128, 100), (96, 160), (124, 148))]
+    with torch.inference_mode():
+        expected = [net(image)[0] for image in images]
+        compile_stages(net, dynamic=True, backend="aot_eager")      # without the minutes of the default's C++
+        counters.clear()
+        for image, reference in zip(images, expected, strict=True):
+            torch.testing.assert_close(net(image)[0], reference, rtol=1e-4, atol=1e-5)
+        assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_block_copies_no_map_into_another_layout():
+    torch.manual_seed(0)
+    block = TransformerBlock(6, 1).to(memory_format=torch.channels_last).requires_grad_(False)
+    image = torch.rand(1, 6, 16, 24).to(memory_format=torch.channels_last)
+    compiled = torch.compile(block, dynamic=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(image), block(image))
+        with torch.profiler.profile() as profile:
+            compiled(image)
+    names = [event.key for event in profile.key_averages()]
+    assert "aten::mkldnn_convolution" in names and "aten::copy_" not in names
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.8], [0.1, 0.2, 0.7], [0.2] * 5, [1.0]])
@@ -178,7 +218,8 @@ def test_potentials_are_small_and_free_without_congruence():
     f = potentials(torch.randn(2, 384, 4, 4))
     assert f.mean(dim=1).abs().min() > 1e-4
     grad = torch.autograd.grad(f[:, 0].sum(), potentials.parameters())
-    head = dict(zip([name for name, _ in potentials.named_parameters()], grad))["head.2.weight"]
+    names = [name for name, _ in potentials.named_parameters()]
+    head = dict(zip(names, grad, strict=True))["head.2.weight"]
     assert head[0].abs().max() > 0 and head[1:].abs().max() == 0        # each g_k has weights of its own
 
 

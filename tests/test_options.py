@@ -45,6 +45,7 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"batch": True}, "batch: True, expected a whole number"),
     ({"cache": 1}, "cache: 1, expected true or false"),
     ({"batch": 0}, "batch: 0, expected a number above 0"),
+    ({"network": {"transport_blocks": 0}}, "transport_blocks: 0, expected a number above 0"),
     ({"optimizer": "adamx"}, "optimizer: 'adamx', expected one of rmsprop, adam, adamw, did you mean adam"),
     ({"sources": {"type": "denoise"}}, "sources: {'type': 'denoise'}, expected a list"),
     ({"sources": [{"type": "denoise", "levels": [25]}, {"type": "haze"}]}, "sources[1].type: 'haze', expected one of denoise, derain"),

@@ -1,8 +1,8 @@
 """BaryIR in its textbook form: the oracle of the tests and the baseline of benchmarks/speed.py.
 
-The blocks, the network and one training step as the authors' release computes them: layer norm on permuted tokens, normalised copies
-of queries and keys, loops over the samples in the losses, the whole network once more for the potential step. Functions take the
-modules of models/ and read nothing but their parameters.
+The blocks, the network and one training step as the authors' release computes them: layer norm on permuted
+tokens, normalised copies of queries and keys, loops over the samples in the losses, the whole network once
+more for the potential step. Functions take the modules of models/ and read nothing but their parameters.
 """
 
 import torch
@@ -28,7 +28,8 @@ def attention(mdta: MDTA, x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     qkv = F.conv2d(x, mdta.qkv.weight)
     qkv = F.conv2d(qkv, mdta.qkv_depthwise.weight, padding=1, groups=qkv.shape[1])
-    q, k, v = (t.reshape(batch, mdta.heads, channels // mdta.heads, height * width) for t in qkv.chunk(3, dim=1))
+    size = (batch, mdta.heads, channels // mdta.heads, height * width)
+    q, k, v = (t.reshape(size) for t in qkv.chunk(3, dim=1))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     weights = (q @ k.transpose(-2, -1) * mdta.temperature).softmax(dim=-1)
     return F.conv2d((weights @ v).reshape(x.shape), mdta.project_out.weight)
@@ -58,7 +59,7 @@ def run(modules: nn.Module, x: Tensor) -> Tensor:
 
 
 def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the network of three levels, written out."""
+    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the three levels, written out."""
     level1 = run(net.encoder[0], net.patch_embed(degraded))
     level2 = run(net.encoder[1], run(net.down[0], level1))
     level3 = run(net.encoder[2], run(net.down[1], level2))
@@ -101,9 +102,10 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, gamma: float, tau: floa
     return torch.stack(costs)
 
 
-def map_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor, clean: Tensor, source: Tensor,
-             weights: Tensor, w_rec: float = 1e4, gamma: float = 0.05, tau: float = 0.07) -> Tensor:
-    """Encoder, T and decoder descend; the potentials' gradients are computed, too, and thrown away. Returns the loss."""
+def map_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor,
+             clean: Tensor, source: Tensor, weights: Tensor,
+             w_rec: float = 1e4, gamma: float = 0.05, tau: float = 0.07) -> Tensor:
+    """Encoder, T and decoder descend; the potentials' gradients are computed, too. Returns the loss."""
     restored, z, b = network(net, degraded)
     costs = transport_cost(z, b, source, gamma, tau)
     loss = w_rec * (restored - clean).abs().mean()
@@ -116,8 +118,8 @@ def map_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimiz
     return loss.detach()
 
 
-def potential_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor, source: Tensor,
-                   weights: Tensor) -> Tensor:
+def potential_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor,
+                   source: Tensor, weights: Tensor) -> Tensor:
     """The potentials descend on b of the whole network, run anew. Returns the loss."""
     with torch.no_grad():
         _, _, b = network(net, degraded)

@@ -1,0 +1,138 @@
+"""Strips against the whole image; the network that they were made of stays as it is."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+from benchmarks.complexity import Restormer
+from conftest import SMALL
+from models import strips
+from models.baryir import BaryIR
+from models.recompute import recompute
+from models.restormer import TransformerBlock
+from models.strips import in_strips
+from utils.evaluation import restore
+
+
+@pytest.fixture
+def net() -> BaryIR:
+    torch.manual_seed(0)
+    return BaryIR(**SMALL)
+
+
+def state(net: torch.nn.Module) -> list:
+    """Everything that a network's modules hold, by identity."""
+    return [(name, type(module), {key: id(value) for key, value in vars(module).items()},
+             [id(child) for child in module.children()]) for name, module in net.named_modules()]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 40), (9, 30), (1, 50)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 100])
+def test_strips_give_what_the_whole_image_gives(net, size, rows):
+    degraded = torch.rand(2, 3, *size)
+    before = degraded.clone()
+    with torch.no_grad():
+        for output, whole in zip(in_strips(net, rows)(degraded), net(degraded), strict=True):
+            torch.testing.assert_close(output, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+    assert torch.equal(degraded, before)
+
+
+def test_another_network_of_these_blocks_in_strips():
+    torch.manual_seed(0)
+    net = Restormer(width=8, blocks=(1, 2, 1), refinement=1, heads=(1, 2, 4))
+    degraded = torch.rand(1, 3, 24, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(in_strips(net, 5)(degraded), net(degraded), rtol=1e-4, atol=1e-5)
+
+
+def test_stages_in_strips_overwrite_nothing(net):
+    degraded, twin = torch.rand(1, 3, 24, 40), in_strips(net, 5)
+    with torch.no_grad():
+        z, skips = twin.encode(degraded)
+        kept = [z.clone(), *(skip.clone() for skip in skips)]
+        b = twin.transport(z)
+        first, second = (twin.decode(b, z - b, skips) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(now, before) for now, before in zip([z, *skips], kept, strict=True))
+
+
+def test_strips_leave_no_trace(net):
+    """Also after an error inside: the network computes, learns and is copied as if they had never been."""
+    degraded, before = torch.rand(1, 3, 24, 40), state(net)
+    with torch.no_grad():
+        in_strips(net, 5)(degraded)
+        whole = net(degraded)[0]
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        in_strips(net, 5, after_block=fail)(degraded)
+    assert state(net) == before
+    for copied in (net, copy.deepcopy(net)):
+        restored = copied(degraded)[0]
+        assert torch.equal(restored, whole) and restored.requires_grad
+        restored.mean().backward()
+        assert all(parameter.grad is not None for parameter in copied.decoder.parameters())
+
+
+def test_copies_and_training_while_strips_are_computed(net):
+    """A copy taken inside computes whole images with weights of its own; the twin has the network's."""
+    degraded, copies = torch.rand(1, 3, 24, 40), []
+    twin = in_strips(net, 5, after_block=lambda: copies.append(copy.deepcopy(net)) if not copies else None)
+    with torch.no_grad():
+        whole = net(degraded)[0]
+        torch.testing.assert_close(twin(degraded)[0], whole, rtol=1e-4, atol=1e-5)
+        net.output.weight.mul_(2)
+        torch.testing.assert_close(twin(degraded)[0], net(degraded)[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(copies[0](degraded)[0], whole) and copies[0](degraded)[0].requires_grad
+
+
+def test_strips_in_one_thread_and_the_whole_image_in_another(net):
+    degraded, inside, done = torch.rand(1, 3, 24, 40), threading.Event(), threading.Event()
+    whole, results = net(degraded)[0], []
+
+    def wait() -> None:
+        inside.set()
+        assert done.wait(timeout=60)
+
+    @torch.no_grad()
+    def restore() -> None:
+        results.append(in_strips(net, 5, after_block=wait)(degraded)[0])
+
+    thread = threading.Thread(target=restore)
+    thread.start()
+    assert inside.wait(timeout=60)
+    restored = net(degraded)[0]
+    done.set()
+    thread.join()
+    assert torch.equal(restored, whole) and restored.requires_grad
+    torch.testing.assert_close(results[0], whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["cheap", "all"])
+def test_strips_of_a_network_in_training(net, how):
+    recompute(net, how)
+    called, degraded = [], torch.rand(1, 3, 24, 40)
+    with torch.no_grad():
+        restored = in_strips(net, 5, after_block=lambda: called.append(1))(degraded)[0]
+        torch.testing.assert_close(restored, net(degraded)[0], rtol=1e-4, atol=1e-5)
+    assert len(called) == sum(isinstance(module, TransformerBlock) for module in net.modules())
+
+
+def test_strips_bound_the_memory(net, monkeypatch):
+    """On a CPU the rows follow from the width; no convolution sees more of them, nor the whole image."""
+    seen, cpu, convolve = [], torch.device("cpu"), torch.nn.functional.conv2d
+    monkeypatch.setattr(strips, "CPU_STRIP", 8 * net.widest * 40 * 4)
+    assert strips.strip_rows(net, 64, 40, 4, cpu) == 8
+    assert strips.strip_rows(net, 8, 40, 4, cpu) == 0
+
+    def conv2d(x: torch.Tensor, *rest, **how) -> torch.Tensor:
+        seen.append(x.shape[2])
+        return convolve(x, *rest, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    restore(net.eval(), torch.rand(1, 3, 64, 40))
+    assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
