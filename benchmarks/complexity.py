@@ -2,14 +2,13 @@
 
     python -m benchmarks.complexity [--sizes 128 256 512] [--device cpu] [--out results/complexity.csv]
 
-For the shipped lite network, the paper's size, and the paper's size without barycenter map and residual branch, which is
-Restormer. FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix products). Time is the median of
-`--repeats` passes in float32, batch 1, inference mode. Each peak is measured in a process of its own, as the growth of its
-memory during the pass (CPU, on Linux: resident set; CUDA: allocated tensors), weights not included. The potentials exist in training
-only and are listed apart.
+For the shipped lite network, the paper's size, and the paper's size without barycenter map and residual
+branch, which is Restormer. FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix
+products). Time is the median of `--repeats` passes in float32, batch 1, inference mode. Each peak is measured
+in a process of its own, as the growth of its memory during the pass (CPU, on Linux: resident set; CUDA:
+allocated tensors), weights not included. The potentials exist in training only and are listed apart.
 """
 
-import argparse
 import json
 import platform
 import re
@@ -17,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from datetime import date
 from pathlib import Path
 
@@ -38,9 +38,10 @@ LITE = Path(__file__).parent.parent / "options/train_lite.yml"
 
 
 class Restormer(nn.Module):
-    """Restormer (arXiv 2111.09881, section 3): BaryIR's encoder and decoder without barycenter map and residual branch."""
+    """Restormer (arXiv 2111.09881, section 3): BaryIR without barycenter map and residual branch."""
 
-    def __init__(self, width: int = 48, blocks: tuple[int, ...] = (4, 6, 6, 8), refinement: int = 4, heads: tuple[int, ...] = (1, 2, 4, 8)) -> None:
+    def __init__(self, width: int = 48, blocks: tuple[int, ...] = (4, 6, 6, 8), refinement: int = 4,
+                 heads: tuple[int, ...] = (1, 2, 4, 8)) -> None:
         super().__init__()
         channels = [width * 2 ** level for level in range(len(blocks))]
 
@@ -48,11 +49,12 @@ class Restormer(nn.Module):
             return nn.Sequential(*(TransformerBlock(channels, heads) for _ in range(count)))
 
         self.patch_embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(map(stage, blocks, channels, heads))                       # the last one is the latent's
+        self.encoder = nn.ModuleList(map(stage, blocks, channels, heads))       # the last one is the latent's
         self.down = nn.ModuleList(Down(c) for c in channels[:-1])
         self.up = nn.ModuleList(Up(c) for c in channels[1:])
-        self.reduce = nn.ModuleList([nn.Identity(), *(nn.Conv2d(2 * c, c, 1, bias=False) for c in channels[1:-1])])
-        decoder_channels = [2 * width, *channels[1:-1]]                                         # level 1 keeps both halves
+        reductions = [nn.Conv2d(2 * c, c, 1, bias=False) for c in channels[1:-1]]
+        self.reduce = nn.ModuleList([nn.Identity(), *reductions])
+        decoder_channels = [2 * width, *channels[1:-1]]                         # level 1 keeps both halves
         self.decoder = nn.ModuleList(map(stage, blocks[:-1], decoder_channels, heads))
         self.refinement = stage(refinement, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
@@ -60,7 +62,7 @@ class Restormer(nn.Module):
     def forward(self, degraded: Tensor) -> Tensor:
         """Image [B,3,H,W], sides multiples of 8 -> restored image [B,3,H,W]."""
         x, skips = self.patch_embed(degraded), []
-        for stage, down in zip(self.encoder, self.down):
+        for stage, down in zip(self.encoder, self.down, strict=False):
             skips.append(stage(x))
             x = down(skips[-1])
         x = self.encoder[-1](x)
@@ -73,7 +75,7 @@ def lite() -> BaryIR:
     return BaryIR(**vars(load_options(TrainOptions, str(LITE)).network))
 
 
-NETWORKS = {"lite": lite, "BaryIR": BaryIR, "Restormer": Restormer}         # the latter two under their published names
+NETWORKS = {"lite": lite, "BaryIR": BaryIR, "Restormer": Restormer}         # the last two named as published
 
 
 def parameters(net: nn.Module) -> int:
@@ -94,7 +96,7 @@ def reset_peak_memory(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5")                           # Linux: VmHWM starts again at VmRSS
+    Path("/proc/self/clear_refs").write_text("5")               # Linux: VmHWM starts again at VmRSS
     return _status("VmRSS")
 
 
@@ -108,15 +110,15 @@ def _status(key: str) -> int:
 
 
 def measure(name: str, size: int, device: str, repeats: int) -> dict[str, float]:
-    """Seconds (median) and peak memory in GB of forward passes in this process, which should have run nothing else."""
+    """Median seconds and peak memory in GB of forward passes; the process should have run nothing else."""
     torch.manual_seed(0)
     net = NETWORKS[name]().eval().to(device)
     image = torch.rand(1, 3, size, size, device=device)
     seconds = []
     with torch.inference_mode():
-        net(image[..., :16, :16])                                           # libraries load their kernels
+        net(image[..., :16, :16])                               # libraries load their kernels
         before = reset_peak_memory(device)
-        net(image)                                                          # for the memory; the time is that of a warm pass
+        net(image)                                              # for the memory; the time is a warm pass's
         peak = peak_memory(device)
         for _ in range(repeats):
             start = time.perf_counter()
@@ -129,22 +131,24 @@ def measure(name: str, size: int, device: str, repeats: int) -> dict[str, float]
 
 def measure_alone(name: str, size: int, device: str, repeats: int, threads: int) -> dict[str, float]:
     """`measure` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.complexity", "--alone", name, "--sizes", str(size), "--device", device,
-               "--repeats", str(repeats), "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.complexity", "--alone", name, "--sizes", str(size),
+               "--device", device, "--repeats", str(repeats), "--threads", str(threads)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise InputError(f"{name} at {size}x{size}: ended with status {result.returncode}: {(result.stderr.strip().splitlines() or ['killed'])[-1]}")
+        reason = (result.stderr.strip().splitlines() or ["killed"])[-1]
+        raise InputError(f"{name} at {size}x{size}: ended with status {result.returncode}: {reason}")
     return json.loads(result.stdout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512], help="sides of the square images, multiples of 8")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512],
+                        help="sides of the square images, multiples of 8")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, default=Path("results/complexity.csv"), help="CSV file to write")
-    parser.add_argument("--alone", choices=NETWORKS, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=NETWORKS, help=SUPPRESS)
     flags = parser.parse_args()
     for size in flags.sizes:
         if size < 16 or size % 8:
@@ -157,7 +161,8 @@ def main() -> None:
         return
 
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
-    columns = ["network", "size", "parameters_million", "gflop", "seconds", "gigabytes", "published_parameters_million", "published_gflop"]
+    columns = ["network", "size", "parameters_million", "gflop", "seconds", "gigabytes",
+               "published_parameters_million", "published_gflop"]
     rows = []
     for name, net_of in NETWORKS.items():
         with torch.device("meta"):
@@ -165,19 +170,22 @@ def main() -> None:
         for size in tqdm(flags.sizes, name, leave=False):
             measured = measure_alone(name, size, flags.device, flags.repeats, flags.threads)
             known = published.get(name, ["", ""])
-            rows.append([name, size, count, gflop(net_of, size), measured["seconds"], measured["gigabytes"], known[0], known[1] if size == 256 else ""])
-    lines = [["network", "size", "parameters", "GFLOP", "seconds", "peak GB", "published parameters", "published GFLOP"]]
+            rows.append([name, size, count, gflop(net_of, size), measured["seconds"], measured["gigabytes"],
+                         known[0], known[1] if size == 256 else ""])
+    lines = [["network", "size", "parameters", "GFLOP", "seconds", "peak GB",
+              "published parameters", "published GFLOP"]]
     for name, size, count, flop, seconds, gigabytes, known_count, known_flop in rows:
-        lines.append([name, f"{size}x{size}", f"{count:.2f} M", f"{flop:.1f}", f"{seconds:.3g}", f"{gigabytes:.2f}",
-                      f"{known_count} M" if known_count else "-", f"{known_flop}" if known_flop else "-"])
+        lines.append([name, f"{size}x{size}", f"{count:.2f} M", f"{flop:.1f}", f"{seconds:.3g}",
+                      f"{gigabytes:.2f}", f"{known_count} M" if known_count else "-", str(known_flop or "-")])
     for other in (name for name in published if name not in NETWORKS):
-        lines.append([other, "256x256", "-", "-", "-", "-", f"{published[other][0]} M", str(published[other][1])])
+        lines.append([other, "256x256", *["-"] * 4, f"{published[other][0]} M", str(published[other][1])])
     print(as_text(lines))
     for sources in (3, 5):
         with torch.device("meta"):
             count = parameters(Potentials(torch.full((sources,), 1 / sources, device="cpu"), 384))
         print(f"potentials for {sources} sources, in training only: {count / 1e6:.2f} M parameters")
-    where = torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda") else f"{platform.machine()} CPU, {flags.threads} threads"
+    where = (torch.cuda.get_device_name(flags.device) if flags.device.startswith("cuda")
+             else f"{platform.machine()} CPU, {flags.threads} threads")
     print(f"float32, batch 1, {where}, torch {torch.__version__}, {date.today()}; {flags.out}")
     write_csv(flags.out, [columns, *rows])
 

@@ -1,18 +1,19 @@
 """What damage does: training runs that are killed, images and checkpoints with wrong bytes.
 
-    python -m benchmarks.faults                                 50 kills, 300 images, 100 checkpoints; about a quarter of an hour
-    python -m benchmarks.faults --kills 0                       damaged files only
+    python -m benchmarks.faults             50 kills, 300 images, 100 checkpoints; about a quarter of an hour
+    python -m benchmarks.faults --kills 0   damaged files only
 
-kills         A training run of a small network, on one CPU thread, that writes a checkpoint after every step is killed (SIGKILL) at a random
-              moment and continued with --resume. Its last checkpoint must equal that of the run that was left alone, bit by bit.
-images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read as test.py and train.py read them.
+kills         A training run of a small network, on one CPU thread, that writes a checkpoint after every step
+              is killed (SIGKILL) at a random moment and continued with --resume. Its last checkpoint must
+              equal that of the run that was left alone, bit by bit.
+images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read as test.py and
+              train.py read them.
 checkpoints   The same damage to checkpoints.
 
-A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM and NumPy's arrays have no checksum: there, changed
-pixels cannot be told from other pixels by anyone; they are counted by themselves.
+A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM and NumPy's arrays have no
+checksum: there, changed pixels cannot be told from other pixels by anyone; they are counted by themselves.
 """
 
-import argparse
 import os
 import platform
 import random
@@ -21,10 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +44,23 @@ from utils.images import EXTENSIONS, read_image
 from utils.photographs import Photograph, save_png16
 from utils.tables import as_text
 
-SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1], residual_blocks=[1, 1], refinement_blocks=0)
+SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
+             residual_blocks=[1, 1], refinement_blocks=0)
 RUN = {
-    "name": "run", "device": "cpu", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1, "save_every": 1, "optimizer": "adamw",
-    "ema": 0.9, "network": SMALL, "potentials": {"width": 4},
-    "sources": [{"name": "noise", "bundled": ["coffee.png"], "degradation": "noise", "levels": [15, 50], "repeat": 3},
-                {"name": "lowlight", "bundled": ["coffee.png"], "degradation": "lowlight", "levels": [3], "repeat": 4}],
+    "name": "run", "device": "cpu", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1,
+    "save_every": 1, "optimizer": "adamw", "ema": 0.9, "network": SMALL, "potentials": {"width": 4},
+    "sources": [{"name": kind, "bundled": ["coffee.png"], "degradation": kind, "levels": levels, "repeat": n}
+                for kind, levels, n in (("noise", [15, 50], 3), ("lowlight", [3], 4))],
 }
 SECONDS = 30                    # after which reading a file counts as a hang
-ERROR, SAME, OTHER, SILENT, TRACEBACK, HANG = ("one line", "as it was", "other values, no checksum", "wrong in silence", "traceback", "hang")
-FAILURES = (SILENT, TRACEBACK, HANG)
+ERROR, SAME, OTHER = "one line", "as it was", "other values, no checksum"
+SILENT, TRACEBACK, HANG = FAILURES = "wrong in silence", "traceback", "hang"
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
     """A file's bytes, cut, with flipped bits, or with a stretch of zeros or of foreign bytes."""
     kind, data = rng.choice(["cut", "flip", "flip", "zeros", "foreign", "insert"]), bytearray(content)
-    place = rng.randrange(len(data)) if rng.random() < 0.7 else rng.randrange(min(len(data), 200))              # headers more often
+    place = rng.randrange(len(data) if rng.random() < 0.7 else min(len(data), 200))     # headers more often
     length = rng.randrange(1, 64)
     if kind == "cut":
         return bytes(data[:place])
@@ -83,7 +87,7 @@ def outcome(read: Callable[[], object], same: Callable[[object], bool], checksum
         return ERROR if str(error) and "\n" not in str(error) else TRACEBACK
     except TimeoutError:
         return HANG
-    except Exception as error:                                               # what a user would see as a traceback
+    except Exception as error:                                  # what a user would see as a traceback
         tqdm.write(f"{type(error).__name__}: {error}")
         return TRACEBACK
     finally:
@@ -94,13 +98,16 @@ def outcome(read: Callable[[], object], same: Callable[[object], bool], checksum
 
 def images(count: int, seed: int) -> Counter:
     """Outcomes of reading `count` damaged images."""
-    rng, pixels = random.Random(seed), np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    image, found = Image.fromarray(pixels), Counter()
+    rng, found = random.Random(seed), Counter()
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name, how in (("a.png", {}), ("a.jpg", {}), ("a.webp", {}), ("a.tif", {}), ("lzw.tif", {"compression": "tiff_lzw"}), ("a.bmp", {}), ("a.ppm", {}),
-                          ("exif.jpg", {"exif": Image.Exif(), "icc_profile": bytes(200)}), ("progressive.jpg", {"progressive": True})):
-            image.save(folder / name, **how)
+        for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.bmp", "a.ppm"):
+            image.save(folder / name)
+        image.save(folder / "lzw.tif", compression="tiff_lzw")
+        image.save(folder / "exif.jpg", exif=Image.Exif(), icc_profile=bytes(200))
+        image.save(folder / "progressive.jpg", progressive=True)
         image.quantize(16).save(folder / "palette.png")
         save_png16(str(folder / "deep.png"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
         np.save(folder / "a.npy", pixels.astype(np.float32) / 255)
@@ -108,12 +115,12 @@ def images(count: int, seed: int) -> Counter:
         for _ in tqdm(range(count), "images", leave=False):
             path = rng.choice(list(whole))
             path.write_bytes(whole[path])
-            readers = [lambda: Photograph.read(path).pixels] + ([lambda: read_image(path)] if path.suffix in EXTENSIONS else [])
-            expected = [read() for read in readers]
+            readers = [lambda file: Photograph.read(file).pixels] + [read_image] * (path.suffix in EXTENSIONS)
+            expected = [read(path) for read in readers]
             path.write_bytes(damaged(whole[path], rng))
-            worst = max((outcome(read, lambda result: np.array_equal(result, right), path.suffix == ".png") for read, right in zip(readers, expected)),
-                        key=(ERROR, SAME, OTHER, *FAILURES).index)
-            found[worst] += 1
+            outcomes = [outcome(partial(read, path), partial(np.array_equal, right), path.suffix == ".png")
+                        for read, right in zip(readers, expected, strict=True)]
+            found[max(outcomes, key=(ERROR, SAME, OTHER, *FAILURES).index)] += 1
     return found
 
 
@@ -148,10 +155,11 @@ def same_state(a: object, b: object) -> bool:
 
 
 def train(folder: Path, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess | None:
-    """train.py in a folder, on one thread; with `seconds`, killed so long after the run's log is there (None where it ended before)."""
+    """train.py in a folder, one thread; with `seconds`, killed so long after its log begins (then None)."""
     command = [sys.executable, "train.py", "--opt", str(folder / "run.yml"), *arguments]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if seconds is not None:
         while process.poll() is None and not (folder / "out/run/train.log").exists():
             time.sleep(0.01)
@@ -165,12 +173,13 @@ def train(folder: Path, *arguments: str, seconds: float | None = None) -> subpro
 
 
 def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counter:
-    """Kill as many training runs at a random moment, continue them and compare with the run that was left alone."""
+    """Kill `count` training runs at random moments, continue them, compare with one that was left alone."""
     rng, found = random.Random(seed), Counter()
 
     def begin(folder: Path) -> Path:
         folder.mkdir()
-        (folder / "run.yml").write_text(yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")}), encoding="utf-8")
+        content = yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")})
+        (folder / "run.yml").write_text(content, encoding="utf-8")
         return folder
 
     def result(folder: Path) -> dict:
@@ -182,9 +191,10 @@ def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counte
         alone = begin(Path(parent, "alone"))
         start = time.monotonic()
         if (ended := train(alone)).returncode:
-            raise InputError(f"the run that is not killed ended with {ended.returncode}: {ended.stderr.splitlines()[-1]}")
+            reason = ended.stderr.splitlines()[-1]
+            raise InputError(f"the run that is not killed ended with {ended.returncode}: {reason}")
         log = (alone / "out/run/train.log").stat()
-        length = time.time() - log.st_mtime + (time.monotonic() - start) * 0.5          # of training, roughly: what follows the imports
+        length = time.time() - log.st_mtime + (time.monotonic() - start) * 0.5      # of training, roughly
         right = result(alone)
 
         def kill(number: int, seconds: float) -> list[str]:
@@ -196,7 +206,8 @@ def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counte
             if ended.returncode:
                 tqdm.write((ended.stderr.strip().splitlines() or ["killed"])[-1])
                 return ["lost"]
-            return ["identical" if same_state(result(folder), right) else "different"] + ["while a checkpoint was written"] * bool(halves)
+            outcome = "identical" if same_state(result(folder), right) else "different"
+            return [outcome] + ["while a checkpoint was written"] * bool(halves)
 
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=count, desc="kills", leave=False) as bar:
             number = 0
@@ -210,7 +221,7 @@ def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counte
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--checkpoints", type=int, default=100)
@@ -221,10 +232,12 @@ def main() -> None:
     if min(flags.kills, flags.images, flags.checkpoints) < 0 or flags.jobs < 1:
         raise InputError("expected --kills, --images, --checkpoints from 0 on, --jobs from 1 on")
     rows = [["damage", "outcome", "count"]]
-    for name, found in (("images", images(flags.images, flags.seed)), ("checkpoints", checkpoints(flags.checkpoints, flags.seed)),
+    for name, found in (("images", images(flags.images, flags.seed)),
+                        ("checkpoints", checkpoints(flags.checkpoints, flags.seed)),
                         ("kills", kills(flags.kills, flags.seed, flags.jobs) if flags.kills else Counter())):
         always = ("identical", "different", "lost") if name == "kills" else FAILURES
-        rows += [[name, text, found[text]] for text in dict.fromkeys([*found, *always]) if found or name != "kills"]
+        texts = dict.fromkeys([*found, *always]) if found or name != "kills" else ()
+        rows += [[name, text, found[text]] for text in texts]
         write_csv(flags.out, rows)
     print(as_text([list(map(str, row)) for row in rows]))
     print(f"{platform.machine()}, torch {torch.__version__}, seed {flags.seed}, {date.today()}; {flags.out}")

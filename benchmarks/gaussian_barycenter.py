@@ -1,28 +1,28 @@
-"""Does the alternation find the barycenter? Gaussian sources, whose barycenter is known to any precision (METHOD section 7).
+"""Does the alternation find the barycenter? Gaussian sources, whose barycenter is known (METHOD section 7).
 
     python -m benchmarks.gaussian_barycenter --quick            D = 2 and 8, a look in minutes
     python -m benchmarks.gaussian_barycenter                    D = 2 ... 128
 
-Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py trains: the cost
-and both objectives of losses/barycenter.py, the congruence of models/potentials.py. The cost is |x - y|^2 / 2. The figures are
-those of the final, averaged map on samples that training has not seen:
+Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py
+trains: the cost and both objectives of losses/barycenter.py, the congruence of models/potentials.py. The cost
+is |x - y|^2 / 2. The figures are those of the final, averaged map on samples that training has not seen:
 
-    l2_uvp      100 sum_k lambda_k E|T_k - T*_k|^2 / tr S, percent                      error    its numerator, without the 100
+    l2_uvp      100 sum_k lambda_k E|T_k - T*_k|^2 / tr S, percent; error: its numerator, without the 100
     bw2_uvp     100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent
     gap_inner   d1 = L(f, T) - inf_T L(f, T)        gap_outer   d2 = L* - inf_T L(f, T)
     bound       (2 / beta) (sqrt d1 + sqrt d2)^2, which no error exceeds
 
 benchmarks/duality_gaps.py proves the bound.
 
-Schemes: exact (one map per source, congruence by construction); penalty (free potentials, 10 (sum_k lambda_k f_k)^2 over the
-batch); release (as the authors' code: one map and one potential step on each batch, RMSprop, the penalty on the batch's last
-sample); shared (one map for all sources, as BaryIR has it: it cannot serve sources that overlap; those of --means apart do not);
-identity (no training).
+Schemes: exact (one map per source, congruence by construction); penalty (free potentials,
+10 (sum_k lambda_k f_k)^2 over the batch); release (as the authors' code: one map and one potential step on
+each batch, RMSprop, the penalty on the batch's last sample); shared (one map for all sources, as BaryIR has
+it: it cannot serve sources that overlap; those of --means apart do not); identity (no training).
 """
 
-import argparse
 import math
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, dataclass, fields
 from datetime import date
@@ -54,32 +54,34 @@ WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
 
 
 def smoothness(dim: int) -> float:
-    """The length s over which maps and potentials vary: rough potentials make the bound loose, the more so in more dimensions."""
+    """The length s over which maps and potentials vary: rough ones loosen the bound, more so at large D."""
     return max(2.5, math.sqrt(dim) / 2)
 
 
 class MLPs(nn.Module):
-    """K multilayer perceptrons side by side, three hidden layers, SiLU: [K,N,inputs] -> [K,N,outputs], each network s MLP(x / s).
+    """K multilayer perceptrons side by side, three hidden layers, SiLU: [K,N,inputs] -> [K,N,outputs].
 
-    A larger s leaves the first derivative as it is and makes the higher ones smaller, by 1/s, 1/s^2, ...
+    Each network is s MLP(x / s). A larger s leaves the first derivative as it is and makes the higher ones
+    smaller, by 1/s, 1/s^2, ...
     """
 
     def __init__(self, count: int, inputs: int, width: int, outputs: int) -> None:
         super().__init__()
         self.scale = smoothness(inputs)
         sizes = [inputs, width, width, width, outputs]
-        self.weights = nn.ParameterList(torch.randn(count, a, b) / math.sqrt(3 * a) for a, b in zip(sizes, sizes[1:]))
+        self.weights = nn.ParameterList(torch.randn(count, a, b) / math.sqrt(3 * a)
+                                        for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.biases = nn.ParameterList(torch.zeros(count, 1, b) for b in sizes[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         x = x / self.scale
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, F.silu(x) if i else x, weight)
         return x * self.scale
 
 
 class Maps(nn.Module):
-    """T_k(x) = x + MLP_k(x) of each source's samples, [K,N,D] -> [K,N,D]; with `shared`, one T for all sources."""
+    """T_k(x) = x + MLP_k(x) of each source's samples, [K,N,D] -> [K,N,D]; with `shared`, one T for all."""
 
     def __init__(self, sources: int, dim: int, width: int, shared: bool = False) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class Maps(nn.Module):
 
 
 class Potentials(nn.Module):
-    """f_1..f_K at points [N,D] -> [N,K]: congruent by construction, or free. g_k(y) = s^2 MLP_k(y / s) keeps the second derivative."""
+    """f_1..f_K, [N,D] -> [N,K]: congruent or free. g_k(y) = s^2 MLP_k(y / s) keeps the second derivative."""
 
     def __init__(self, lambdas: Tensor, dim: int, width: int, exact: bool = True) -> None:
         super().__init__()
@@ -122,20 +124,20 @@ class Row:
 
 
 def train(
-    truth: Gaussians, scheme: str = "exact", steps: int = 1000, map_steps: int = 10, batch: int = 128, potential_batch: int = 2048,
-    learning_rate: float = 1e-3, potential_learning_rate: float = 2e-3, average: float = 0.99, seed: int = 0,
-    cost: str = "quadratic", objective_lambdas: Tensor | None = None,
+    truth: Gaussians, scheme: str = "exact", steps: int = 1000, map_steps: int = 10, batch: int = 128,
+    potential_batch: int = 2048, learning_rate: float = 1e-3, potential_learning_rate: float = 2e-3,
+    average: float = 0.99, seed: int = 0, cost: str = "quadratic", objective_lambdas: Tensor | None = None,
 ) -> tuple[Maps, Potentials]:
-    """Train maps and potentials by the alternation: `map_steps` map steps and a potential step, `steps` times.
+    """Train maps and potentials by the alternation: `map_steps` map steps, a potential step, `steps` times.
 
     Args:
         batch, potential_batch: samples of each source in a map step and in a potential step.
-        learning_rate, potential_learning_rate: of the first step, cosine decay. A larger one of the potentials leaves them rough.
+        learning_rate, potential_learning_rate: at first, cosine decay; larger, the latter leaves f rough.
         average: decay of the maps' average, which is returned.
-        cost: a name of losses.barycenter.COSTS. objective_lambdas: [K], other weights in the objective than in the
-            congruence. Both for the negative controls.
+        cost: a name of losses.barycenter.COSTS. objective_lambdas: [K], other weights in the objective than
+            in the congruence. Both for the negative controls.
 
-    The release's scheme takes one map step and one potential step on the same batch, whatever `map_steps` says.
+    The release's scheme takes one map step and one potential step on a batch, whatever `map_steps` says.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -170,7 +172,7 @@ def train(
             map_optimizer.zero_grad()
             loss.backward()
             map_optimizer.step()
-            for mean, parameter in zip(averaged, maps.parameters()):
+            for mean, parameter in zip(averaged, maps.parameters(), strict=True):
                 mean.lerp_(parameter.detach(), 1 - average)
             x = x if release else truth.sample(batch, generator)
         x = x if release else truth.sample(potential_batch, generator)
@@ -180,18 +182,19 @@ def train(
         f = potentials(y)
         loss = potential_objective(f, *labels(x.shape[1]), lambdas, rho)
         if release:
-            last = int(torch.randint(len(f), (), generator=generator))                 # of a shuffled batch; here they lie source by source
+            last = int(torch.randint(len(f), (), generator=generator))     # any: they lie source by source
             loss = loss + congruence_penalty(f[last:last + 1], lambdas, 10.0)
         potential_optimizer.zero_grad()
         loss.backward()
         potential_optimizer.step()
     with torch.no_grad():
-        for parameter, mean in zip(maps.parameters(), averaged):
+        for parameter, mean in zip(maps.parameters(), averaged, strict=True):
             parameter.copy_(mean)
     return maps, potentials
 
 
-def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: int, samples: int = 100_000) -> Row:
+def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: int,
+        samples: int = 100_000) -> Row:
     """Train and measure one instance."""
     torch.set_num_threads(1)
     truth = Gaussians.random(dim, WEIGHTS[weights], means, seed=instance)
@@ -227,16 +230,20 @@ def sampling_floor(dim: int, samples: int = 100_000) -> float:
 
 def table(rows: list[Row]) -> str:
     """Means over the instances, each scheme and dimension a line, the published figures below."""
-    lines = [["D", "weights", "means", "scheme", "L2-UVP %", "BW2-UVP %", "inner gap", "outer gap", "bound", "error", "seconds", "instances"]]
+    lines = [["D", "weights", "means", "scheme", "L2-UVP %", "BW2-UVP %", "inner gap", "outer gap", "bound",
+              "error", "seconds", "instances"]]
     for key in dict.fromkeys((row.dim, row.weights, row.means, row.scheme) for row in rows):
         group = [row for row in rows if (row.dim, row.weights, row.means, row.scheme) == key]
-        mean = {name: sum(getattr(row, name) for row in group) / len(group) for name in list(asdict(group[0]))[5:]}
+        names = list(asdict(group[0]))[5:]
+        mean = {name: sum(getattr(row, name) for row in group) / len(group) for name in names}
         numbers = ["-" if math.isnan(value) else f"{value:.3g}" for value in mean.values()]
         lines.append([*map(str, key), *numbers, str(len(group))])
-    for method, figures in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"].items():
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"]
+    for method, figures in published.items():
         for dim, (l2, bw2) in figures.items():
             if any(row.dim == dim for row in rows):
-                lines.append([str(dim), "uniform", "zero", method, str(l2), str(bw2), "-", "-", "-", "-", "-", "published"])
+                figure = [str(l2), str(bw2), *["-"] * 5]
+                lines.append([str(dim), "uniform", "zero", method, *figure, "published"])
     return as_text(lines)
 
 
@@ -254,7 +261,8 @@ def plot_samples(path: Path, steps: int) -> None:
     maps, _ = train(truth, steps=steps)
     x = truth.sample(500, torch.Generator().manual_seed(0))
     figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharex=True, sharey=True, layout="constrained")
-    for axis, points, title in zip(axes, (x, maps(x).detach(), truth.transport(x)), ("sources", "trained maps", "true barycenter")):
+    clouds = {"sources": x, "trained maps": maps(x).detach(), "true barycenter": truth.transport(x)}
+    for axis, (title, points) in zip(axes, clouds.items(), strict=True):
         for of_source in points:
             axis.scatter(*of_source.T, s=3)
         axis.set(title=title, aspect="equal")
@@ -264,32 +272,39 @@ def plot_samples(path: Path, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="D = 2 and 8, one instance, 250 steps, whatever the options below say")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true",
+                        help="D = 2 and 8, one instance, 250 steps, whatever the options below say")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["uniform"])
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
     parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="potential steps; each follows ten map steps; by default 1000, above D = 64 in proportion to D")
-    parser.add_argument("--jobs", type=int, default=torch.get_num_threads(), help="runs side by side, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"), help="CSV file to write; the plot goes beside it")
+    parser.add_argument("--steps", type=int, help="potential steps; each follows ten map steps; "
+                        "by default 1000, above D = 64 in proportion to D")
+    parser.add_argument("--jobs", type=int, default=torch.get_num_threads(),
+                        help="runs side by side, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"),
+                        help="CSV file to write; the plot goes beside it")
     flags = parser.parse_args()
     if flags.quick:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
     if min(*flags.dims, flags.instances, flags.jobs, 1 if flags.steps is None else flags.steps) < 1:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
-    runs = [(dim, weights, means, instance, scheme, flags.steps or default_steps(dim)) for instance in range(flags.instances) for weights in flags.weights
-            for means in flags.means for dim in flags.dims for scheme in flags.schemes]          # all cases once before any comes again
+    runs = [(dim, weights, means, instance, scheme, flags.steps or default_steps(dim))
+            for instance in range(flags.instances) for weights in flags.weights for means in flags.means
+            for dim in flags.dims for scheme in flags.schemes]  # all cases once before any comes again
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
         for future in tqdm(as_completed(numbers), "runs", len(runs), dynamic_ncols=True):
             rows[numbers[future]] = future.result()
             # All rows so far: a long benchmark keeps what it has.
-            write_csv(flags.out, [[entry.name for entry in fields(Row)], *(astuple(rows[number]) for number in sorted(rows))])
+            done = [astuple(rows[number]) for number in sorted(rows)]
+            write_csv(flags.out, [[entry.name for entry in fields(Row)], *done])
     print(table([rows[number] for number in sorted(rows)]))
-    print("floor of BW2-UVP at 100,000 samples: " + ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims))
+    floors = ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims)
+    print(f"floor of BW2-UVP at 100,000 samples: {floors}")
     print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")
     if 2 in flags.dims:
         plot_samples(flags.out.with_suffix(".png"), (flags.steps or default_steps(2)) // 4)

@@ -1,6 +1,7 @@
 """Gaussian sources with known barycenter: the ground truth of benchmarks.gaussian_barycenter, in float64.
 
-Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal, w log-spaced in [0.5, 2].
+Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal,
+w log-spaced in [0.5, 2].
 """
 
 import math
@@ -18,16 +19,18 @@ def sqrtm(a: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
-def squared_bures_wasserstein(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> Tensor:
-    """BW_2^2 = |m_a - m_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2); means [...,D], covariances [...,D,D] -> [...]."""
+def squared_bures_wasserstein(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor,
+                              covariance_b: Tensor) -> Tensor:
+    """|m_a - m_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2); means [...,D], covariances [...,D,D] -> [...]."""
     root = sqrtm(covariance_b)
-    trace = torch.diagonal(covariance_a + covariance_b - 2 * sqrtm(root @ covariance_a @ root), dim1=-2, dim2=-1).sum(-1)
+    cross = sqrtm(root @ covariance_a @ root)
+    trace = torch.diagonal(covariance_a + covariance_b - 2 * cross, dim1=-2, dim2=-1).sum(-1)
     return (mean_a - mean_b).square().sum(-1) + trace
 
 
 @dataclass
 class Gaussians:
-    """K sources N(m_k, C_k) with weights lambda_k, their barycenter N(m, S) and the maps T*_k(x) = m + A_k (x - m_k)."""
+    """K sources N(m_k, C_k), weights lambda_k, barycenter N(m, S) and maps T*_k(x) = m + A_k (x - m_k)."""
 
     lambdas: Tensor             # [K]
     means: Tensor               # m_k, [K,D]
@@ -45,12 +48,13 @@ class Gaussians:
         generator = torch.Generator().manual_seed(seed)
         weights = torch.tensor(lambdas, dtype=torch.float64)
         sources = len(lambdas)
-        rotations = torch.linalg.qr(torch.randn(sources, dim, dim, generator=generator, dtype=torch.float64))[0]
+        noise = torch.randn(sources, dim, dim, generator=generator, dtype=torch.float64)
+        rotations = torch.linalg.qr(noise)[0]
         scales = torch.logspace(-1, 1, dim, base=2, dtype=torch.float64).square()
         covariances = (rotations * scales) @ rotations.mT
         centres = torch.randn(sources, dim, generator=generator, dtype=torch.float64) * (means == "normal")
         if means == "apart":
-            # A regular polygon of radius 9 in a random plane; three sources, of spread 2 at most, are 16 apart.
+            # A regular polygon of radius 9 in a random plane: three sources, of spread up to 2, are 16 apart.
             angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
             centres = 9 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
         s = torch.eye(dim, dtype=torch.float64)
@@ -76,29 +80,32 @@ class Gaussians:
         return self.mean.to(x) + (x - self.means.to(x)[:, None]) @ self.maps.to(x).mT
 
     def potentials(self, y: Tensor) -> Tensor:
-        """The optimal potentials, all at y [N,D] -> [N,K]: f_k(y) = |y|^2/2 - m_k.y - (y-m).A_k^-1(y-m)/2 + |m|^2/2.
+        """The optimal f_k(y) = |y|^2/2 - m_k.y - (y-m).A_k^-1(y-m)/2 + |m|^2/2, [N,D] -> [N,K].
 
         The gradient at y is y - T*_k^-1(y). Congruent, as sum_k lambda_k A_k^-1 = 1 at the barycenter.
         """
         centred = y - self.mean.to(y)
         inverse = torch.linalg.inv(self.maps).to(y)
         quadratic = torch.einsum("nd,kde,ne->nk", centred, inverse, centred)
-        return (y.square().sum(1, keepdim=True) + self.mean.to(y).square().sum() - quadratic) / 2 - y @ self.means.to(y).mT
+        squares = y.square().sum(1, keepdim=True) + self.mean.to(y).square().sum()
+        return (squares - quadratic) / 2 - y @ self.means.to(y).mT
 
     def optimum(self) -> float:
         """L* = sum_k lambda_k W_2^2(P_k, Q) / 2, the value of the primal and of the dual."""
-        trace = torch.diagonal(self.covariances + self.covariance - 2 * self.maps @ self.covariances, dim1=1, dim2=2).sum(1)
+        cross = 2 * self.maps @ self.covariances
+        trace = torch.diagonal(self.covariances + self.covariance - cross, dim1=1, dim2=2).sum(1)
         return float((self.lambdas * ((self.means - self.mean).square().sum(1) + trace)).sum() / 2)
 
     def dual_value(self, quadratic: Tensor, linear: Tensor, constant: Tensor) -> float:
-        """inf_T L(f, T) for f_k(y) = y.H_k y/2 + h_k.y + c_k (H [K,D,D] below 1, h [K,D], c [K]), in closed form.
+        """inf_T L(f, T) of f_k(y) = y.H_k y/2 + h_k.y + c_k: H [K,D,D] below 1, h [K,D], c [K].
 
-        The inner minimum is at y = (1 - H_k)^-1 (x + h_k), with value |x|^2/2 - (x + h_k).(1 - H_k)^-1 (x + h_k)/2 - c_k.
+        The inner minimum is |x|^2/2 - (x + h_k).y/2 - c_k at y = (1 - H_k)^-1 (x + h_k).
         """
         inverse = torch.linalg.inv(torch.eye(quadratic.shape[-1], dtype=torch.float64) - quadratic)
         shifted = self.means + linear
         energy = torch.diagonal(self.covariances, dim1=1, dim2=2).sum(1) + self.means.square().sum(1)
-        inner = torch.diagonal(inverse @ self.covariances, dim1=1, dim2=2).sum(1) + torch.einsum("kd,kde,ke->k", shifted, inverse, shifted)
+        spread = torch.diagonal(inverse @ self.covariances, dim1=1, dim2=2).sum(1)
+        inner = spread + torch.einsum("kd,kde,ke->k", shifted, inverse, shifted)
         return float((self.lambdas * ((energy - inner) / 2 - constant)).sum())
 
 
@@ -109,7 +116,7 @@ def l2_uvp(truth: Gaussians, transported: Tensor, x: Tensor) -> float:
 
 
 def bw2_uvp(truth: Gaussians, transported: Tensor) -> float:
-    """100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent, from the samples' means and covariances; transported: [K,N,D]."""
+    """100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent, by samples' moments; transported: [K,N,D]."""
     transported = transported.double()
     mean = transported.mean(1)
     centred = transported - mean[:, None]

@@ -2,14 +2,15 @@
 
     python -m benchmarks.inner_gap CHECKPOINT --opt FILE [--set KEY=VALUE ...] [--steps 10]
 
-Estimates d1 = L(f, T) - inf_T L(f, T) of a checkpoint of train.py (last.pth), on patches of the option file's sources that no
-step of the run sees: a copy of T takes Adam steps on the dual alone, then both are measured on other batches. As the copy is
-no minimiser, d1 is larger than this, up to the noise of the samples, which may also take it below zero.
+Estimates d1 = L(f, T) - inf_T L(f, T) of a checkpoint of train.py (last.pth), on patches of the option file's
+sources that no step of the run sees: a copy of T takes Adam steps on the dual alone, then both are measured
+on other batches. As the copy is no minimiser, d1 is larger than this, up to the noise of the samples, which
+may also take it below zero.
 """
 
-import argparse
 import copy
 import functools
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def inner_gap(net: BaryIR, potentials: nn.Module, cost: Callable[[Tensor, Tensor
         with torch.no_grad():
             z, _ = net.encode(degraded)
         z, b = z.float(), net.latent_norm(transport_map(z)).float()
-        return transport_objective(cost(standardize(z), standardize(b), source)["cost"], potentials(b), source, weights)
+        costs = cost(standardize(z), standardize(b), source)["cost"]
+        return transport_objective(costs, potentials(b), source, weights)
 
     for batch in fit:
         side.thaw()
@@ -59,29 +61,34 @@ def inner_gap(net: BaryIR, potentials: nn.Module, cost: Callable[[Tensor, Tensor
         side.settle(loss)
         side.optimizer.step()
     with torch.no_grad():
-        return float(torch.stack([value(net.transport_map, batch) - value(moved, batch) for batch in held_out]).mean())
+        gaps = [value(net.transport_map, batch) - value(moved, batch) for batch in held_out]
+        return float(torch.stack(gaps).mean())
 
 
 def unseen_batches(training_set: TrainingSet, options: TrainOptions, count: int) -> list[Batch]:
     """Batches drawn as the run draws its own, of random patches that no step of it sees."""
     rng = np.random.default_rng([options.seed, 2])
     counts = training_set.samples_per_epoch
-    lambdas, drawn = source_weights(counts, options.objective.lambdas), probabilities(counts, options.balanced)
+    lambdas = source_weights(counts, options.objective.lambdas)
+    drawn = probabilities(counts, options.balanced)
     starts, batches = np.cumsum([0, *counts]), []
     for _ in range(count):
-        sources = np.arange(options.batch) % len(counts) if options.balanced else rng.choice(len(counts), options.batch, p=drawn)
-        requests = [(int(starts[k] + rng.integers(counts[k])), 2**62 + int(rng.integers(2**62)), options.patch) for k in sources]
+        sources = (np.arange(options.batch) % len(counts) if options.balanced
+                   else rng.choice(len(counts), options.batch, p=drawn))
+        requests = [(int(starts[k] + rng.integers(counts[k])), 2**62 + int(rng.integers(2**62)),
+                     options.patch) for k in sources]
         degraded, _, source = default_collate([training_set[request] for request in requests])
         batches.append((to_batch(degraded), source, sample_weights(source, lambdas, drawn)))
     return batches
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of the run")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=10, help="of the copy, and batches on which it is measured")
+    parser.add_argument("--steps", type=int, default=10,
+                        help="of the copy, and batches on which it is measured")
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, flags.set)
     content = read_checkpoint(flags.checkpoint)
@@ -89,20 +96,25 @@ def main() -> None:
     lambdas = source_weights(training_set.samples_per_epoch, options.objective.lambdas)
     net = BaryIR(**content["network"])
     potentials = Potentials(lambdas, net.latent_channels, options.potentials.width,
-                            congruent=options.potentials.congruence == "exact", standardized=options.scheme == "separate")
+                            congruent=options.potentials.congruence == "exact",
+                            standardized=options.scheme == "separate")
     try:
         net.load_state_dict(content["train"]["net"])
         potentials.load_state_dict(content["train"]["potentials"])
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{flags.checkpoint}: {reason}; expected a run's last.pth and its option file") from None
+        raise InputError(f"{flags.checkpoint}: {reason}; "
+                         "expected a run's last.pth and its option file") from None
     net.requires_grad_(False)
     potentials.requires_grad_(False)
-    cost = functools.partial(transport_cost, cost=options.objective.cost, gamma=options.objective.gamma, tau=options.objective.tau)
+    objective = options.objective
+    cost = functools.partial(transport_cost, cost=objective.cost, gamma=objective.gamma, tau=objective.tau)
     batches = unseen_batches(training_set, options, 2 * flags.steps)
     rate = options.transport_learning_rate if options.scheme == "separate" else options.learning_rate
-    gap = inner_gap(net, potentials, cost, batches[:flags.steps], batches[flags.steps:], rate, potentials.standardize)
-    print(f"{flags.checkpoint}, step {content['step']}: inner gap {gap:.4g} ({flags.steps} steps of the copy)")
+    fit, held_out = batches[:flags.steps], batches[flags.steps:]
+    gap = inner_gap(net, potentials, cost, fit, held_out, rate, potentials.standardize)
+    print(f"{flags.checkpoint}, step {content['step']}: inner gap {gap:.4g} "
+          f"({flags.steps} steps of the copy)")
 
 
 if __name__ == "__main__":

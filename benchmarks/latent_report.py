@@ -1,24 +1,25 @@
-"""What the barycenter is worth on images: the sources lie apart in z; do they lie together in b, and does r tell them apart?
+"""What the barycenter is worth on images: sources lie apart in z; do they in b, and does r tell them apart?
 
-    python -m benchmarks.latent_report --opt options/test_5d.yml --checkpoint checkpoints/baryir_lite.pth [--set root=PATH]
+    python -m benchmarks.latent_report --opt options/test_5d.yml [--checkpoint PATH] [--set root=PATH]
 
-Each test set of the option file is a source. As many patches of each, spread over its images, go through encoder and barycenter
-map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and of z of the *clean* patches:
+Each test set of the option file is a source. As many patches of each, spread over its images, go through
+encoder and barycenter map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and
+of z of the *clean* patches:
 
-    distance    squared Bures-Wasserstein distance between two sources' latent pixels (vectors of 8C channels, by mean and
-                covariance), divided by the total variance of all pixels: 0 = same Gaussian. Beside the mean over all pairs, the
-                mean over halves of the images of one source, which is what different scenes alone make
-    probe       accuracy of a linear classifier that guesses the source from the mean over a patch's pixels; on images that it
-                was not fitted to (five folds of images); chance is 1 / sources
+    distance    squared Bures-Wasserstein distance between two sources' latent pixels (vectors of 8C channels,
+                by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
+                mean over all pairs, the mean over halves of one source's images: what scenes alone make
+    probe       accuracy of a linear classifier that guesses the source from the mean of a patch's pixels, on
+                images that it was not fitted to (five folds of images); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
 
-Sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches shows: no degradation is left there to tell.
-Writes the figures as CSV and, with matplotlib, a picture of the patches' mean latents: t-SNE where scikit-learn is installed,
-as in the paper's figure 5, else the first two principal components.
+Sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches shows: no degradation
+is left there to tell. Writes the figures as CSV and, with matplotlib, a picture of the patches' mean latents:
+t-SNE where scikit-learn is installed, as in the paper's figure 5, else the first two principal components.
 """
 
-import argparse
 import itertools
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -46,7 +47,7 @@ FOLDS = 5
 
 
 def patches(images: ImageSet, count: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """`count` seeded patches of a test set, spread evenly: image index, degraded and clean [1,3,size,size]."""
+    """`count` seeded patches of a set, spread evenly: image index, degraded and clean [1,3,size,size]."""
     for index in range(images.selected):
         pair = degraded_and_clean(images, index)
         rng = np.random.default_rng([0, index])
@@ -56,8 +57,9 @@ def patches(images: ImageSet, count: int, size: int) -> Iterator[tuple[int, Tens
 
 
 @torch.inference_mode()
-def latents(net: BaryIR, images: ImageSet, count: int, size: int, progress: tqdm) -> tuple[dict[str, Tensor], Tensor]:
-    """Latents of a source, [patches,pixels,8C] of each space, and the image that each patch is from, [patches]."""
+def latents(net: BaryIR, images: ImageSet, count: int, size: int,
+            progress: tqdm) -> tuple[dict[str, Tensor], Tensor]:
+    """A source's latents [patches,pixels,8C] of each space, and the image of each patch, [patches]."""
     device = next(net.parameters()).device
     found: dict[str, list[Tensor]] = {space: [] for space in SPACES}
     groups = []
@@ -65,7 +67,7 @@ def latents(net: BaryIR, images: ImageSet, count: int, size: int, progress: tqdm
         z, _ = net.encode(degraded.to(device))
         b = net.transport(z)
         clean_z, _ = net.encode(clean.to(device))
-        for space, latent in zip(SPACES, (z, b, z - b, clean_z)):
+        for space, latent in zip(SPACES, (z, b, z - b, clean_z), strict=True):
             found[space].append(latent[0].flatten(1).T.cpu())
         groups.append(index)
         progress.update()
@@ -79,34 +81,41 @@ def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float], list[float]]:
-    """Between each pair of sources, and between two halves of each one's images; latents [patches,pixels,C] of each source."""
+    """Between pairs of sources, and between halves of each one's images; latents: [patches,pixels,C] each."""
     variance = moments(torch.cat(sources))[1].trace()
-    gaussians = [moments(pixels) for pixels in sources]
-    between = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in itertools.combinations(gaussians, 2)]
-    halves = [[moments(pixels[images % 2 == half]) for half in (0, 1)] for pixels, images in zip(sources, groups)]
+    pairs = itertools.combinations(map(moments, sources), 2)
+    between = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in pairs]
+    halves = [[moments(pixels[images % 2 == half]) for half in (0, 1)]
+              for pixels, images in zip(sources, groups, strict=True)]
     within = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in halves]
     return between, within
 
 
+def fit_probe(x: Tensor, source: Tensor, sources: int, decay: float) -> tuple[Tensor, Tensor]:
+    """Weight [C,K] and bias [K] of a linear softmax classifier of features x [P,C] by their source [P]."""
+    weight = torch.zeros(x.shape[1], sources, requires_grad=True)
+    bias = torch.zeros(sources, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, source) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight, bias
+
+
 def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float = 1e-3) -> float:
-    """Share of [P,C] features whose source [P] a linear softmax classifier guesses that was fitted to the other folds [P]."""
+    """Share of features [P,C] whose source [P] a linear classifier fitted to the other folds [P] guesses."""
     sources = int(source.max()) + 1
     correct = 0
     for held_out in fold.unique():
         test = fold == held_out
         mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
         x = (features - mean) / deviation
-        weight = torch.zeros(features.shape[1], sources, requires_grad=True)
-        bias = torch.zeros(sources, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(x[~test] @ weight + bias, source[~test]) + decay * weight.square().sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        weight, bias = fit_probe(x[~test], source[~test], sources, decay)
         correct += int(((x[test] @ weight + bias).argmax(1) == source[test]).sum())
     return correct / len(source)
 
@@ -118,7 +127,8 @@ def plane(features: Tensor) -> tuple[str, Tensor]:
     except ImportError:
         centred = features - features.mean(0)
         return "PCA", centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
-    return "t-SNE", torch.from_numpy(TSNE(random_state=0, perplexity=min(30, len(features) // 4)).fit_transform(features.numpy()))
+    projection = TSNE(random_state=0, perplexity=min(30, len(features) // 4))
+    return "t-SNE", torch.from_numpy(projection.fit_transform(features.numpy()))
 
 
 def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[str]) -> str:
@@ -131,7 +141,7 @@ def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[st
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(features), figsize=(3.4 * len(features), 3.6), layout="constrained")
-    for axis, (space, of_space) in zip(axes, features.items()):
+    for axis, (space, of_space) in zip(axes, features.items(), strict=True):
         projection, points = plane(of_space)
         for k, name in enumerate(names):
             axis.scatter(*points[source == k].T, s=8, label=name)
@@ -143,27 +153,34 @@ def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py: each test set is a source")
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", required=True, metavar="FILE",
+                        help="option file of test.py: each test set is a source")
     parser.add_argument("--checkpoint", metavar="PATH", help="instead of the option file's")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="override options, keys dotted")
     parser.add_argument("--patches", type=int, default=90, help="of each source")
     parser.add_argument("--size", type=int, default=128, help="sides of the square patches in pixels")
-    parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"), help="CSV file to write; the picture goes beside it")
+    parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"),
+                        help="CSV file to write; the picture goes beside it")
     flags = parser.parse_args()
-    options = load_options(TestOptions, flags.opt, flags.set + ([f"checkpoint={flags.checkpoint}"] if flags.checkpoint else []))
+    overrides = flags.set + ([f"checkpoint={flags.checkpoint}"] if flags.checkpoint else [])
+    options = load_options(TestOptions, flags.opt, overrides)
     if flags.size < 16 or flags.patches < FOLDS:
-        raise InputError(f"--patches {flags.patches} --size {flags.size}, expected at least {FOLDS} patches of at least 16 pixels")
+        raise InputError(f"--patches {flags.patches} --size {flags.size}, "
+                         f"expected at least {FOLDS} patches of at least 16 pixels")
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     if len(sets) < 2:
         raise InputError(f"{options.file}: sets: {len(sets)}, expected at least two sources to compare")
     for images in sets:
         if images.selected < FOLDS or not images.pairs[0].clean:
-            raise InputError(f"{options.file}: set {images.name}: {images.selected} images, expected at least {FOLDS}, with ground truth")
+            raise InputError(f"{options.file}: set {images.name}: {images.selected} images, "
+                             f"expected at least {FOLDS}, with ground truth")
     net = load_network(options.checkpoint, distributed.setup(options.device)[2])
 
     with tqdm(total=len(sets) * flags.patches, desc="latents", dynamic_ncols=True) as progress:
-        found, groups = zip(*(latents(net, images, flags.patches, flags.size, progress) for images in sets))
+        found, groups = zip(*(latents(net, images, flags.patches, flags.size, progress) for images in sets),
+                            strict=True)
     names = [images.name for images in sets]
     source = torch.arange(len(sets)).repeat_interleave(flags.patches)
     fold = torch.cat(groups) % FOLDS
@@ -184,9 +201,10 @@ def main() -> None:
     rows += [[f"distance {' - '.join(pair)}", *(between[space][i] for space in SPACES)]
              for i, pair in enumerate(itertools.combinations(names, 2))]
     write_csv(flags.out, [["quantity", *SPACES], *rows])
-    print(as_text([["", *SPACES.values()], *([name, *(f"{value:.3f}" if value != "" else "-" for value in values)] for name, *values in rows)]))
-    print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each source, checkpoint {options.checkpoint}, "
-          f"option file {options.file}, {date.today()}; {flags.out}")
+    cells = [[name, *(f"{value:.3f}" if value != "" else "-" for value in values)] for name, *values in rows]
+    print(as_text([["", *SPACES.values()], *cells]))
+    print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each "
+          f"source, checkpoint {options.checkpoint}, option file {options.file}, {date.today()}; {flags.out}")
     print(plot(flags.out.with_suffix(".png"), pooled, source, names))
 
 

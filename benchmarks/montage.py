@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=960, help="width of the montage in pixels")
     arguments = parser.parse_args()
     if arguments.width < 1 or arguments.out.suffix.lower() not in EXTENSIONS:
-        raise InputError(f"{arguments.out}, --width {arguments.width}: expected an image's name ({', '.join(sorted(EXTENSIONS))}) and a width from 1 on")
+        raise InputError(f"{arguments.out}, --width {arguments.width}: expected an image's name "
+                         f"({', '.join(sorted(EXTENSIONS))}) and a width from 1 on")
     pictures = []
     for path in arguments.pictures:
         picture = open_image(path)

@@ -1,17 +1,17 @@
-"""Pack a part of a training folder such as mini5d into one file, to train on a machine that the whole does not fit or reach.
+"""Pack a part of a training folder into one file, for a machine that the whole does not fit or reach.
 
     python -m benchmarks.pack ROOT OUT.tar [--megabytes 35] [--opt options/train_lite.yml]
 
-Takes of each source and validation set of the option file the images that are held out, and of the others every n-th, with all
-that belongs to them (both sides of a pair, depth, rain layers), n the same for all: the least with which the file is small enough.
-Below another root, the option file finds them under the same names.
+Takes of each source and validation set of the option file the images that are held out, and of the others
+every n-th, with all that belongs to them (both sides of a pair, depth, rain layers), n the same for all: the
+least with which the file is small enough. Below another root, the option file finds the same names.
 """
 
-import argparse
 import tarfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from data.datasets import ImageSet
+from data.datasets import ImageSet, open_sources
 from utils.errors import InputError, count, one_line_errors
 from utils.files import write_atomically
 from utils.options import TrainOptions, load_options
@@ -28,21 +28,23 @@ def chosen(sets: list[ImageSet], every: int) -> set[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--megabytes", type=float, default=35)
     parser.add_argument("--opt", default="options/train_lite.yml", metavar="FILE")
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, [f"root={flags.root}"])
-    sources, held_out = ([ImageSet(entry, options.root, f"{options.file}: {key}[{i}]") for i, entry in enumerate(entries)]
-                         for key, entries in (("sources", options.sources), ("validation.sets", options.validation.sets)))
+    sources = open_sources(options)
+    held_out = [ImageSet(entry, options.root, f"{options.file}: validation.sets[{i}]")
+                for i, entry in enumerate(options.validation.sets)]
     for every in range(1, 1 + max(map(len, sources))):
         files = chosen(sources, every) | chosen(held_out, 1)
         if sum(path.stat().st_size + 1024 for path in files) <= flags.megabytes * 1e6:
             break
     else:
-        raise InputError(f"{flags.root}: {flags.megabytes:g} MB do not hold one image of each source, expected more --megabytes")
+        raise InputError(f"{flags.root}: {flags.megabytes:g} MB do not hold one image of each source, "
+                         "expected more --megabytes")
 
     def write(temporary: str) -> None:
         with tarfile.open(temporary, "w") as archive:
@@ -50,7 +52,8 @@ def main() -> None:
                 archive.add(path.resolve(), path.relative_to(flags.root))
 
     write_atomically(flags.out, write)
-    print(f"{flags.out}: {count(len(files), 'file')}, {flags.out.stat().st_size / 1e6:.1f} MB, every {every}. image")
+    size = flags.out.stat().st_size / 1e6
+    print(f"{flags.out}: {count(len(files), 'file')}, {size:.1f} MB, every {every}. image")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     python -m benchmarks.plot_training FOLDER OUT.png
 
-FOLDER holds losses.csv and validation.csv as train.py writes them: restoration loss, validation PSNR, the dual's value with the
-estimated inner gap, congruence error, and of each source the transport cost and its potential. Needs matplotlib
-(pip install matplotlib).
+FOLDER holds losses.csv and validation.csv as train.py writes them: restoration loss, validation PSNR, the
+dual's value with the estimated inner gap, congruence error, and of each source the transport cost and its
+potential. Needs matplotlib (pip install matplotlib).
 """
 
-import argparse
 import csv
 import math
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from utils.errors import InputError, one_line_errors
@@ -23,13 +23,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     losses, validation = read(arguments.folder / "losses.csv"), read(arguments.folder / "validation.csv")
     if not losses or "dual" not in losses[0]:
-        raise InputError(f"{arguments.folder / 'losses.csv'}: no steps or no column dual, expected a file that train.py wrote")
+        raise InputError(f"{arguments.folder / 'losses.csv'}: no steps or no column dual, "
+                         "expected a file that train.py wrote")
     try:
         import matplotlib
     except ImportError:
@@ -38,11 +39,13 @@ def main() -> None:
     from matplotlib import pyplot
 
     sources = [column.removeprefix("cost_") for column in losses[0] if column.startswith("cost_")]
-    figure, ((dual, cost, potential), (congruence, restoration, psnr)) = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), layout="constrained")
+    (dual, cost, potential), (congruence, restoration, psnr) = axes
 
     def points(column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column where it has any."""
-        rows = [(int(row["step"]), float(row[column])) for row in losses if not math.isnan(float(row[column]))]
+        rows = [(int(row["step"]), float(row[column])) for row in losses
+                if not math.isnan(float(row[column]))]
         return [step for step, _ in rows], [value for _, value in rows]
 
     def draw(axis, column: str, **style) -> None:
@@ -50,11 +53,12 @@ def main() -> None:
             axis.plot(*points(column), linewidth=0.8, **style)
 
     draw(restoration, "reconstruction")
-    restoration.set(ylabel="mean |restored - clean|", yscale="log", title="restoration loss (training patches)")
+    restoration.set(ylabel="mean |restored - clean|", yscale="log",
+                    title="restoration loss (training patches)")
     for name in dict.fromkeys(row["set"] for row in validation):
         rows = [row for row in validation if row["set"] == name and row["psnr"]]
-        psnr.plot([int(row["step"]) for row in rows], [float(row["psnr"]) for row in rows], marker=".", label=name,
-                  linewidth=2 if name == "average" else 1)
+        psnr.plot([int(row["step"]) for row in rows], [float(row["psnr"]) for row in rows], marker=".",
+                  label=name, linewidth=2 if name == "average" else 1)
     psnr.set(ylabel="PSNR in dB", title="validation (first images of each set)")
     draw(dual, "dual", label="L(f, T) of the batches")
     draw(dual, "inner_gap", marker=".", label="inner gap, estimate")
@@ -66,7 +70,8 @@ def main() -> None:
         steps, mean = points(f"potential_mean_{name}")
         spread = points(f"potential_spread_{name}")[1]
         (line,) = potential.plot(steps, mean, linewidth=0.8, label=name)
-        potential.fill_between(steps, [m - s for m, s in zip(mean, spread)], [m + s for m, s in zip(mean, spread)], color=line.get_color(), alpha=0.15)
+        low, high = ([m + side * s for m, s in zip(mean, spread, strict=True)] for side in (-1, 1))
+        potential.fill_between(steps, low, high, color=line.get_color(), alpha=0.15)
     cost.set(title="transport cost $C_k$ of each source")
     potential.set(title="$f_k$ on its own source: mean and spread")
     for axis in list(figure.axes):

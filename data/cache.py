@@ -16,11 +16,12 @@ from utils.images import read_image
 
 
 class DecodedImages:
-    """Images by path, [H,W,3] uint8, decoded one after the other in a file that each process and worker maps for itself."""
+    """Images by path, [H,W,3] uint8, decoded one after the other in a file that all processes map."""
 
     def __init__(self, file: Path, shapes: dict[Path, Sequence[int]]) -> None:
         self.file, self.shapes = file, shapes
-        self.starts = dict(zip(shapes, np.cumsum([0, *map(math.prod, shapes.values())]).tolist(), strict=False))
+        starts = np.cumsum([0, *map(math.prod, shapes.values())]).tolist()
+        self.starts = dict(zip(shapes, starts, strict=False))
         self.pixels = np.memmap(file, np.uint8, mode="r")
 
     def __contains__(self, path: Path) -> bool:
@@ -40,8 +41,8 @@ class DecodedImages:
 def decode_all(sets: Sequence[ImageSet], file: Path) -> DecodedImages:
     """Every image that some sets read, decoded into one memory-mapped file.
 
-    The first process decodes, the others wait. A file that an earlier run left is used again where it holds the same images.
-    InputError at the first unreadable one.
+    The first process decodes, the others wait. A file that an earlier run left is used again where it holds
+    the same images. InputError at the first unreadable one.
     """
     paths = sorted({path for images in sets for path in images.used_files})
     index = file.with_suffix(".json")
@@ -62,8 +63,9 @@ def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as target, ThreadPoolExecutor() as pool:
-            batches = (paths[start:start + 64] for start in range(0, len(paths), 64))           # never all of them in memory
-            for image in decoding((image for batch in batches for image in pool.map(read_image, batch)), len(paths)):
+            batches = (paths[start:start + 64] for start in range(0, len(paths), 64))   # never all in memory
+            images = (image for batch in batches for image in pool.map(read_image, batch))
+            for image in decoding(images, len(paths)):
                 target.write(image.tobytes())
                 shapes.append(image.shape)
 
@@ -72,7 +74,7 @@ def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
 
 
 def check_all(sets: Sequence[ImageSet]) -> None:
-    """Decode every pair of some sets in parallel, keeping none; InputError at an unreadable file or unequal sizes."""
+    """Decode every pair of some sets in parallel; InputError at an unreadable file or unequal sizes."""
     def check(place: tuple[ImageSet, int]) -> None:
         place[0].read(place[1])
 

@@ -30,6 +30,8 @@ from utils.errors import InputError, first_few
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
 
+Reader = Callable[[Path], np.ndarray]                           # of an image [H,W,3] uint8
+
 
 def bundled_folder() -> Path:
     """Folder of the photographs that scikit-image ships."""
@@ -39,7 +41,7 @@ def bundled_folder() -> Path:
 
 
 def bundled_depth(name: str) -> np.ndarray | None:
-    """Depth in [0, 1] of a bundled photograph, [H,W], from the disparities of its stereo pair (1 = farthest)."""
+    """Depth in [0, 1] of a bundled photograph, [H,W], from its stereo pair's disparities (1 = farthest)."""
     if name != "motorcycle_left.png":
         return None
     disparity = np.load(bundled_folder() / "motorcycle_disp.npz")["arr_0"].astype(np.float64)
@@ -55,7 +57,7 @@ class ImageSet:
         options: folders, pairing and degradation of the set.
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
-        strict: a missing file or partner is an InputError; else it is in `problems`, and the set holds the rest.
+        strict: a missing file or partner is an InputError; else it is in `problems`, the set holds the rest.
     """
 
     def __init__(self, options: Images, root: str, where: str, strict: bool = True) -> None:
@@ -86,24 +88,25 @@ class ImageSet:
         return ([], paths) if self.options.degradation else (paths, [])
 
     def _find_sides(self, root: Path) -> tuple[list[Path], list[Path]]:
-        """Degraded and clean files in the folders of the options, or in those of the set's type; empty for a side without."""
+        """Degraded and clean files in the options' folders or those of the set's type; empty where none."""
         options, layout = self.options, LAYOUTS.get(self.options.type, {})
         degraded_folder = options.degraded or layout.get("degraded")
         clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded, clean = [], []
         if degraded_folder:
-            self.folder = find_folder(root, degraded_folder, f"{self.where}.degraded")       # names the images
+            self.folder = find_folder(root, degraded_folder, f"{self.where}.degraded")      # names the images
             degraded = find_images(self.folder, f"{self.where}.degraded")
         if clean_folder:
             try:
                 self.clean_folder = find_folder(root, clean_folder, f"{self.where}.clean")
-            except MissingFolder as error:
-                raise (InputError(str(error)) if degraded else error) from None      # degraded images alone are no absent set
+            except MissingFolder as error:                      # beside degraded images, no absent set
+                raise (InputError(str(error)) if degraded else error) from None
             self.folder = self.folder or self.clean_folder
             clean = find_images(self.clean_folder, f"{self.where}.clean")
         if options.file_list:
             if Path(options.file_list).is_absolute() or ".." in Path(options.file_list).parts:
-                raise InputError(f"{self.where}.file_list: {options.file_list} leads out of root {root}, expected a file below it")
+                raise InputError(f"{self.where}.file_list: {options.file_list} leads out of root {root}, "
+                                 "expected a file below it")
             listed = self._listed(root / options.file_list, degraded or clean)
             degraded, clean = (listed, clean) if degraded else ([], listed)
         return degraded, clean
@@ -114,8 +117,8 @@ class ImageSet:
         if absent:
             names = [file.relative_to(self.folder).as_posix() for file in files]
             missing = first_few(f"{name}{near_miss(name, names)}" for name in absent)
-            self.problems.append(f"{self.where}.file_list: {len(absent)} of {len(listed) + len(absent)} names in {path} are not "
-                                 f"in {self.folder}: {missing}")
+            self.problems.append(f"{self.where}.file_list: {len(absent)} of {len(listed) + len(absent)} "
+                                 f"names in {path} are not in {self.folder}: {missing}")
         return listed
 
     def _match(self, degraded: list[Path], clean: list[Path]) -> list[Pair]:
@@ -125,10 +128,11 @@ class ImageSet:
             names = [path.name for path in clean]
             missing = first_few(f"{path} (expected {wanted}.*{near_miss(f'{wanted.name}.*', names)})"
                                 for path, wanted in matching.unpaired)
-            self.problems.append(f"{self.where}: {len(matching.unpaired)} of {len(degraded)} degraded images have no clean "
-                                 f"partner: {missing}")
+            self.problems.append(f"{self.where}: {len(matching.unpaired)} of {len(degraded)} degraded images "
+                                 f"have no clean partner: {missing}")
         for path, one, other in matching.ambiguous:
-            self.problems.append(f"{self.where}: {one} and {other} have the same name, expected one clean image for {path}")
+            self.problems.append(f"{self.where}: {one} and {other} have the same name, "
+                                 f"expected one clean image for {path}")
         return matching.pairs
 
     def _hold_out(self) -> None:
@@ -146,13 +150,16 @@ class ImageSet:
         """Rain layers, and the depth image of each clean one: recorded parts of the degradation."""
         layers, depths = [], {}
         if self.options.layers:
-            layers = find_images(find_folder(root, self.options.layers, f"{self.where}.layers"), f"{self.where}.layers")
+            where = f"{self.where}.layers"
+            layers = find_images(find_folder(root, self.options.layers, where), where)
         if self.options.depth:
             folder = find_folder(root, self.options.depth, f"{self.where}.depth")
             by_stem = {path.stem: path for path in find_images(folder, f"{self.where}.depth")}
-            depths = {pair.clean: by_stem[pair.clean.stem] for pair in self.pairs if pair.clean.stem in by_stem}
-            if absent := [str(pair.clean) for pair in self.pairs if pair.clean not in depths]:
-                self.problems.append(f"{self.where}.depth: {folder} has none for {len(absent)} of {len(self)} images: {first_few(absent)}")
+            images = [pair.clean for pair in self.pairs]
+            depths = {clean: by_stem[clean.stem] for clean in images if clean.stem in by_stem}
+            if absent := [str(clean) for clean in images if clean not in depths]:
+                self.problems.append(f"{self.where}.depth: {folder} has none for {len(absent)} of "
+                                     f"{len(self)} images: {first_few(absent)}")
         return layers, depths
 
     def __len__(self) -> int:
@@ -181,24 +188,27 @@ class ImageSet:
             kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
             found = f"{len(self)} {kind} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
         if self.options.degradation:
-            strengths = ", ".join(f"{level:g}" for level in self.options.levels) or " to ".join(f"{end:g}" for end in self.options.range)
-            parts = [f"{len(self.layers)} layers"] * bool(self.layers) + ["recorded depth"] * bool(self.depths)
-            found += f", {' '.join([self.options.degradation, strengths]).strip()} on the fly" + "".join(f", {part}" for part in parts)
+            strengths = (", ".join(f"{level:g}" for level in self.options.levels)
+                         or " to ".join(f"{end:g}" for end in self.options.range))
+            more = [f"{len(self.layers)} layers"] * bool(self.layers) + ["recorded depth"] * bool(self.depths)
+            made = f"{self.options.degradation} {strengths}".strip()
+            found = ", ".join([found, f"{made} on the fly", *more])
         if self.options.expected and self.complete != self.options.expected:
             found += f" (the complete set has {self.options.expected})"
-        return found + (f" ({self.unused_clean} clean images without a degraded one)" if self.unused_clean else "")
+        return found + f" ({self.unused_clean} clean images without a degraded one)" * bool(self.unused_clean)
 
-    def read(self, index: int, read: Callable[[Path], np.ndarray] = read_image) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def read(self, index: int, read: Reader = read_image) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
         pair = self.pairs[index]
         degraded, clean = (read(path) if path else None for path in (pair.degraded, pair.clean))
         if degraded is not None and clean is not None and degraded.shape != clean.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (degraded, clean)]
-            raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, expected the same size")
+            raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, "
+                             "expected the same size")
         return degraded, clean
 
-    def read_depth(self, index: int, read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray | None:
-        """The depth of a clean image [H,W] float32 in [0, 1], resized to it bilinearly, None where none was recorded."""
+    def read_depth(self, index: int, read: Reader = read_image) -> np.ndarray | None:
+        """The recorded depth [H,W] float32 in [0, 1] of a clean image, resized to it bilinearly, or None."""
         path = self.depths.get(self.pairs[index].clean)
         if not path:
             return None
@@ -206,9 +216,9 @@ class ImageSet:
         depth = Image.fromarray(read(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(depth) / np.float32(255)
 
-    def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0, depth: np.ndarray | None = None,
-                read: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
-        """The set's degradation on top of an image, both [H,W,3] uint8: of strength `level`, or one drawn from its range.
+    def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0,
+                depth: np.ndarray | None = None, read: Reader = read_image) -> np.ndarray:
+        """The set's degradation of an image, both [H,W,3] uint8, of strength `level` or drawn from its range.
 
         depth: [H,W] in [0, 1]. read: of the rain layers.
         """
@@ -216,19 +226,20 @@ class ImageSet:
         if level:
             return BY_LEVEL[options.degradation](image, level, rng, depth)
         strength = rng.uniform(*options.range) if options.range else 0.0
-        layers = Layers(self.layers, read)
-        return BY_RANGE[options.degradation](image, strength, rng, Parts(depth, layers, tuple(options.airlight)))
+        parts = Parts(depth, Layers(self.layers, read), tuple(options.airlight))
+        return BY_RANGE[options.degradation](image, strength, rng, parts)
 
     @property
     def margin(self) -> int:
         """Pixels around a patch that the degradation looks at."""
-        return math.ceil(max(self.options.range)) if self.options.degradation in MARGINED and self.options.range else 0
+        options = self.options
+        return math.ceil(max(options.range)) if options.degradation in MARGINED and options.range else 0
 
 
 class Layers(Sequence):
     """Rain layers, [h,w] uint8 each, read when they are asked for."""
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> None:
+    def __init__(self, paths: Sequence[Path], read: Reader) -> None:
         self.paths, self.read = paths, read
 
     def __len__(self) -> int:
@@ -240,18 +251,20 @@ class Layers(Sequence):
 
 def open_sources(options: TrainOptions) -> list[ImageSet]:
     """The entries of an option file's list of sources."""
-    return [ImageSet(entry, options.root, f"{options.file}: sources[{k}]") for k, entry in enumerate(options.sources)]
+    return [ImageSet(entry, options.root, f"{options.file}: sources[{k}]")
+            for k, entry in enumerate(options.sources)]
 
 
 def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None]) -> list[ImageSet]:
-    """The test sets of an option file's list `where`; one that is marked optional and is absent is reported and left out."""
+    """The test sets of an option file's list `where`; absent optional ones are reported and left out."""
     sets = []
     for i, images in enumerate(options):
         try:
             sets.append(ImageSet(images, root, f"{where}[{i}] {images.name}"))
         except MissingFolder as error:
             if not images.optional:
-                raise InputError(f"{error}; put the data there, set root=PATH, or mark the set optional: true") from None
+                raise InputError(f"{error}; put the data there, set root=PATH, "
+                                 "or mark the set optional: true") from None
             report(f"left out (optional): {error}")
     if options and not sets:
         raise InputError(f"{where}: none of them is there, root {root}; set root=PATH")
@@ -259,16 +272,16 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
 
 
 class TrainingSet(Dataset):
-    """Random patches of all sources, numbered by their order: an epoch lists each source's images `repeat` times.
+    """Random patches of all sources, in their order: an epoch lists each source's images `repeat` times.
 
-    An item is requested as (index, position, patch): the place in the epoch's list, the running number of the sample in
-    the training run, from which with `seed` all its randomness comes, and the patch size in pixels.
+    An item is requested as (index, position, patch): the place in the epoch's list, the running number of the
+    sample in the training run, from which with `seed` all its randomness comes, and the patch size in pixels.
 
     Args:
         entries: the sources' image sets; those whose options give the same `source` are one source.
         clean_share: share of the samples whose input is clean, a quarter of them plain colours.
 
-    Returns degraded and clean [patch,patch,3] uint8, as they go to the device (data.transforms.to_batch), and the source's index.
+    Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index.
     """
 
     def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
@@ -288,7 +301,7 @@ class TrainingSet(Dataset):
         return int(self.ends[-1])
 
     def place(self, index: int) -> tuple[int, int]:
-        """The number of an index's entry, and that of its image there: each is listed `repeat` times an epoch."""
+        """The number of an index's entry, and of its image there: each is listed `repeat` times an epoch."""
         entry = int(np.searchsorted(self.ends, index, side="right"))
         return entry, index % len(self.entries[entry])
 
@@ -313,10 +326,11 @@ class TrainingSet(Dataset):
         degraded, clean = (torch.from_numpy(np.array(image, order="C")) for image in (degraded, clean))
         return degraded, clean, self.source_of[entry]
 
-    def degraded_pair(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def degraded_pair(self, images: ImageSet, number: int, patch: int,
+                      rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
-        degraded, clean = images.read(number, self.read)
-        planes = [plane for plane in (degraded, clean, images.read_depth(number, self.read)) if plane is not None]
+        planes = [*images.read(number, self.read), images.read_depth(number, self.read)]
+        planes = [plane for plane in planes if plane is not None]
         planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
         degraded, clean = planes[0], planes[int(images.paired)]
         if images.options.degradation:

@@ -1,6 +1,6 @@
-"""Find the images that an option file describes: folders, file lists, and the clean partner of each degraded file.
+"""Find the images that an option file describes: folders, file lists, each degraded file's clean partner.
 
-Pairs are made by key, never by position in two sorted lists. What is missing is named with what is there instead.
+Pairs are made by key, never by position in sorted lists. What is missing is named with what is there instead.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from utils.errors import InputError, first_few
 from utils.files import list_files
 from utils.images import EXTENSIONS
 
-# Folders of the public data sets below the root, as users of PromptIR, AdaIR and BaryIR have them (METHOD section 4).
+# The public data sets' folders below the root, as PromptIR, AdaIR and BaryIR have them (METHOD section 4).
 LAYOUTS = {
     "denoise": {"clean": "Train/Denoise"},
     "derain": {"degraded": "Train/Derain/rainy", "clean": "Train/Derain/gt"},
@@ -54,7 +54,7 @@ class MissingFolder(InputError):
 
 
 def find_folder(root: str, folders: str | list[str], where: str) -> Path:
-    """The first of an option's folders that exists below the root; MissingFolder, with what looks like it, where none does."""
+    """The first of an option's folders that is below root; else MissingFolder, with what looks like it."""
     candidates = [Path(root) / folder for folder in ([folders] if isinstance(folders, str) else folders)]
     for folder in candidates:
         if folder.is_dir():
@@ -67,15 +67,17 @@ def find_folder(root: str, folders: str | list[str], where: str) -> Path:
 
 
 def folder_hint(root: Path, folder: Path) -> str:
-    """", did you mean X?" where the folder's first absent part resembles one that is there, below the root; else what is there."""
+    """", did you mean X?" if a folder's first absent part resembles one below root; else what is there."""
     absent = folder
     while absent != root and root in absent.parents and not absent.parent.is_dir():
         absent = absent.parent
     if absent == root or root not in absent.parents:
         return ""
-    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir())
+             if path.is_dir() and not path.name.startswith(".")}
     name = absent.name.lower()
-    near = difflib.get_close_matches(name, there, n=1) or [other for other in there if name in other or other in name]
+    near = (difflib.get_close_matches(name, there, n=1)
+            or [other for other in there if name in other or other in name])
     if near:
         return f", did you mean {there[near[0]]}?"
     return f"; {absent.parent} holds {first_few(path.name for path in there.values())}" if there else ""
@@ -98,12 +100,13 @@ def find_images(folder: Path, where: str) -> list[Path]:
 def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
     """The files of a folder that a list names, in the list's order, and its entries that are not there.
 
-    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a line that is
-    no name, what follows the first blank is not read. InputError where a name is listed twice, or leads out of the folder.
+    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a
+    line that is no name, what follows the first blank is not read. InputError where a name is listed twice,
+    or leads out of the folder.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file {path}")
-    known = {file.relative_to(parent).as_posix(): file for parent in (folder.parent, folder) for file in files}
+    known = {file.relative_to(base).as_posix(): file for base in (folder.parent, folder) for file in files}
     try:
         lines = [line.strip().lstrip("/") for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
@@ -113,13 +116,14 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
         raise InputError(f"{where}: {path} is empty, expected one file name a line")
     if outside := [name for name in names if ".." in Path(name).parts]:
         raise InputError(f"{where}: {path} lists {first_few(outside)}, expected names below {folder}")
-    if twice := [name for name, count in Counter(known.get(name, name) for name in names).items() if count > 1]:
+    counts = Counter(known.get(name, name) for name in names)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise InputError(f"{where}: {path} lists {first_few(map(str, twice))} more than once")
     return [known[name] for name in names if name in known], [name for name in names if name not in known]
 
 
 def near_miss(name: str, there: Iterable[str]) -> str:
-    """", but X is there: ..." for a file that is absent, where one of these data sets' known traps explains it (METHOD section 4).
+    """", but X is there: ..." for an absent file, where a known trap explains it (METHOD section 4).
 
     Lists write BSD's 123.jpg as a123.jpg; a copy has .png for .jpg, or other capitals.
     """
@@ -131,24 +135,26 @@ def near_miss(name: str, there: Iterable[str]) -> str:
         if near in by_stem:
             return f", but {by_stem[near]} is there: one of the two has a prefix a"
     by_lower_case = {other.lower(): by_stem[other] for other in by_stem}
-    return f", but {by_lower_case[stem.lower()]} is there: other capitals" if stem.lower() in by_lower_case else ""
+    near = by_lower_case.get(stem.lower())
+    return f", but {near} is there: other capitals" if near else ""
 
 
 @dataclass
 class Matching:
-    """What pairing by name found: pairs; degraded files without partner, with the path, less extension, that it should
-    have; and degraded files with two partners that fit equally, with both."""
+    """What pairing by name found: pairs; degraded files without partner, with the path, less extension, that
+    it should have; and degraded files with two partners that fit equally, with both."""
 
     pairs: list[Pair]
     unpaired: list[tuple[Path, Path]]
     ambiguous: list[tuple[Path, Path, Path]]
 
 
-def match_pairs(degraded: list[Path], clean: list[Path], pairing: str, degraded_folder: Path, clean_folder: Path) -> Matching:
-    """Pair every degraded file with its clean one: by name, and by sub-folder, too, where the clean folder has any.
+def match_pairs(degraded: list[Path], clean: list[Path], pairing: str, degraded_folder: Path,
+                clean_folder: Path) -> Matching:
+    """Pair every degraded file with its clean one: by name, and by sub-folder where the clean folder has any.
 
-    `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds most. Clean
-    files may be left over.
+    `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds
+    most. Clean files may be left over.
     """
     flat = all(path.parent == clean_folder for path in clean)
 
@@ -177,4 +183,5 @@ def match_pairs(degraded: list[Path], clean: list[Path], pairing: str, degraded_
     if pairing != "auto":
         return match(pairing)
     same = match("same")
-    return same if len(same.unpaired) < len(degraded) else min(map(match, PAIRINGS), key=lambda matching: len(matching.unpaired))
+    return (same if len(same.unpaired) < len(degraded)
+            else min(map(match, PAIRINGS), key=lambda matching: len(matching.unpaired)))

@@ -14,31 +14,34 @@ from utils.options import TrainOptions
 
 
 class EpochSampler(Sampler):
-    """Batches of requests for TrainingSet, from any step on: the same samples whatever the workers and processes.
+    """Batches of requests for TrainingSet, from any step on: the same whatever the workers and processes.
 
-    The samples of an epoch are one group or, for balanced batches, one group for each source. Sample number n of the run is of
-    group n mod G; the m-th sample of a group of N is entry m mod N of its m // N-th epoch's own permutation. A step takes the
-    next batch * processes samples, process r the r-th part of them. Nothing needs saving to continue at step s.
+    The samples of an epoch are one group or, for balanced batches, one for each source. Sample n of the run is
+    of group n mod G; the m-th sample of a group of N is entry m mod N of its m // N-th epoch's permutation. A
+    step takes the next batch * processes samples, process r the r-th part. Nothing needs saving to continue.
 
     Args:
         groups: samples of each group, which lie one after the other in the training set.
         stages: [(first step, batch per process, patch)], the first from step 0.
     """
 
-    def __init__(self, groups: Sequence[int], stages: Sequence[tuple[int, int, int]], steps: int, seed: int, start: int = 0,
-                 rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, groups: Sequence[int], stages: Sequence[tuple[int, int, int]], steps: int, seed: int,
+                 start: int = 0, rank: int = 0, processes: int = 1) -> None:
         self.groups, self.stages, self.steps, self.seed = list(groups), list(stages), steps, seed
         self.start, self.rank, self.processes = start, rank, processes
         self.steps_per_epoch = sum(self.groups) / (self.stages[0][1] * processes)       # in the first stage
         ends = [first for first, _, _ in self.stages[1:]] + [steps]
-        self.samples = sum((end - first) * batch * processes for (first, batch, _), end in zip(self.stages, ends, strict=True))
+        self.samples = sum((end - first) * batch * processes
+                           for (first, batch, _), end in zip(self.stages, ends, strict=True))
 
     @classmethod
-    def of_run(cls, options: TrainOptions, samples_per_epoch: Sequence[int], start: int, rank: int, processes: int) -> "EpochSampler":
+    def of_run(cls, options: TrainOptions, samples_per_epoch: Sequence[int], start: int, rank: int,
+               processes: int) -> "EpochSampler":
         """The sampler of a run with its options. samples_per_epoch: N_k of each source."""
         groups = samples_per_epoch if options.balanced else [sum(samples_per_epoch)]
         stages = [(0, options.batch, options.patch)] + [tuple(stage) for stage in sorted(options.progressive)]
-        steps = options.steps or math.ceil(options.epochs * sum(samples_per_epoch) / (options.batch * processes))
+        samples = options.epochs * sum(samples_per_epoch)
+        steps = options.steps or math.ceil(samples / (options.batch * processes))
         return cls(groups, stages, steps, options.seed, start, rank, processes)
 
     def __len__(self) -> int:
@@ -59,7 +62,8 @@ class EpochSampler(Sampler):
                 epoch, entry = divmod(m, self.groups[group])
                 if epoch != epochs[group]:
                     epochs[group] = epoch
-                    orders[group] = np.random.default_rng([self.seed, 1, epoch, group]).permutation(self.groups[group])
+                    rng = np.random.default_rng([self.seed, 1, epoch, group])
+                    orders[group] = rng.permutation(self.groups[group])
                 requests.append((int(starts[group] + orders[group][entry]), n, patch))
             yield requests
 
@@ -70,14 +74,15 @@ def probabilities(samples_per_epoch: Sequence[int], balanced: bool) -> Tensor:
     return (torch.full_like(counts, 1 / len(counts)) if balanced else counts / counts.sum()).float()
 
 
-def make_loader(training_set: TrainingSet, sampler: EpochSampler, workers: int, device: torch.device) -> DataLoader:
+def make_loader(training_set: TrainingSet, sampler: EpochSampler, workers: int,
+                device: torch.device) -> DataLoader:
     """Batches of the samples that the sampler asks for."""
-    return DataLoader(training_set, batch_sampler=sampler, num_workers=workers, worker_init_fn=own_process_group,
-                      pin_memory=device.type == "cuda",
-                      generator=torch.Generator())              # its own: a loader must not move the run's random state
+    return DataLoader(training_set, batch_sampler=sampler, num_workers=workers,
+                      worker_init_fn=own_process_group, pin_memory=device.type == "cuda",
+                      generator=torch.Generator())              # its own: the run's random state stays
 
 
 def own_process_group(worker: int) -> None:
-    """For a DataLoader's workers: Ctrl-C and signals to the group reach the main process alone, which saves and ends them."""
+    """For DataLoader workers: signals to the group (Ctrl-C) reach the main process alone, which ends them."""
     if hasattr(os, "setpgid"):                                  # not on Windows
         os.setpgid(0, 0)

@@ -12,7 +12,7 @@ from losses.residual import contrastive, orthogonality
 
 
 def source_weights(samples_per_epoch: Sequence[int], lambdas: str | Sequence[float] = "inverse") -> Tensor:
-    """lambda_k, [K] with sum 1: "inverse" (proportional to 1/N_k, the release), "uniform" or a list of K weights."""
+    """lambda_k, [K] with sum 1: "inverse" (as 1/N_k, the release), "uniform" or a list of K weights."""
     counts = torch.tensor(samples_per_epoch, dtype=torch.float64)
     if lambdas == "inverse":
         weights = 1 / counts
@@ -26,13 +26,13 @@ def source_weights(samples_per_epoch: Sequence[int], lambdas: str | Sequence[flo
 
 
 def sample_weights(source: Tensor, lambdas: Tensor, probabilities: Tensor) -> Tensor:
-    """Weights w_i with which sum_i w_i g_i estimates sum_k lambda_k E_k[g] without bias: lambda_{k_i} / (B p_{k_i}).
+    """w_i = lambda_{k_i} / (B p_{k_i}), so that sum_i w_i g_i estimates sum_k lambda_k E_k[g] without bias.
 
     Args:
         source: [B] int. lambdas: [K]. probabilities: [K], p_k with which the sampler draws source k.
 
-    Multiplying by lambda alone, as the release does, lets the sampler's proportions into the weights: they then differ
-    from those of the congruence and the dual is unbounded.
+    Multiplying by lambda alone, as the release does, lets the sampler's proportions into the weights: they
+    then differ from those of the congruence and the dual is unbounded.
     """
     return (lambdas / probabilities)[source] / len(source)
 
@@ -44,7 +44,7 @@ def root_mean_square(z: Tensor, b: Tensor) -> Tensor:
 
 
 def mean_square(z: Tensor, b: Tensor) -> Tensor:
-    """(z_i - b_i)^2, mean over channels and pixels: quadratic, at the scale of root_mean_square. [B,...] each -> [B]."""
+    """(z_i - b_i)^2, mean over channels and pixels: the square of root_mean_square. [B,...] each -> [B]."""
     return (z - b).flatten(1).square().mean(dim=1)
 
 
@@ -58,7 +58,7 @@ def quadratic(z: Tensor, b: Tensor) -> Tensor:
     return (z - b).flatten(1).square().sum(dim=1) / 2
 
 
-COSTS = {"root_mean_square": root_mean_square, "mean_square": mean_square, "euclidean": euclidean, "quadratic": quadratic}
+COSTS = {cost.__name__: cost for cost in (root_mean_square, mean_square, euclidean, quadratic)}
 
 
 def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_square", gamma: float = 0.05,
@@ -70,7 +70,8 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_
     terms = {"distance": COSTS[cost](z, b)}
     if gamma:
         terms |= {"contrastive": contrastive(z - b, source, tau), "orthogonality": orthogonality(b, z - b)}
-    return {"cost": terms["distance"] + gamma * sum(terms[name] for name in terms if name != "distance"), **terms}
+    latent = sum(terms[name] for name in terms if name != "distance")
+    return {"cost": terms["distance"] + gamma * latent, **terms}
 
 
 def of_source(f: Tensor, source: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def of_source(f: Tensor, source: Tensor) -> Tensor:
 
 
 def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
-    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of given costs C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
+    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of costs C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
     return (weights * (cost - of_source(f, source))).sum()
 
 
@@ -92,8 +93,8 @@ def dual_objective(
     Args:
         z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights.
 
-    Returns the scalar; detached, it and its terms, weighted over the sources; and, detached, C_i and f_{k_i}(b_i) of each
-    sample, [B].
+    Returns the scalar; detached, it and its terms, weighted over the sources; and, detached, C_i and
+    f_{k_i}(b_i) of each sample, [B].
     """
     samples = transport_cost(z, b, source, cost, gamma, tau)
     dual = transport_objective(samples["cost"], f, source, weights)
@@ -116,19 +117,19 @@ def map_objective(
 
 
 def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:
-    """Root mean square over the batch of sum_k lambda_k f_k, which is to be zero everywhere. f: [B,K], lambdas: [K]."""
+    """Root mean square over the batch of sum_k lambda_k f_k, which should be zero. f: [B,K], lambdas: [K]."""
     return (f @ lambdas).square().mean().sqrt()
 
 
 def congruence_penalty(f: Tensor, lambdas: Tensor, rho: float = 10.0) -> Tensor:
-    """rho * mean over the batch of (sum_k lambda_k f_k)^2: the release's soft congruence. f: [B,K], lambdas: [K]."""
+    """rho * batch mean of (sum_k lambda_k f_k)^2: the release's soft congruence. f: [B,K], lambdas: [K]."""
     return rho * (f @ lambdas).square().mean()
 
 
 def potential_objective(
     f: Tensor, source: Tensor, weights: Tensor, lambdas: Tensor, rho: float = 0.0
 ) -> Tensor:
-    """sum_k lambda_k E_k[ f_k(b_i) ], which the potentials descend subject to congruence; plus the penalty if rho > 0.
+    """sum_k lambda_k E_k[ f_k(b_i) ], which congruent potentials descend; plus the penalty if rho > 0.
 
     f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights. lambdas: [K].
     """

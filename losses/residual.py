@@ -1,4 +1,4 @@
-"""The two terms of the transport cost that shape the residual r = z - b (BaryIR, arXiv 2505.21637, the MLOT cost).
+"""The two terms of the transport cost that shape the residual r = z - b (arXiv 2505.21637, the MLOT cost).
 
 Both couple the samples of a batch; in a run on several processes they see the samples of all of them.
 """
@@ -16,7 +16,7 @@ def normalized(latent: Tensor) -> Tensor:
 
 
 def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
-    """L_ctr,i = -log( sum_{j: k_j = k_i} exp(<r^_i, r^_j>/tau) / sum_j exp(<r^_i, r^_j>/tau) ), j = i included.
+    """L_ctr,i = -log( sum_{j: k_j = k_i} exp(<r^_i, r^_j>/tau) / sum_j exp(<r^_i, r^_j>/tau) ), j = i too.
 
     Args:
         r: residual latents [B,8C,h,w].

@@ -7,15 +7,15 @@ from utils.distributed import average_
 
 
 def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
-    """f_k = g_k - sum_j lambda_j g_j, so that sum_k lambda_k f_k = 0 for any weights that sum to 1. g: [N,K], lambdas: [K]."""
+    """f_k = g_k - sum_j lambda_j g_j: sum_k lambda_k f_k = 0 for weights of sum 1. g: [N,K], lambdas: [K]."""
     return g - (g * lambdas).sum(dim=1, keepdim=True)
 
 
 class Standardize(nn.Module):
-    """(latent - m) / s with the running mean m and deviation s of each channel of z, over batch and pixels, not learned.
+    """(latent - m) / s with the running mean m and deviation s of each channel of z over batch and pixels.
 
-    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot make trivial
-    by shrinking z.
+    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot
+    make trivial by shrinking z.
 
     Args:
         channels: of the latents [B,C,h,w].
@@ -33,7 +33,7 @@ class Standardize(nn.Module):
     def update(self, z: Tensor) -> None:
         """Take a batch's latents into the running moments, those of all processes."""
         self.steps += 1
-        weight = (1 - self.decay) / (1 - self.decay**self.steps)            # the plain mean of the first few steps
+        weight = (1 - self.decay) / (1 - self.decay**self.steps)    # at first the plain mean of all steps
         for moment, batch in ((self.mean, z), (self.square, z.square())):
             moment.lerp_(average_(batch.mean(dim=(0, 2, 3))), weight)
 
@@ -45,10 +45,10 @@ class Standardize(nn.Module):
 class Potentials(nn.Module):
     """K scalar functions f_k of a latent, with sum_k lambda_k f_k = 0 everywhere.
 
-    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped convolution computes
-    all K) give f_k = g_k - sum_j lambda_j g_j, which is congruent for any weights that sum to 1 (Kolesov et al., ICML
-    2024, arXiv 2402.03828). The mean over pixels makes the size independent of the latent's. SiLU, not ReLU: smoother
-    potentials gave more accurate maps on Gaussians with known barycenter.
+    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped convolution
+    computes all K) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1 (Kolesov et
+    al., ICML 2024, arXiv 2402.03828). The mean over pixels makes the size independent of the latent's. SiLU,
+    not ReLU: smoother potentials gave more accurate maps on Gaussians with known barycenter.
 
     Args:
         lambdas: [K], source weights, > 0 with sum 1.
@@ -56,8 +56,8 @@ class Potentials(nn.Module):
         width: hidden channels of each g_k.
         congruent: False leaves f_k = g_k, for use with the penalty of the authors' release
             (losses.barycenter.congruence_penalty).
-        standardized: the transport problem is posed in standardised latents: the potentials see standardize(b), and the
-            cost should compare standardize(z) and standardize(b).
+        standardized: the transport problem is posed in standardised latents: the potentials see
+            standardize(b), and the cost should compare standardize(z) and standardize(b).
     """
 
     def __init__(self, lambdas: Tensor, channels: int = 384, width: int = 64, congruent: bool = True,
@@ -67,7 +67,7 @@ class Potentials(nn.Module):
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
             raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
         self.congruent = congruent
-        self.register_buffer("lambdas", lambdas.float(), persistent=False)     # the objective's, also in a resumed run
+        self.register_buffer("lambdas", lambdas.float(), persistent=False)   # the objective's, if resumed too
         self.standardize = Standardize(channels) if standardized else nn.Identity()
         self.features = nn.Sequential(
             nn.Conv2d(channels, sources * width, 3, padding=1),
@@ -83,5 +83,5 @@ class Potentials(nn.Module):
 
     def forward(self, b: Tensor) -> Tensor:
         """Latents [B,8C,h,w] of any size -> values of all K potentials [B,K]."""
-        g = self.head(self.features(self.standardize(b)).mean(dim=(2, 3), keepdim=True)).flatten(1)     # [B,K]
+        g = self.head(self.features(self.standardize(b)).mean(dim=(2, 3), keepdim=True)).flatten(1)    # [B,K]
         return congruent(g, self.lambdas) if self.congruent else g

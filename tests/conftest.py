@@ -21,8 +21,9 @@ from utils.checkpoint import save_checkpoint  # noqa: E402
 
 torch.set_num_threads(2)
 
-TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1", "network.transport_blocks=1",
-                "network.decoder_blocks=[1,1,1]", "network.residual_blocks=[1,1]", "network.refinement_blocks=0", "potentials.width=4"]
+TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1",
+                "network.transport_blocks=1", "network.decoder_blocks=[1,1,1]", "network.residual_blocks=[1,1]",
+                "network.refinement_blocks=0", "potentials.width=4"]
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
              residual_blocks=[1, 1], refinement_blocks=1)
@@ -36,7 +37,7 @@ def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) ->
 
 
 def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    """`python NAME ARGUMENTS` from the repository, in this process, which spares the seconds that importing torch takes."""
+    """`python NAME ARGUMENTS` from the repository, in this process: no seconds lost to importing torch."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (mock.patch.object(sys, "argv", [name, *map(str, arguments)]), contextlib.chdir(REPOSITORY),
           contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
@@ -75,7 +76,8 @@ def public_tree(tmp_path: Path) -> Path:
     for kind in ("low", "high"):
         write_image(root / "Train/lowlight" / kind / "2.png", seed=6)
     for i, (degraded, clean) in enumerate([
-        ("dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png"), ("derain/Rain100L/input/rain-001.png", "derain/Rain100L/target/norain-001.png"),
+        ("dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png"),
+        ("derain/Rain100L/input/rain-001.png", "derain/Rain100L/target/norain-001.png"),
         ("deblur/input/a.png", "deblur/target/a.png"), ("lowlight/low/1.png", "lowlight/high/1.png"),
     ]):
         write_image(root / "test" / degraded, seed=i)

@@ -5,10 +5,10 @@
     step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth and previous.pth only: what a run needs to continue exactly
 
-    python -m utils.checkpoint IN.pth OUT.pth       makes one to give away: net in half precision, network, step
+    python -m utils.checkpoint IN.pth OUT.pth     makes one to give away: net in half precision, network, step
 
-A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of the network that it
-names, and its checksums, which torch writes and does not read, tell a damaged file.
+A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of
+the network that it names, and its checksums, which torch writes and does not read, tell a damaged file.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from utils.errors import InputError, first_few, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, TrainOptions, parse
 
-# Options with which a run cannot go on if they change, as its checkpoint would not fit; and those that would make it another run.
+# Options that a run must keep, as its checkpoint would not fit; and those that would make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
 SAME_RUN = ("sources", "seed", "objective", "clean_share")
 
 
 def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> None:
-    """Write a checkpoint, which takes its place once it reads back; an earlier one there goes to `previous`, or is replaced."""
+    """Write a checkpoint, which takes its place once it reads back; one there before goes to `previous`."""
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:                     # not by name, which torch would store
             torch.save(content, file)
@@ -41,37 +41,41 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
     try:
         write_atomically(path, write, read_checkpoint, previous)
     except RuntimeError as error:                               # what torch raises on a full disk
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise InputError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {free:.0f} MB are free there") from None
+        free, reason = shutil.disk_usage(path.parent).free / 1e6, " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be written ({reason}); {free:.0f} MB are free there") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dict on the CPU; InputError where the file is absent, damaged or something else."""
+    if path and Path(path).is_dir():
+        raise InputError(f"{path}: a folder, expected a checkpoint")
     if not Path(path).is_file():
-        raise InputError(f"{path}: a folder, expected a checkpoint" if path and Path(path).is_dir() else f"{path or '(empty path)'}: no such checkpoint")
+        raise InputError(f"{path or '(empty path)'}: no such checkpoint")
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                                  # broken files raise nearly anything
         reason = str(error) if isinstance(error, InputError) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}), expected a file of train.py") from None
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}), "
+                         "expected a file of train.py") from None
     if not isinstance(content, dict) or not {"net", "network"} <= content.keys():
         raise InputError(f"{path}: not a checkpoint of this repository, expected the keys net and network")
     return content
 
 
 def check_archive(path: str | Path) -> None:
-    """InputError unless all bytes of a file of torch.save are as they were written, and unpacking it takes no more than its size."""
+    """InputError unless a torch.save file has its bytes as written and unpacks to no more than its size."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > Path(path).stat().st_size:
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if compressed or sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
             raise InputError("compressed")
         if damaged := archive.testzip():
             raise InputError(f"damaged: the checksum of {damaged} is wrong")
 
 
 def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> tuple[Path, dict] | None:
-    """The newest checkpoint of a run that can be read, last.pth or the one before it; None where there is none yet.
+    """The newest checkpoint of a run that can be read, last.pth or the one before; None where there is none.
 
     One that cannot be read is reported; InputError where all cannot.
     """
@@ -97,7 +101,7 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
 
 
 def load_pretrained(net: BaryIR, path: str, where: str) -> None:
-    """Give a network the weights of a checkpoint; InputError, which `where` opens, if that holds another network."""
+    """Give a network a checkpoint's weights; InputError, which `where` opens, if that has another network."""
     try:
         net.load_state_dict(load_network(path).state_dict())
     except RuntimeError:
@@ -105,7 +109,7 @@ def load_pretrained(net: BaryIR, path: str, where: str) -> None:
 
 
 def network_content(net: nn.Module, network: object) -> dict:
-    """What a checkpoint holds for use: the weights, and the arguments of their network (utils.options.Network)."""
+    """What a checkpoint holds for use: weights, and arguments of their network (utils.options.Network)."""
     weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     return {"net": weights, "network": dataclasses.asdict(network)}
 
@@ -115,9 +119,11 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
     def refuse(reason: str) -> None:
         raise InputError(f"{path}: weights and network do not fit ({reason})")
 
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) and w.layout == torch.strided and w.device.type == "cpu" for w in weights.values()):
+    parts = weights.values() if isinstance(weights, dict) else [None]
+    if not all(isinstance(w, Tensor) and w.layout == torch.strided and w.device.type == "cpu" for w in parts):
         refuse("net: expected a dict of tensors")
-    blocks = sum(sum(value) if isinstance(value, list) else value for name, value in network.items() if name.endswith("_blocks"))
+    blocks = sum(sum(value) if isinstance(value, list) else value
+                 for name, value in network.items() if name.endswith("_blocks"))
     if blocks > len(weights):                                   # before even the modules are made
         refuse(f"{blocks} transformer blocks and {len(weights)} tensors")
     try:
@@ -125,19 +131,21 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
             expected = BaryIR(**network).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         refuse(" ".join(str(error).split())[:300])
-    shapes = [{name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()} for side in (weights, expected)]
-    wrong = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
+                     for side in (weights, expected))
+    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if wrong:
         refuse(f"{len(wrong)} of {len(expected)} tensors; " + first_few(
-            f"{name}: {shapes[0][name][0] if name in shapes[0] else 'missing'}, expected {shapes[1][name][0] if name in shapes[1] else 'none'}" for name in wrong))
+            f"{name}: {found.get(name, ['missing'])[0]}, expected {wanted.get(name, ['none'])[0]}"
+            for name in wrong))
 
 
-def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict, allow_changes: bool, state: Mapping,
-               device: torch.device) -> tuple[int, float, list[str]]:
-    """Put a run into the state of its checkpoint; returns the step, the best validation PSNR in dB, and the options that differ.
+def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict, allow_changes: bool,
+               state: Mapping, device: torch.device) -> tuple[int, float, list[str]]:
+    """Put a run into its checkpoint's state; returns step, best validation PSNR in dB, options that differ.
 
-    InputError where it is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a source is listed
-    may change).
+    InputError where it is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a
+    source is listed may change).
 
     Args:
         facts: further facts of the run beside its options, by name.
@@ -145,19 +153,21 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
     """
     try:
         saved, step = checkpoint["train"], int(checkpoint["step"])
-        changed = changes(path, saved["options"], {**dataclasses.asdict(options), **facts}, options.file, allow_changes)
+        now = {**dataclasses.asdict(options), **facts}
+        changed = changes(path, saved["options"], now, options.file, allow_changes)
         for name, part in state.items():
             if part is not None:
                 part.load_state_dict(saved[name])
         torch.set_rng_state(saved["random"])
         if device.type == "cuda" and saved["random_cuda"] is not None:
             torch.cuda.set_rng_state(saved["random_cuda"], device)
-        measured_otherwise = any(text.startswith(("validation.sets", "validation.protocol")) for text in changed)
-        best = -float("inf") if measured_otherwise else float(saved["best"])
+        measures = ("validation.sets", "validation.protocol")
+        best = -float("inf") if any(text.startswith(measures) for text in changed) else float(saved["best"])
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, not weights only") from None
+        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, "
+                         "not weights only") from None
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), "
                          "expected a checkpoint of train.py") from None
@@ -165,10 +175,10 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
 
 
 def changes(path: Path, then: dict, now: dict, file: str, allowed: bool) -> list[str]:
-    """The options that differ from a checkpoint's, "name: then -> now" each; InputError at one that must not."""
+    """The options that differ from a checkpoint's, "name: then -> now"; InputError at one that must not."""
     if len(then["sources"]) != len(now["sources"]):
-        raise InputError(f"{file}: sources: {len(now['sources'])}, but {path} was trained on {len(then['sources'])}; "
-                         "a run cannot continue with them")
+        raise InputError(f"{file}: sources: {len(now['sources'])}, but {path} was trained on "
+                         f"{len(then['sources'])}; a run cannot continue with them")
     changed: dict[str, list[str]] = {}
     for name, before, after in differences(then, now):
         key = "repeat" if name.endswith(".repeat") else re.split(r"[.[]", name)[0]
@@ -185,7 +195,7 @@ def changes(path: Path, then: dict, now: dict, file: str, allowed: bool) -> list
 def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
     """Name, former and present value of what differs between two nested options.
 
-    Keys that `then` does not have are new options, those that `now` does not have former ones: neither differs.
+    Keys that `then` lacks are new options, those that `now` lacks former ones: neither differs.
     """
     if isinstance(then, dict) and isinstance(now, dict):
         for key in now:
@@ -198,15 +208,17 @@ def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a checkpoint to give away: weights in half precision, nothing of its run.")
+    parser = argparse.ArgumentParser(
+        description="Make a checkpoint to give away: weights in half precision, nothing of its run.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     flags = parser.parse_args()
     load_network(flags.checkpoint)                              # its checks
     content = read_checkpoint(flags.checkpoint)
     weights = {name: weight.half() for name, weight in content["net"].items()}
-    save_checkpoint(flags.out, {"net": weights, "network": content["network"], "step": content.get("step", 0)})
-    print(f"{flags.out}: {flags.out.stat().st_size / 2**20:.1f} MiB, step {content.get('step', 0)}")
+    step = content.get("step", 0)
+    save_checkpoint(flags.out, {"net": weights, "network": content["network"], "step": step})
+    print(f"{flags.out}: {flags.out.stat().st_size / 2**20:.1f} MiB, step {step}")
 
 
 if __name__ == "__main__":

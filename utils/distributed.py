@@ -1,4 +1,4 @@
-"""Several processes (torchrun): set-up, means over them, a gather with gradients, the report of one that died.
+"""Several processes (torchrun): set-up, means over them, a gather with gradients, naming one that died.
 
 And `Side`, a side of the alternation, whose gradients are averaged over the processes.
 """
@@ -17,26 +17,28 @@ from utils.errors import InputError
 
 
 def setup(device: str) -> tuple[int, int, torch.device]:
-    """Join the process group that torchrun announces, if any; returns rank, number of processes and the device.
+    """Join the process group that torchrun announces, if any; returns rank, number of processes, device.
 
-    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU. InputError where there
-    is no such device.
+    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU. InputError
+    where there is no such device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InputError(f"device: {device}, expected auto, cpu, cuda or cuda:N")
     if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: {device}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"device: {device}, but torch {torch.__version__} finds "
+                         f"{torch.cuda.device_count()} CUDA devices")
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, torch.device(device)
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise InputError(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes, expected one for each of {torch.cuda.device_count()} GPUs")
+            raise InputError(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes, expected one for "
+                             f"each of {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # The first process validates alone: the others wait for it longer than the default of 10 or 30 minutes.
+        # The first process validates alone: the others may wait longer than the default of 10 or 30 minutes.
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
     return dist.get_rank(), dist.get_world_size(), torch.device(device)
 
@@ -98,17 +100,21 @@ def naming_dead_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if dead := re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*?)(?: It is possible.*)?$", text):
-            raise InputError(f"a worker died ({dead[1].strip(' .').removeprefix('is ')}) while it read an image, expected readable "
-                             "files (python -m data.check) and enough memory (workers: 0 reads in the main process)") from None
-        if is_distributed() and (isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
+        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*?)(?: It is possible.*)?$", text)
+        if dead:
+            how = dead[1].strip(" .").removeprefix("is ")
+            raise InputError(f"a worker died ({how}) while it read an image, expected readable files "
+                             "(python -m data.check) and enough memory (workers: 0 reads in the main "
+                             "process)") from None
+        if is_distributed() and (isinstance(error, dist.DistError)
+                                 or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
             raise InputError(f"process {rank()}: another process ended, or cannot be reached ({text[:200]}); "
                              "continue with --resume") from None
         raise
 
 
 class Side:
-    """One side of the alternation: parameters that descend one loss, their optimizer, their gradients in one tensor.
+    """One side of the alternation: parameters that descend one loss, their optimizer, their flat gradient.
 
     A step on it reads
 
@@ -125,8 +131,8 @@ class Side:
     def __init__(self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.parameters, self.optimizer = list(parameters), optimizer
         self.learning_rate = optimizer.param_groups[0]["lr"]
-        first = self.parameters[0]
-        self.gradient = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+        first, size = self.parameters[0], sum(p.numel() for p in self.parameters)
+        self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
 
     def set_learning_rate(self, factor: float) -> None:
         """The share of the first learning rate that holds from now on."""
@@ -136,19 +142,20 @@ class Side:
     def thaw(self) -> None:
         """Let the parameters require gradients, which are zero."""
         self.gradient.zero_()
-        for parameter, part in zip(self.parameters, self.gradient.split([p.numel() for p in self.parameters]), strict=True):
+        parts = self.gradient.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.requires_grad_(True)
-            parameter.grad = part.as_strided(parameter.shape, parameter.stride())       # in the parameter's own layout
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())       # in its own layout
 
     def freeze(self) -> None:
         for parameter in self.parameters:
             parameter.requires_grad_(False)
 
     def settle(self, loss: Tensor, clip: float = 0.0) -> Tensor:
-        """Turn the gradients into their mean over the processes, clipped to the norm `clip` (0: not); returns the norm before that.
+        """Average the gradients over the processes and clip to norm `clip` (0: not); returns the norm before.
 
-        Where the loss of any process or the norm is not finite, the norm is nan, and the optimizer's next step leaves the
-        parameters as they are.
+        Where the loss of any process or the norm is not finite, the norm is nan, and the optimizer's next
+        step leaves the parameters as they are.
         """
         average_(self.gradient)
         norm = torch.linalg.vector_norm(self.gradient)
@@ -160,7 +167,7 @@ class Side:
         elif self.gradient.is_cuda:                             # nobody waits to know: a gradient of zeros
             torch.where(finite, self.gradient, torch.zeros_like(norm), out=self.gradient)
         elif not finite:
-            for parameter in self.parameters:                   # optimizers pass over parameters without gradient
+            for parameter in self.parameters:                   # optimizers pass over those without gradient
                 parameter.grad = None
         return torch.where(finite, norm, torch.nan)
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the scripts print one line and exit with a non-zero status, without a traceback."""
+"""Errors that a user can mend: the scripts print one line and exit with non-zero status, no traceback."""
 
 import contextlib
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
-    """Wrong input or options. The message is one line: where, what was found, what was expected. `status` is the script's exit status."""
+    """Wrong input or options. One line: where, what was found, what expected. status: the script's exit."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         self.status = status
-        if message.startswith("Caught InputError in DataLoader worker"):    # re-raised with its traceback: the last line is ours
+        if message.startswith("Caught InputError in DataLoader worker"):    # a traceback, then our line
             message = message.strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         super().__init__(printable(message))
 
@@ -19,14 +19,15 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text in which nothing starts a new line or moves the terminal's cursor: names of and out of files may hold anything."""
+    """A text without what starts a line or moves the cursor: names of and out of files may hold anything."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA, torch's on a CPU, oneDNN's."""
+    """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA or a CPU, oneDNN's."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
-        text in str(error) for text in ("DefaultCPUAllocator", "could not allocate memory", "Unable to allocate", "Storage size calculation overflowed"))
+        text in str(error) for text in ("DefaultCPUAllocator", "could not allocate memory",
+                                        "Unable to allocate", "Storage size calculation overflowed"))
 
 
 def first_few(names: Iterable[str], count: int = 3) -> str:
@@ -51,7 +52,7 @@ def naming(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an InputError, or a file that cannot be read or written, into `error: <message>` on stderr and exit status 1.
+    """Turn an InputError or a file that cannot be read or written into `error: <message>` and exit status 1.
 
     Ctrl-C ends with status 130, as shells have it.
     """
@@ -60,11 +61,13 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         message, status = str(error), error.status
     except OSError as error:
-        message, status = printable(f"{error.filename}: {error.strerror}" if error.filename else str(error)), 1
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        message, status = printable(text), 1
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        message, status = f"not enough memory ({printable(' '.join(str(error).split())[-200:])}), expected a smaller network, patch, batch or image", 1
+        text = printable(" ".join(str(error).split())[-200:])
+        message, status = f"not enough memory ({text}), expected a smaller network, patch, batch or image", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     else:

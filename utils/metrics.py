@@ -1,7 +1,8 @@
 """PSNR and SSIM as the field computes them: RGB, by scikit-image, under the protocols of METHOD section 5.
 
-LPIPS and FID compare the same crops and values, by the packages lpips and torch-fidelity: optional, imported when an option file
-asks for them. Nothing is downloaded: the weights that the packages would fetch are looked for where torch.hub keeps them.
+LPIPS and FID compare the same crops and values, by the packages lpips and torch-fidelity: optional, imported
+when an option file asks for them. Nothing is downloaded: the weights that the packages would fetch are looked
+for where torch.hub keeps them.
 """
 
 import warnings
@@ -20,14 +21,15 @@ from utils.images import to_uint8
 
 ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 LPIPS_SMALLEST = 32        # pixels: AlexNet's strides leave nothing of less
-INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+             "weights-inception-2015-12-05-6726825d.pth")
 SSIM_WINDOW = 7        # pixels, scikit-image's default: the field's uniform window
 
 
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
     """The part of [H,W,3] that a protocol measures.
 
-    promptir: centre crop to multiples of 16; baryir: right and bottom cropped to multiples of 8; full: everything.
+    promptir: centre crop to multiples of 16; baryir: top left crop to multiples of 8; full: everything.
     """
     height, width = image.shape[:2]
     if protocol == "promptir":
@@ -39,62 +41,69 @@ def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
 
 
 def values_for(protocol: str, image: np.ndarray) -> tuple[np.ndarray, int]:
-    """What a protocol compares of an image [H,W,3] in [0, 1], and its data range: floats and 1, or 8 bit and 255."""
+    """What a protocol compares of an image [H,W,3] in [0, 1] and its data range: floats, 1, or 8 bit, 255."""
     return (image.clip(0, 1), 1) if protocol == "promptir" else (to_uint8(image), 255)
 
 
 def psnr(protocol: str, image: np.ndarray, clean: np.ndarray) -> float:
-    """PSNR in dB of an image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here); inf where equal."""
+    """PSNR in dB against the ground truth, both [H,W,3] floats in [0, 1] (clipped here); inf where equal."""
     (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
-    return np.inf if np.array_equal(image, clean) else float(peak_signal_noise_ratio(clean, image, data_range=data_range))
+    if np.array_equal(image, clean):
+        return np.inf
+    return float(peak_signal_noise_ratio(clean, image, data_range=data_range))
 
 
 def ssim(protocol: str, image: np.ndarray, clean: np.ndarray) -> float:
     """SSIM of an image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""
     (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
-    return float(structural_similarity(clean, image, win_size=SSIM_WINDOW, data_range=data_range, channel_axis=2))
+    return float(structural_similarity(clean, image, win_size=SSIM_WINDOW, data_range=data_range,
+                                       channel_axis=2))
 
 
 class Metrics:
-    """The metrics that an option file names, psnr, ssim, lpips or fid; InputError where a package or its weights are absent."""
+    """The metrics that an option file names; InputError where a package or its weights are absent."""
 
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
         self.names = tuple(names)
-        self.smallest = max({"ssim": SSIM_WINDOW, "lpips": LPIPS_SMALLEST}.get(name, 1) for name in names)      # side in pixels
+        sides = {"ssim": SSIM_WINDOW, "lpips": LPIPS_SMALLEST}
+        self.smallest = max(sides.get(name, 1) for name in names)               # side in pixels
         self.lpips = load_lpips(device) if "lpips" in names else None
         self.inception = load_inception(device) if "fid" in names else None
 
     def of_image(self, protocol: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
         """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1]."""
         def lpips() -> float:
-            a, b = (values / data_range for values, data_range in (values_for(protocol, image), values_for(protocol, clean)))
-            return self.lpips(a, b)
+            sides = (values_for(protocol, side) for side in (image, clean))
+            return self.lpips(*(values / data_range for values, data_range in sides))
 
-        compute = {"psnr": lambda: psnr(protocol, image, clean), "ssim": lambda: ssim(protocol, image, clean), "lpips": lpips}
+        compute = {"psnr": lambda: psnr(protocol, image, clean), "ssim": lambda: ssim(protocol, image, clean),
+                   "lpips": lpips}
         return {name: compute[name]() for name in self.names if name in compute}
 
     def features(self, *images: np.ndarray) -> list[np.ndarray]:
-        """What fid needs of images, [H,W,3] floats in [0, 1], rounded to 8 bit: Inception features [2048] each."""
+        """What fid needs of images, [H,W,3] in [0, 1], rounded to 8 bit: Inception features [2048] each."""
         return [self.inception(to_uint8(image)) for image in images] if self.inception else []
 
-    def of_set(self, scores: Sequence[dict[str, float]], features: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-        """A set's metrics: means over its images, and FID between the features of the images and of their ground truths."""
+    def of_set(self, scores: Sequence[dict[str, float]],
+               features: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """A set's metrics: means over its images, and FID between features of images and ground truths."""
         if not scores:
             return {}
         means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
         if self.inception:
-            means["fid"] = frechet_distance(*(np.stack(side) for side in zip(*features)))
+            means["fid"] = frechet_distance(*(np.stack(side) for side in zip(*features, strict=True)))
         return {name: means[name] for name in self.names}
 
 
 def load_lpips(device: torch.device | str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1) of two images, [H,W,3] in [0, 1]; the network gets [-1, 1]."""
+    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1) of two images, [H,W,3] in [0, 1] each."""
     lpips = _package("lpips", "lpips")
     weights = _weights(ALEXNET, "lpips: the weights of AlexNet")
-    with warnings.catch_warnings(action="ignore"):                          # of torchvision, about the package's way to call it
-        net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)        # linear layers from the package, AlexNet at random
+    with warnings.catch_warnings(action="ignore"):              # of torchvision, about how it is called
+        net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)    # its linear layers, AlexNet random
     layers = {name.split(".", 1)[1]: name for name in net.net.state_dict()}     # 3.weight -> slice2.3.weight
-    trunk = {layers[name.removeprefix("features.")]: tensor for name, tensor in weights.items() if name.startswith("features.")}
+    trunk = {layers[name.removeprefix("features.")]: tensor
+             for name, tensor in weights.items() if name.startswith("features.")}
     net.net.load_state_dict(trunk)
     net = net.to(device).eval()
 
@@ -106,10 +115,11 @@ def load_lpips(device: torch.device | str) -> Callable[[np.ndarray, np.ndarray],
 
 
 def load_inception(device: torch.device | str) -> Callable[[np.ndarray], np.ndarray]:
-    """The features that FID compares: [H,W,3] uint8 -> [2048], of the Inception network that TensorFlow's FID uses."""
+    """The features that FID compares: [H,W,3] uint8 -> [2048], of the Inception of TensorFlow's FID."""
     extractors = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
-    _weights(INCEPTION, "fid: the weights of Inception")                    # read once in safety: the package unpickles them
-    net = extractors.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(_path(INCEPTION)))
+    _weights(INCEPTION, "fid: the weights of Inception")        # read safely first: the package unpickles it
+    net = extractors.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
+                                                 feature_extractor_weights_path=str(_path(INCEPTION)))
     net = net.to(device).eval()
 
     @torch.inference_mode()
@@ -120,12 +130,12 @@ def load_inception(device: torch.device | str) -> Callable[[np.ndarray], np.ndar
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """FID (Heusel et al., NeurIPS 2017) between features [N,D] and [M,D]: the Frechet distance of Gaussians fitted to them.
+    """FID (Heusel et al., NeurIPS 2017) of features [N,D], [M,D]: Frechet distance of fitted Gaussians.
 
-    Biased upward for few images: comparable only between sets of the same number. InputError for fewer than two.
+    Biased upward for few images: comparable only between sets of equal size. InputError for fewer than two.
     """
-    if min(len(a), len(b)) < 2:
-        raise InputError(f"fid: {min(len(a), len(b))} image in a set, expected at least 2: a covariance is estimated")
+    if (count := min(len(a), len(b))) < 2:
+        raise InputError(f"fid: {count} image in a set, expected at least 2: a covariance is estimated")
     fid = _package("torch_fidelity.metric_fid", "torch-fidelity")
     statistics = [fid.fid_features_to_statistics(torch.from_numpy(features)) for features in (a, b)]
     return fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
@@ -142,9 +152,11 @@ def _package(module: str, package: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         needs = "" if missing == module.partition(".")[0] else f" with {missing}, which it needs"
-        raise InputError(f"metrics: {package} is not installed{needs}, expected after: pip install {package} {missing if needs else ''}".rstrip()) from None
-    except Exception as error:                                              # a torchvision that does not fit torch, say
-        raise InputError(f"metrics: {package} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise InputError((f"metrics: {package} is not installed{needs}, expected after: pip install "
+                          f"{package} {missing if needs else ''}").rstrip()) from None
+    except Exception as error:                                  # a torchvision that does not fit torch, say
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"metrics: {package} cannot be imported ({reason})") from None
 
 
 def _path(url: str) -> Path:
@@ -158,5 +170,6 @@ def _weights(url: str, what: str) -> dict[str, Tensor]:
         raise InputError(f"{what} are not at {path}, expected the file from {url}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                                              # broken files raise nearly anything
-        raise InputError(f"{what}: {path} cannot be read ({type(error).__name__}), expected the file from {url}") from None
+    except Exception as error:                                  # broken files raise nearly anything
+        raise InputError(f"{what}: {path} cannot be read ({type(error).__name__}), "
+                         f"expected the file from {url}") from None

@@ -1,7 +1,7 @@
-"""The options of train.py and test.py: names, types, ranges and defaults (the paper's or the release's), and their reader.
+"""Options of train.py and test.py: names, types, ranges, defaults (the paper's or the release's), and reader.
 
-An option file is nested YAML. An unknown key, a wrong type or a value out of range is an InputError that names the file and
-the key.
+An option file is nested YAML. An unknown key, a wrong type or a value out of range is an InputError that
+names the file and the key.
 """
 
 import dataclasses
@@ -40,8 +40,9 @@ def not_negative(options: Any, *names: str) -> None:
 
 def folder_name(options: Any) -> None:
     """InputError unless the name can be that of one new folder."""
-    if not options.name or "/" in options.name or options.name.startswith(".") or len(options.name.encode()) > 200:
-        raise InputError(f"name: {shown(options.name)}, expected a name that can be a folder")
+    name = options.name
+    if not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+        raise InputError(f"name: {shown(name)}, expected a name that can be a folder")
 
 
 def check_network(network: Any) -> None:
@@ -56,10 +57,11 @@ def arguments_of(model: type, check: Callable[[Any], None]) -> type:
     """A dataclass of a model's arguments with their defaults, so that an option file can set each."""
     entries = []
     for name, argument in inspect.signature(model).parameters.items():
-        if isinstance(argument.default, tuple):
-            entries.append((name, list[int], field(default_factory=lambda values=argument.default: list(values))))
+        default = argument.default
+        if isinstance(default, tuple):
+            entries.append((name, list[int], field(default_factory=lambda values=default: list(values))))
         else:
-            entries.append((name, type(argument.default), field(default=argument.default)))
+            entries.append((name, type(default), field(default=default)))
     return dataclasses.make_dataclass("Network", entries, namespace={"check": check})
 
 
@@ -71,22 +73,22 @@ class Images:
     """A training source or a test set; relative folders are below `root`."""
 
     name: str = ""
-    type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # gives default folders
+    type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # default folders
     degraded: str | list[str] = ""                          # a folder; of a list, the first that exists
     clean: str | list[str] = ""
-    file_list: str = ""                                     # text file below root that names the files to use, one a line
-    holdout: list[str] = field(default_factory=list)        # patterns of names: a source lacks them, a test set has them alone
+    file_list: str = ""                                     # text file below root: names of files, one a line
+    holdout: list[str] = field(default_factory=list)        # name patterns that sources lack, test sets keep
     expected: int = 0                                       # images of the complete set; 0 = not said
-    bundled: list[str] = field(default_factory=list)        # photographs that scikit-image ships, instead of folders
+    bundled: list[str] = field(default_factory=list)        # photographs of scikit-image, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
-    # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations) where there are any:
+    # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
     degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "clean"] = ""
-    levels: list[float] = field(default_factory=list)       # its strengths; noise: sigma on the 0-255 scale, jpeg: quality
-    # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the camera's path,
-    # defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
+    levels: list[float] = field(default_factory=list)       # strengths; noise: sigma of 255, jpeg: quality
+    # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the
+    # camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
     range: list[float] = field(default_factory=list)
-    layers: str = ""                                        # rain by range: folder of recorded layers, else they are drawn
-    depth: str = ""                                         # haze by range: folder of depth images named as the clean ones
+    layers: str = ""                                        # rain by range: folder of layers, else drawn ones
+    depth: str = ""                                         # haze by range: folder, files named as clean ones
     airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze by range: ends of A
 
     def check(self) -> None:
@@ -101,10 +103,11 @@ class Images:
     def check_strength(self) -> None:
         kind = self.degradation
         if kind and not (self.levels or self.range or kind == "clean"):
-            raise InputError(f"levels: none given for degradation {kind}, expected for example [15, 25, 50], or a range")
+            raise InputError(f"levels: none given for degradation {kind}, "
+                             "expected for example [15, 25, 50], or a range")
         if self.levels and kind in ("", "clean", "defocus"):
-            raise InputError(f"levels: given for degradation {kind}" + ", expected a range" * (kind == "defocus") if kind
-                             else "levels: given without a degradation")
+            what = f"for degradation {kind}" if kind else "without a degradation"
+            raise InputError(f"levels: given {what}" + ", expected a range" * (kind == "defocus"))
         if any(level <= 0 for level in self.levels):
             raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
         if self.levels and self.range:
@@ -115,7 +118,8 @@ class Images:
                 raise InputError(f"{name}: {shown(ends)}, expected two numbers [low, high] from 0"
                                  + (f" to {most}" if most < math.inf else " on"))
         if kind == "jpeg" and any(not 1 <= quality <= 100 for quality in self.levels + self.range):
-            raise InputError(f"range: {shown(self.levels + self.range)}, expected qualities of JPEG from 1 to 100")
+            raise InputError(f"range: {shown(self.levels + self.range)}, "
+                             "expected qualities of JPEG from 1 to 100")
         for name, owner in (("range", ""), ("layers", "rain"), ("depth", "haze")):
             if getattr(self, name) and (not kind or owner and not (kind == owner and self.range)):
                 raise InputError(f"{name}: given without a degradation" + f" {owner} by range" * bool(owner))
@@ -125,7 +129,7 @@ class Images:
 class Source(Images):
     """A training source, or, with others of the same `source`, a part of one."""
 
-    source: str = ""                                        # one index, lambda and potential; default: the name
+    source: str = ""                                        # one index, lambda and potential; else the name
     repeat: int = 1                                         # times that each image is listed in an epoch
 
     def check(self) -> None:
@@ -143,7 +147,7 @@ class Source(Images):
 class TestSet(Images):
     """A test set: with a degraded folder alone it has no ground truth; a degradation is seeded per file."""
 
-    optional: bool = False                                  # left out, with a line, where its folder is absent
+    optional: bool = False                                  # left out, with a line, if its folder is absent
     limit: int = 0                                          # first images only; 0 = all
 
     def check(self) -> None:
@@ -175,7 +179,8 @@ class Potentials:
 @dataclass
 class Objective:
     w_rec: float = 1e4
-    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"     # losses.barycenter
+    # A name of losses.barycenter.COSTS:
+    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"
     gamma: float = 0.05                                     # 0.02 in the release's distributed runs
     tau: float = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
@@ -223,7 +228,7 @@ class Options:
     name: str
     root: str = "datasets"
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
-    precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast; fast on CUDA and on CPUs with AVX-512 BF16
+    precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
     compile: bool = False                                   # torch.compile of the three stages
     file = ""                                               # the option file, filled in when it is read
 
@@ -236,32 +241,32 @@ class TrainOptions(Options):
     sources: list[Source]
     output: str = "experiments"                             # the run's folder is output/name
     seed: int = 0
-    # What the backward pass computes again instead of keeping it: cheap: a block but for its dearest products; all: every block
+    # What the backward pass computes again. cheap: a block but for its dearest products; all: every block.
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
     potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
-    # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in standardised latents,
-    # `map_steps` times a batch; encoder and decoder by the reconstruction alone.
+    # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in
+    # standardised latents, `map_steps` times a batch; encoder and decoder by the reconstruction alone.
     scheme: Literal["joint", "separate"] = "joint"
     epochs: float = 0                                       # epochs or steps, not both
     steps: int = 0
     batch: int = 3                                          # per process
-    balanced: bool = False                                  # every batch holds all sources equally, whatever their repeats
+    balanced: bool = False                                  # all sources equally in a batch, not by repeat
     patch: int = 128
-    progressive: list[list[int]] = field(default_factory=list)     # [[from step, batch, patch], ...], Restormer sec. 4
-    clean_share: float = 0.0                                # share of every source's samples whose input is clean
+    progressive: list[list[int]] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
+    clean_share: float = 0.0                                # share of each source's samples with clean input
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
     learning_rate: float = 1e-4
     potential_learning_rate: float = 1e-4
     transport_learning_rate: float = 1e-3                   # of T in scheme separate
     schedule: Schedule = field(default_factory=Schedule)
     map_steps: int = 1                                      # of T per potential step
-    clip: float = 0.0                                       # largest gradient norm of encoder and decoder; 0 = no clipping
+    clip: float = 0.0                                       # largest gradient norm of the network; 0 = none
     ema: float = 0.0                                        # decay of the averaged weights; 0 = none
     workers: int = 4
-    cache: bool = False                                     # decode all images first, into a file that all workers map
+    cache: bool = False                                     # decode all images first, into a mapped file
     log_every: int = 50                                     # steps
     save_every: int = 1000
     validation: Validation = field(default_factory=Validation)
@@ -269,10 +274,11 @@ class TrainOptions(Options):
     def check(self) -> None:
         super().check()
         not_negative(self, "epochs", "steps", "seed", "clip", "workers")
-        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate", "transport_learning_rate", "map_steps",
-                 "log_every", "save_every")
+        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate",
+                 "transport_learning_rate", "map_steps", "log_every", "save_every")
         if bool(self.epochs) == bool(self.steps):
-            raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
+            raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, "
+                             "expected exactly one of them")
         for name, most in (("ema", "a decay"), ("clean_share", "a share")):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)}, expected 0 (none) or {most} below 1")
@@ -284,7 +290,8 @@ class TrainOptions(Options):
             raise InputError("sources: empty, expected at least one source")
         shared = {images.source for images in self.sources if images.source}
         sources = [*(images.name for images in self.sources if not images.source), *shared]
-        for key, names in (("sources", sources), ("validation.sets", [images.name for images in self.validation.sets])):
+        sets = [images.name for images in self.validation.sets]
+        for key, names in (("sources", sources), ("validation.sets", sets)):
             if len(set(names)) < len(names) or "" in names:
                 raise InputError(f"{key}: names {shown(names)}, expected a different name for each")
 
@@ -293,11 +300,13 @@ class TrainOptions(Options):
             if len(stage) != 3 or min(stage) < 1:
                 raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
         if any(stage[0] >= self.steps for stage in self.progressive):
-            raise InputError("progressive: expected with steps, not epochs, and all its stages to begin below steps")
+            raise InputError("progressive: expected with steps, not epochs, "
+                             "and all its stages to begin below steps")
         batches = [self.batch, *(stage[1] for stage in self.progressive)]
         sources = len({images.source or images.name for images in self.sources})
         if self.balanced and any(batch % sources for batch in batches):
-            raise InputError(f"balanced: batches of {batches} with {sources} sources, expected multiples of {sources}")
+            raise InputError(f"balanced: batches of {batches} with {sources} sources, "
+                             f"expected multiples of {sources}")
 
 
 @dataclass(kw_only=True)
@@ -306,12 +315,12 @@ class TestOptions(Options):
     sets: list[TestSet]
     output: str = "results"                                 # images and tables go to output/name
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    # Rows of an image that are computed at a time, which bounds the memory, not the result: 0 = all; auto: models/strips.py
+    # Rows of an image computed at a time, which bounds the memory: 0 = all; auto: models/strips.py
     strip: Literal["auto"] | int = "auto"
     metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
-    published: str = ""                                     # table of benchmarks/published.yml to print beside ours
+    published: str = ""                                     # table of benchmarks/published.yml, beside ours
     save: bool = True                                       # write the restored images
-    side_by_side: bool = False                              # and, in one picture, input | restored (| ground truth)
+    side_by_side: bool = False                              # and, in one, input | restored (| ground truth)
 
     def check(self) -> None:
         super().check()
@@ -319,9 +328,11 @@ class TestOptions(Options):
         if len(set(names)) < len(names):
             raise InputError(f"sets: names {shown(names)}, expected a different name for each")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise InputError(f"metrics: {shown(self.metrics)}, expected one or more of psnr, ssim, lpips, fid, each once")
+            raise InputError(f"metrics: {shown(self.metrics)}, "
+                             "expected one or more of psnr, ssim, lpips, fid, each once")
         if self.compile and self.strip not in ("auto", 0):
-            raise InputError(f"strip: {self.strip} with compile, which computes whole images, expected auto or 0")
+            raise InputError(f"strip: {self.strip} with compile, which computes whole images, "
+                             "expected auto or 0")
         if self.strip != "auto":
             not_negative(self, "strip")
 
@@ -330,7 +341,7 @@ class TestOptions(Options):
 
 
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
-    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check everything."""
+    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check it."""
     content = read_yaml(path)
     for override in overrides:
         _override(content, override)
@@ -345,12 +356,13 @@ def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """yaml.safe_load's loader, but a key that is given twice is an error: of the two, PyYAML would take the second in silence."""
+    """yaml.safe_load's loader, but a key given twice is an error: PyYAML would take the second in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0][:80]} is given twice", node.start_mark)
+            message = f"{twice[0][:80]} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -360,10 +372,11 @@ def read_yaml(path: str) -> dict:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror.lower()}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:             # PyYAML raises ValueError at dates such as 2024-13-45
+    except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys and values, found {'nothing' if content is None else shown(content)}")
+        found = "nothing" if content is None else shown(content)
+        raise InputError(f"{path}: expected keys and values, found {found}")
     return content
 
 
@@ -396,7 +409,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if not isinstance(value, (str, int)) or value not in arguments:
             choices = ", ".join(str(choice) for choice in arguments if choice != "")
-            raise InputError(f"{where}: {shown(value)}, expected one of {choices}{_nearest(value, arguments)}")
+            near = _nearest(value, arguments)
+            raise InputError(f"{where}: {shown(value)}, expected one of {choices}{near}")
         return value
     if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
         return parse(arguments[not isinstance(value, str)], value, f"{where}.")
@@ -442,7 +456,8 @@ def _override(content: dict, override: str) -> None:
     for i, part in enumerate([*parents, last]):
         if isinstance(here, list):
             if not part.isdecimal() or int(part) >= len(here):
-                raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, which has {len(here)}")
+                raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, "
+                                 f"which has {len(here)}")
             part = int(part)
         elif not isinstance(here, dict):
             raise InputError(f"--set {override}: {'.'.join(parents[:i])} has no options of its own")

@@ -30,21 +30,22 @@ from utils.files import append_row, append_text, cut_table, remove_partial, writ
 from utils.options import TrainOptions, dump
 
 CHECKPOINTS = ("last.pth", "previous.pth")
-TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential", "gradient_norm",
-         "transport_gradient_norm", "potential_loss", "congruence_error", "potential_gradient_norm")    # columns of losses.csv
-VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")            # columns of validation.csv
+TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential",
+         "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
+         "potential_gradient_norm")                             # columns of losses.csv
+VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")    # columns of validation.csv
 NOT_APPLIED = 10            # steps in a row whose loss or gradient is not finite, which end a run
-AGREE_EVERY = 5             # steps between two looks of several GPUs at each other's signals: torchrun kills after 30 seconds
+AGREE_EVERY = 5             # steps between looks of GPUs at each other's signals: torchrun kills after 30 s
 
 
 class Run:
     """A run's folder `output/name`, locked for as long as the process lives.
 
-    It holds options.yml, train.log, losses.csv, validation.csv, last.pth, previous.pth (the one before, should the last be
-    damaged) and best.pth. Of several processes the first one writes.
+    It holds options.yml, train.log, losses.csv, validation.csv, last.pth, previous.pth (the one before,
+    should the last be damaged) and best.pth. Of several processes the first one writes.
 
     Args:
-        resume: what --resume says: None for a new run, "" for the newest checkpoint of the folder, or a checkpoint's path.
+        resume: None for a new run, "" for the newest checkpoint of the folder, or a checkpoint's path.
         dry: nothing is locked or written.
 
     InputError where the folder holds another run, is in use, or has nothing to resume from.
@@ -54,11 +55,12 @@ class Run:
         self.options, self.folder = options, Path(options.output) / options.name
         self.writes = distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0             # torchrun --max-restarts
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
         elsewhere = resume is None or resume and Path(resume).resolve().parent != self.folder.resolve()
         if holds_run and elsewhere and not restarted and not dry:
-            raise InputError(f"{self.folder} holds a run already: continue it with --resume, or give this one another name")
+            raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
+                             "or give this one another name")
         if resume == "" and not self.folder.exists():
             raise InputError(f"--resume: no run {self.folder}, expected the name of one that was started")
         if resume and not (restarted and holds_run):
@@ -80,18 +82,19 @@ class Run:
             append_text(self.folder / "train.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def resume(self, state: Mapping, facts: dict, allow_changes: bool, device: torch.device) -> None:
-        """Put networks and optimizers into the state of the checkpoint, if there is one, and the tables back to its step.
+        """Put networks and optimizers into the checkpoint's state, if any, and the tables back to its step.
 
         state, facts: as in `save`. InputError where the checkpoint is of another run.
         """
         if self.checkpoint:
             path, content = self.checkpoint
-            self.step, best, changes = load_state(path, content, self.options, facts, allow_changes, state, device)
+            self.step, best, changes = load_state(path, content, self.options, facts, allow_changes, state,
+                                                  device)
             own = path.resolve().parent == self.folder.resolve()
             self.best = best if own else -math.inf              # best.pth is the other run's
             self.log("; ".join([f"resumed {path} at step {self.step}", *changes]))
             if self.writes and path.name == "previous.pth" and own and (self.folder / "last.pth").exists():
-                os.replace(self.folder / "last.pth", self.folder / "damaged.pth")       # or the next save would keep it
+                os.replace(self.folder / "last.pth", self.folder / "damaged.pth")       # else a save keeps it
             self.checkpoint = None                              # its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
@@ -104,20 +107,21 @@ class Run:
         for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
             self.log(line)
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
-        self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); {sampler.steps} steps, "
-                 f"{sampler.samples:,} samples, {sampler.samples / sum(sampler.groups):.1f} epochs, on "
-                 f"{sampler.processes} x {device} in {self.options.precision}")
+        epochs = sampler.samples / sum(sampler.groups)
+        self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
+                 f"{sampler.steps} steps, {sampler.samples:,} samples, {epochs:.1f} epochs, "
+                 f"on {sampler.processes} x {device} in {self.options.precision}")
 
     def progress(self, step: int, steps: int) -> tqdm:
         """The run's progress bar."""
-        return tqdm(total=steps, initial=step, desc=self.options.name, dynamic_ncols=True, disable=not self.writes)
+        return tqdm(None, self.options.name, steps, initial=step, dynamic_ncols=True, disable=not self.writes)
 
     def done(self, steps: int) -> None:
         best = f" and {self.folder / 'best.pth'} (best {self.best:.2f} dB)" if self.best > -math.inf else ""
         self.log(f"done: {steps} steps, weights in {self.folder / 'last.pth'}{best}")
 
     def begin_table(self, name: str, columns: Sequence[str]) -> None:
-        """Begin a CSV file in the folder, or cut an earlier one back to the step from which the run goes on."""
+        """Begin a CSV file in the folder, or cut an earlier one back to the step at which the run goes on."""
         if self.writes:
             self.columns[name] = cut_table(self.folder / name, columns, self.step)
 
@@ -131,12 +135,13 @@ class Run:
 
         Args:
             offered: what the checkpoint holds for use: net, network.
-            state: by name, what has a state_dict and is needed to continue exactly; None for what the run does not have.
+            state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
             facts: further facts of the run beside its options.
         """
         if self.writes:
             train = {name: part.state_dict() if part else None for name, part in state.items()}
-            train |= {"best": self.best, "options": {**dataclasses.asdict(self.options), **facts}, "random": torch.get_rng_state(),
+            train |= {"best": self.best, "options": {**dataclasses.asdict(self.options), **facts},
+                      "random": torch.get_rng_state(),
                       "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
             content = {**offered, "step": step, "train": train}
             save_checkpoint(self.folder / "last.pth", content, previous=self.folder / "previous.pth")
@@ -149,7 +154,7 @@ class Run:
                 save_checkpoint(self.folder / "best.pth", {**offered, "step": step})
 
     def watch_signals(self) -> None:
-        """From now on, SIGINT and SIGTERM let the step end and be saved; another Ctrl-C, a second later or more, ends at once."""
+        """From now, SIGINT and SIGTERM let the step end and be saved; Ctrl-C a second later ends at once."""
         def note(number: int, _) -> None:
             if number == signal.SIGINT and self.signals and time.monotonic() - self.signals[0][1] > 1:
                 raise KeyboardInterrupt
@@ -163,12 +168,14 @@ class Run:
         if not distributed.is_distributed():
             return bool(self.signals)
         agreeing = device.type == "cpu" or step % AGREE_EVERY == 0
-        return agreeing and distributed.average_(torch.tensor(float(bool(self.signals)), device=device)).item() > 0
+        return agreeing and distributed.average_(
+            torch.tensor(float(bool(self.signals)), device=device)).item() > 0
 
     def stopped(self, step: int, steps: int) -> InputError:
         """What to raise once the run is saved after a signal."""
-        number = self.signals[0][0] if self.signals else signal.SIGTERM                 # another process got it
-        return InputError(f"stopped by {number.name} at step {step} of {steps}: saved, continue with --resume", status=128 + number)
+        number = self.signals[0][0] if self.signals else signal.SIGTERM         # another process got it
+        message = f"stopped by {number.name} at step {step} of {steps}: saved, continue with --resume"
+        return InputError(message, status=128 + number)
 
     def last_good(self) -> str:
         """Where the run can go on from, for an error's line."""
@@ -182,7 +189,8 @@ def validate(run: Run, net: nn.Module, sets: Sequence[ImageSet], step: int) -> N
     average = average_row(rows)
     for row in [*rows, average] if average else rows:
         if row.scores:
-            run.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} ({row.images} images)")
+            run.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
+                    f"({row.images} images)")
         values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
         run.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
     if average:
@@ -196,16 +204,17 @@ def lock(folder: Path) -> None:
 
         fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):                  # which of them depends on the system
-        raise InputError(f"{folder}: another process trains there, expected another name for this run") from None
+        raise InputError(f"{folder}: another process trains there, "
+                         "expected another name for this run") from None
     except ImportError:                                         # not on this system
         pass
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let the process keep the memory that it frees (glibc), for a CPU that needs the same again in each step.
+    """Let the process keep memory that it frees (glibc), for a CPU that needs the same again in each step.
 
-    By default it goes back to the system and comes again page by page, cleared: often more work than the arithmetic. Strips
-    do not need it, and with the maps of large photographs the heap would fragment.
+    By default it goes back to the system and comes again page by page, cleared: often more work than the
+    arithmetic. Strips do not need it, and with the maps of large photographs the heap would fragment.
     """
     if device.type == "cpu" and sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)            # not in other C libraries
@@ -221,27 +230,31 @@ class Means:
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}    # of the values, their number
+        # Of the values, and of their number.
+        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         for name, value in values.items():
             value = torch.as_tensor(value, dtype=torch.float64, device=self.sums[name].device)
-            self.sums[name] += torch.stack([torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0), value.isfinite().double()])
+            finite = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+            self.sums[name] += torch.stack([finite, value.isfinite().double()])
 
     def report(self) -> dict[str, float]:
         """The means over all processes of the names that have a value; starts anew."""
         sums = distributed.average_(torch.stack(list(self.sums.values())))
-        means = {name: value / count for name, (value, count) in zip(self.sums, sums.tolist(), strict=True) if count}
+        means = {name: value / count
+                 for name, (value, count) in zip(self.sums, sums.tolist(), strict=True) if count}
         self.__init__(list(self.sums), sums.device)
         return means
 
 
 class SourceStatistics:
-    """Mean transport cost C_i, mean and spread of f_{k_i}(b_i), of each source's samples since the last report."""
+    """Mean transport cost C_i, mean and spread of f_{k_i}(b_i), by source, since the last report."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = names
-        self.columns = [f"{quantity}_{name}" for name in names for quantity in ("cost", "potential_mean", "potential_spread")]
+        self.columns = [f"{quantity}_{name}" for name in names
+                        for quantity in ("cost", "potential_mean", "potential_spread")]
         self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)              # 1, C, f, f^2
 
     def add(self, cost: Tensor, f: Tensor, source: Tensor) -> None:
@@ -270,33 +283,38 @@ class LossTable:
     def __init__(self, run: Run, sources: Sequence[str], device: torch.device) -> None:
         self.run, self.start = run, time.monotonic()
         self.means, self.of_sources = Means(TERMS, device), SourceStatistics(sources, device)
-        self.norms: list[Tensor] = []                           # of each step's gradients, nan for one that was not applied
+        self.norms: list[Tensor] = []                           # of each step's gradients; nan: not applied
         self.in_a_row = 0
-        run.begin_table("losses.csv", ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped"))
+        columns = ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped")
+        run.begin_table("losses.csv", columns)
 
     def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
         """A step's terms, the cost and potential of its samples [B], their source [B]."""
         self.means.add(terms)
         self.of_sources.add(samples["cost"], samples["potential"], source)
-        self.norms.append(torch.stack([value for name, value in terms.items() if name.endswith("gradient_norm")]).sum())
+        norms = [value for name, value in terms.items() if name.endswith("gradient_norm")]
+        self.norms.append(torch.stack(norms).sum())
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
-        """The row of a step, which is returned; InputError where NOT_APPLIED steps in a row were not applied."""
+        """Write and return a step's row; InputError where NOT_APPLIED steps in a row were not applied."""
         skipped = self._skipped(step)
-        values = {**dict.fromkeys(TERMS, math.nan), **self.means.report(), **self.of_sources.report(), "skipped": len(skipped)}
+        values = {**dict.fromkeys(TERMS, math.nan), **self.means.report(), **self.of_sources.report(),
+                  "skipped": len(skipped)}
         if self.run.writes:
             line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             append_text(self.run.folder / "train.log", f"step {step} {line}\n")
-        seconds = f"{time.monotonic() - self.start:.1f}"
-        self.run.add_row("losses.csv", {"step": step, "seconds": seconds, "learning_rate": f"{learning_rate:.3g}",
-                                        **{name: f"{value:.6g}" for name, value in values.items()}})
+        row = {"step": step, "seconds": f"{time.monotonic() - self.start:.1f}",
+               "learning_rate": f"{learning_rate:.3g}"}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
+        self.run.add_row("losses.csv", row)
         return values
 
     def report_one(self, file: str) -> None:
         """Print a dry run's step; InputError where it was not finite."""
         if not torch.stack(self.norms).isfinite().all():
             raise InputError(f"{file}: one step: loss or gradient not finite")
-        self.run.log("one step: " + ", ".join(f"{name} {value:.4g}" for name, value in self.means.report().items()))
+        means = ", ".join(f"{name} {value:.4g}" for name, value in self.means.report().items())
+        self.run.log(f"one step: {means}")
 
     def _skipped(self, step: int) -> list[int]:
         """The steps since the last row that were not applied."""
@@ -306,9 +324,10 @@ class LossTable:
             if self.in_a_row:
                 skipped.append(number)
             if self.in_a_row == NOT_APPLIED:
-                raise InputError(f"step {number}: loss or gradient not finite, {NOT_APPLIED} steps in a row; {self.run.last_good()}")
+                raise InputError(f"step {number}: loss or gradient not finite, {NOT_APPLIED} steps in a row; "
+                                 f"{self.run.last_good()}")
         self.norms = []
         if skipped:
-            self.run.log(f"step {step}: {len(skipped)} not applied since the last reading, loss or gradient not finite: "
-                         f"{first_few(map(str, skipped), 10)}")
+            self.run.log(f"step {step}: {len(skipped)} not applied since the last reading, "
+                         f"loss or gradient not finite: {first_few(map(str, skipped), 10)}")
         return skipped

@@ -23,7 +23,7 @@ Lines = list[list[str]]         # a table's cells, its header first
 
 
 def read_published(table: str, where: str) -> dict:
-    """A table of the published figures: its reference row's name, its sets, and its rows [[psnr, ssim], ...] by method."""
+    """A published table: its reference row's name, its sets, and its rows [[psnr, ssim], ...] by method."""
     tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
     if table not in tables:
         raise InputError(f"{where}: {table!r}, expected a table of {PUBLISHED.name}: {', '.join(tables)}")
@@ -36,17 +36,18 @@ def scores_cell(scores: dict[str, float]) -> str:
 
 def pair_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
     """PSNR / SSIM as the published tables have them, - for one that was not measured."""
-    pair = [f"{scores[name]:{sign}.{digits}f}" if name in scores else "-" for name, digits in PUBLISHED_DIGITS.items()]
+    pair = [f"{scores[name]:{sign}.{digits}f}" if name in scores else "-"
+            for name, digits in PUBLISHED_DIGITS.items()]
     return "-" if pair == ["-", "-"] else " / ".join(pair) + mark
 
 
 def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
-    """Each set's images (of how many, where some are missing), metrics of the input and of the restored images.
+    """Each set's images (of how many, if some are missing), metrics of the input and of the restored images.
 
     With `folder`, a last column says where a set's restored images are.
     """
     names = " / ".join(NAMES[name] for name in metrics)
-    lines = [["set", "images", f"input {names}", f"restored {names}", *(["restored images"] if folder else [])]]
+    lines = [["set", "images", f"input {names}", f"restored {names}", *["restored images"] * bool(folder)]]
     for row in rows:
         count = f"{row.images} of {row.expected}*" if row.incomplete else str(row.images)
         place = [str(folder / row.set) if row.set != "average" else ""] if folder else []
@@ -56,20 +57,23 @@ def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None =
 
 def difference(ours: dict[str, float], published: Sequence[float]) -> dict[str, float]:
     """Ours minus the published PSNR and SSIM, of those that we measured."""
-    return {name: ours[name] - value for name, value in zip(PUBLISHED_DIGITS, published) if name in ours}
+    pairs = zip(PUBLISHED_DIGITS, published, strict=True)
+    return {name: ours[name] - value for name, value in pairs if name in ours}
 
 
 def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
-    """The paper's table with our row below: methods down, sets across; ours is marked * where images are missing.
+    """The paper's table with our row below: methods down, sets across; ours marked * if images are missing.
 
     Our average is given where every set of the paper's table was measured.
     """
     ours = comparable(rows, published)
     lines = [["method (dB / SSIM)", *published["sets"]]]
     for method, figures in published["rows"].items():
-        lines.append([method, *(pair_cell(dict(zip(PUBLISHED_DIGITS, pair))) for pair in figures)])
+        cells = [pair_cell(dict(zip(PUBLISHED_DIGITS, pair, strict=True))) for pair in figures]
+        lines.append([method, *cells])
     cells, differences = [], []
-    for name, figures in zip(published["sets"], published["rows"][published["reference"]]):
+    reference = published["rows"][published["reference"]]
+    for name, figures in zip(published["sets"], reference, strict=True):
         row = ours.get(name)
         mark = "*" if row and row.incomplete else ""
         cells.append(pair_cell(row.scores if row else {}, mark))
@@ -78,28 +82,32 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
 
 
 def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
-    """Our rows that have a column in a published table, the average only beside all of its sets and no other."""
+    """Our rows that have a column in a published table; the average beside all of its sets and no other."""
     ours = {row.set: row for row in rows if row.scores and row.set != "average"}
     if set(ours) == set(published["sets"]) - {"average"}:
         ours |= {row.set: row for row in rows if row.set == "average"}
     return {name: row for name, row in ours.items() if name in published["sets"]}
 
 
-def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str, option_file: str) -> list[str]:
+def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str,
+            option_file: str) -> list[str]:
     """What a reader of the table must know: how it was made, and which sets are not the published ones."""
     lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
-    incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows if row.incomplete and row.set != "average"]
+    incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
+                  if row.incomplete and row.set != "average"]
     if incomplete:
         lines.append(f"* not the published test set: {', '.join(incomplete)}")
     if published:
-        lines.append("published rows as their papers give them: most follow protocol promptir, the authors' own tester is protocol baryir")
+        lines.append("published rows as their papers give them: most follow protocol promptir, "
+                     "the authors' own tester is protocol baryir")
     return lines
 
 
 def as_text(lines: Lines) -> str:
     """Columns, two blanks apart."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def markdown(text: str) -> str:
@@ -113,21 +121,29 @@ def as_markdown(lines: Lines) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body))
 
 
-def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str, checkpoint: str) -> None:
+def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str,
+                  checkpoint: str) -> None:
     """The sets' table with full precision: empty cells where there is no ground truth."""
-    header = ["set", "images", "expected", *(f"{name}_in" for name in metrics), *metrics, "protocol", "checkpoint"]
-    write_csv(path, [header, *([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint] for row in rows)])
+    inputs = [f"{name}_in" for name in metrics]
+    lines = [["set", "images", "expected", *inputs, *metrics, "protocol", "checkpoint"]]
+    for row in rows:
+        lines.append([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint])
+    write_csv(path, lines)
 
 
-def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str, checkpoint: str) -> None:
+def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str,
+                         checkpoint: str) -> None:
     """One line for each method and set, ours last, with ours minus theirs; empty where we have no figure."""
     ours = comparable(rows, published)
-    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference", "protocol", "checkpoint"]]
+    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference",
+              "protocol", "checkpoint"]]
     for method, figures in published["rows"].items():
-        for name, pair in zip(published["sets"], figures):
+        for name, pair in zip(published["sets"], figures, strict=True):
             delta = difference(ours[name].scores, pair) if name in ours else {}
-            lines.append([method, name, "", "", *pair, delta.get("psnr", ""), delta.get("ssim", ""), "published", ""])
+            deltas = [delta.get(metric, "") for metric in PUBLISHED_DIGITS]
+            lines.append([method, name, "", "", *pair, *deltas, "published", ""])
     for name in published["sets"]:
         if row := ours.get(name):
-            lines.append(["ours", name, row.images, row.expected or "", row.scores.get("psnr", ""), row.scores.get("ssim", ""), "", "", protocol, checkpoint])
+            pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
+            lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
     write_csv(path, lines)
