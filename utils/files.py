@@ -110,34 +110,43 @@ def _umask() -> int:
     return mask
 
 
-def list_files(folder: Path, extensions: Collection[str] | None = None, below: Path | None = None) -> list[Path]:
+def list_files(folder: Path, extensions: Collection[str] | None = None, below: Path | None = None,
+               unreadable: list[str] | None = None) -> list[Path]:
     """All files below a folder and the folders that it links to, sorted by path; hidden files and folders are left out.
 
-    A folder that is linked twice, or contains itself, is listed once.
+    A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too: reading
+    it is an error that names it.
 
     Args:
         extensions: in lower case, of the files to list; None for all.
         below: folder that no link may lead out of; InputError at one that does.
+        unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
     """
-    found, seen = [], {folder.resolve()}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    def refuse(error: OSError) -> None:
+        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
+        if unreadable is None:
+            raise InputError(line)
+        unreadable.append(line)
+
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         inside = []
         for name in folders:
             path = Path(parent, name)
             if name.startswith("."):
                 continue
-            if path.is_symlink():
+            if os.path.islink(path):
                 inside_root(path, below)
-                if path.resolve() in seen:
+                if (place := os.path.realpath(path)) in seen:
                     continue
-                seen.add(path.resolve())
+                seen.add(place)
             inside.append(name)
         folders[:] = inside
         for name in files:
             path = Path(parent, name)
             if name.startswith(".") or not (extensions is None or path.suffix.lower() in extensions):
                 continue
-            if path.is_symlink():
+            if os.path.exists(path) and os.path.islink(path):           # one that leads nowhere leads not outside
                 inside_root(path, below)
             found.append(path)
     return sorted(found)
