@@ -38,7 +38,7 @@ from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
 from utils.images import read_image, read_picture
-from utils.photographs import save_png16
+from utils.photographs import save_png16, save_tiff16
 from utils.tables import as_text
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1], residual_blocks=[1, 1], refinement_blocks=0)
@@ -103,6 +103,7 @@ def images(count: int, seed: int) -> Counter:
             image.save(folder / name, **how)
         image.quantize(16).save(folder / "palette.png")
         save_png16(str(folder / "deep.png"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
+        save_tiff16(str(folder / "deep.tif"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
         whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
         for _ in tqdm(range(count), "images", leave=False):
             path = rng.choice(list(whole))

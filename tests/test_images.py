@@ -105,6 +105,23 @@ def test_alpha_that_is_multiplied_into_16_bit_colours(tmp_path):
     assert not picture.remarks
 
 
+def test_a_fourth_channel_without_a_stated_meaning(tmp_path):
+    """8 bits: as viewers show it, with a remark; 16 bits: refused."""
+    for pixels, name in ((RGBA, "8.tif"), (DEEP, "16.tif")):
+        unstated = tiff(tmp_path / name, pixels, photometric="rgb", extrasamples=["unspecified"])
+        if name == "8.tif":
+            picture = read_picture(unstated)
+            assert np.array_equal(picture.pixels, RGB)
+            assert picture.remarks == ["a channel without a stated meaning, which is left out"]
+        tag, other = (struct.pack("<HHII", code, 3, 1, 0) for code in (338, 40000))
+        unstated.write_bytes(unstated.read_bytes().replace(tag, other))
+    picture = read_picture(tmp_path / "8.tif")
+    assert np.array_equal(picture.pixels, RGBA)
+    assert picture.remarks == ["a fourth channel without a stated meaning, which is taken as transparency"]
+    with pytest.raises(InputError, match="16-bit integers, 4 channels"):
+        read_picture(tmp_path / "16.tif")
+
+
 def numbers(dtype: str, scale: float = 1) -> np.ndarray:
     return (RGB[..., 0] * scale).astype(dtype)
 
@@ -378,6 +395,15 @@ def test_a_damaged_exif_directory_of_a_tiff(tmp_path, bits):
     assert np.array_equal(photograph.pixels, np.rot90(pixels, -1))
     assert photograph.remarks == ["a damaged EXIF block, of which a part is left out"]
     assert exif_of_block(photograph.metadata["exif"])[0x010F] == "camera"
+
+
+@pytest.mark.parametrize("pixels", [RGB, DEEP[..., :3]])
+def test_exif_of_a_big_tiff(tmp_path, pixels):
+    make = (0x010F, "s", 0, "camera", True)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", bigtiff=True, metadata=None, extratags=[make])
+    picture = read_picture(path)
+    assert exif_of_block(picture.metadata["exif"])[0x010F] == "camera" and not picture.remarks
 
 
 def exif_of_block(block: bytes) -> Image.Exif:

@@ -150,9 +150,10 @@ def register_heif(path: Path) -> None:
 def open_content(content: bytes) -> Image.Image:
     """Pillow's image, not decoded yet; of a PNG the checksums are verified, which decoding does not."""
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(io.BytesIO(content), formats=formats) as image:
-        if image.format == "PNG":
-            image.verify()
+    image = Image.open(io.BytesIO(content), formats=formats)
+    if image.format != "PNG":
+        return image
+    image.verify()                                          # after which it cannot be decoded
     return Image.open(io.BytesIO(content), formats=formats)
 
 
@@ -195,8 +196,10 @@ def losses(image: Image.Image, content: bytes) -> list[str]:
         bits = 16
     if bits > 8:
         remarks.append(f"{bits} bits a channel, of which 8 are read")
-    if image.format == "TIFF" and 0 in image.tag_v2.get(EXTRA_SAMPLES, ()):
+    if image.format == "TIFF" and 0 in (extra := image.tag_v2.get(EXTRA_SAMPLES, ())):
         remarks.append("a channel without a stated meaning, which is left out")
+    elif image.format == "TIFF" and image.mode == "RGBA" and not extra:
+        remarks.append("a fourth channel without a stated meaning, which is taken as transparency")
     if image.format == "BMP" and stored == "BGRX":
         start = image.tile[0].offset
         if len(set(content[start + 3:start + 4 * image.width * image.height:4])) > 1:
@@ -229,6 +232,7 @@ def describe(load: Callable[[], Image.Exif], remarks: list[str]) -> tuple[bytes,
             del exif[tag]
         if any(tag in exif and not exif.get_ifd(tag) for tag in DIRECTORIES):
             remarks.append("a damaged EXIF block, of which a part is left out")
+        exif.bigtiff = False                                # the block is none, even of a BigTIFF's tags
         return exif.tobytes() if exif else b"", orientation
     except Exception:                                       # a damaged block raises nearly anything in Pillow
         remarks.append("a damaged EXIF block, which is left out")
@@ -259,7 +263,7 @@ def eight_bits(image: Image.Image) -> np.ndarray:
     colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     palette = image.mode == "P" and image.has_transparency_data
     alpha = palette or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    pixels = np.array(image.convert(colours + "A" * alpha))
+    pixels = np.asarray(image.convert(colours + "A" * alpha))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -300,7 +304,7 @@ def fill_hidden(picture: Picture) -> None:
     """
     if picture.alpha is None or picture.alpha.all():
         return
-    hidden = picture.alpha[..., 0] == 0
+    picture.pixels, hidden = picture.pixels.copy(), picture.alpha[..., 0] == 0
     mean = 2**picture.bits / 2 if hidden.all() else picture.colours[~hidden].mean(axis=0).round()
     picture.colours[hidden] = np.asarray(mean, picture.pixels.dtype)
 
