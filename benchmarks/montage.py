@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils.errors import InputError, one_line_errors
-from utils.images import EXTENSIONS, open_image, save_image
+from utils.images import EXTENSIONS, read_image, save_image
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
                          f"({', '.join(sorted(EXTENSIONS))}) and a width from 1 on")
     pictures = []
     for path in arguments.pictures:
-        picture = open_image(path)
+        picture = Image.fromarray(read_image(path))
         size = arguments.width, max(1, round(picture.height * arguments.width / picture.width))
-        pictures.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+        pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
     montage = Image.new("RGB", (arguments.width, sum(picture.height for picture in pictures)))
     top = 0
     for picture in pictures:

@@ -2,57 +2,73 @@
 
     python -m data.check --opt options/train_5d.yml [--set root=PATH] [--hash]
 
-For each source and test set: folder, images, pairs, sizes in pixels; then what is wrong: an absent folder, another number of
-images than the complete set has (METHOD section 4), unreadable files, pairs of unequal size, names without partner. Exits
-non-zero where a run would not be the one that the option file describes.
+For each source and test set: folder, images, pairs, sizes in pixels, and what a run does not use of a file;
+then what is wrong: an absent folder, another number of images than the complete set has (METHOD section 4),
+unreadable files, pairs of unequal size or of equal images, names without partner. Exits non-zero where a run
+would not be the one that the option file describes.
 """
 
 import argparse
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 from tqdm import tqdm
 
 from data.datasets import ImageSet
 from data.pairs import MissingFolder, list_others
-from utils.errors import InputError, count, first_few, one_line_errors
-from utils.files import write_text
-from utils.images import read_image
+from utils.errors import InputError, count, first_few, one_line_errors, printable
+from utils.files import write_atomically
+from utils.images import read_picture
 from utils.options import TestSet, TrainOptions, load_any
 
-LOSSY = ("JPEG", "MPO")         # formats, as Pillow calls them
+LOSSY = ("JPEG", "MPO")         # formats, in Pillow's words
+LOSSY_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 @dataclass
 class File:
-    """What was found of an image file: its size in pixels or why it cannot be read, its format and its SHA-256."""
+    """What was found of an image file.
 
-    size: tuple[int, int] | None            # width, height
-    error: str
-    format: str
-    digest: str
+    size: width and height in pixels, None where it cannot be read; error: why. format: in Pillow's words.
+    digest: SHA-256 of the file; pixels: of the pixels that a run sees. remarks: what it does not see.
+    """
+
+    size: tuple[int, int] | None
+    error: str = ""
+    format: str = ""
+    digest: str = ""
+    pixels: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 def examine(path: Path) -> File:
     """Decode a file, keeping none of its pixels."""
     try:
-        height, width = read_image(path).shape[:2]
-        with Image.open(path) as header:
-            size, error, file_format = (width, height), "", header.format
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return File(size, error, file_format, digest)
-    except InputError as unreadable:
-        return File(None, str(unreadable), "", "")
+        picture = read_picture(path, still=True)
+    except InputError as error:
+        return File(None, str(error))
+    if picture.alpha is not None and (picture.alpha < np.iinfo(picture.alpha.dtype).max).any():
+        picture.remarks.append("transparency, which is left out")
+    pixels = picture.rgb()
+    height, width = pixels.shape[:2]
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    remarks = [f"{path}: {remark}" for remark in picture.remarks]
+    return File((width, height), "", picture.format, digest, hashlib.sha256(pixels).hexdigest(), remarks)
 
 
 def entries(options) -> Iterator[tuple[str, object]]:
     """The sources and test sets of an option file, each with its place there."""
-    lists = {"sources": options.sources, "validation.sets": options.validation.sets} if isinstance(options, TrainOptions) else {"sets": options.sets}
+    if isinstance(options, TrainOptions):
+        lists = {"sources": options.sources, "validation.sets": options.validation.sets}
+    else:
+        lists = {"sets": options.sets}
     for key, sets in lists.items():
         for i, images in enumerate(sets):
             yield f"{options.file}: {key}[{i}] {images.name}", images
@@ -61,13 +77,16 @@ def entries(options) -> Iterator[tuple[str, object]]:
 def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
     """Print what was found of a set."""
     sizes = [files[path].size for path in images.files if files[path].size]
-    print(f"{where}: {images.describe()}; {count(len(images.files), 'file')}" + (f", {size_range(sizes)}" if sizes else ""))
+    found = f"{images.describe()}; {count(len(images.files), 'file')}"
+    print(f"{where}: {found}" + (f", {size_range(sizes)}" if sizes else ""))
     if images.options.expected:
         print(f"    {count(images.complete, 'image')} of {images.options.expected} expected")
     if images.paired and (shared := len(images.pairs) - len({pair.clean for pair in images.pairs})):
         print(f"    {count(len(images.pairs) - shared, 'clean image')} for {len(images.pairs)} degraded ones")
     if others := list_others(images.folder) if not images.options.bundled else []:
-        print(f"    {count(len(others), 'file')} of other kinds: {first_few(map(str, others))}")
+        print(printable(f"    {count(len(others), 'file')} of other kinds: {first_few(map(str, others))}"))
+    if remarks := [remark for path in images.files for remark in files[path].remarks]:
+        print(printable(f"    {count(len(remarks), 'remark')} on what is not used: {first_few(remarks)}"))
 
 
 def set_problems(where: str, images: ImageSet, files: dict[Path, File], training: bool) -> list[str]:
@@ -76,27 +95,41 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File], training
     found, expected = images.complete, images.options.expected
     if expected and found != expected:
         problems.append(f"{where}: {count(found, 'pair' if images.paired else 'image')}, expected {expected}")
-    if unreadable := [files[path].error for path in images.files if files[path].error]:
-        problems.append(f"{where}: {count(len(unreadable), 'unreadable file')}: {first_few(unreadable)}")
-    unequal, lossy = [], []
-    for degraded, clean in ((pair.degraded, pair.clean) for pair in images.pairs if pair.degraded and pair.clean):
-        sizes = [files[path].size for path in (degraded, clean)]
-        if None not in sizes and sizes[0] != sizes[1]:
-            unequal.append(f"{degraded} is {sizes[0][0]}x{sizes[0][1]} but {clean} is {sizes[1][0]}x{sizes[1][1]}")
-        if files[clean].format in LOSSY and files[degraded].format and files[degraded].format not in LOSSY:
-            lossy.append(f"{clean}, of {degraded}")
-    if unequal:
-        problems.append(f"{where}: {count(len(unequal), 'pair')} of unequal size: {first_few(unequal)}")
-    if lossy:
-        problems.append(f"{where}: {count(len(lossy), 'clean image')} in JPEG beside a lossless degraded one: {first_few(lossy)}")
-    named = [path for path in images.files if files[path].format in LOSSY and path.suffix.lower() not in (".jpg", ".jpeg")]
-    if named:
-        problems.append(f"{where}: {count(len(named), 'file')} with JPEG data under another format's name: {first_few(map(str, named))}")
-    if (same := repeated(images, files)) and isinstance(images.options, TestSet):       # in training they only weigh more
-        problems.append(f"{where}: {count(len(same), 'image')} there more than once: {first_few(same)}")
-    if images.selected < len(images) and not training:                                  # a validation may be short
+    pairs = [(pair.degraded, pair.clean) for pair in images.pairs if pair.degraded and pair.clean]
+    named = [str(path) for path in images.files
+             if files[path].format in LOSSY and path.suffix.lower() not in LOSSY_NAMES]
+    lossy = [f"{clean}, of {degraded}" for degraded, clean in pairs
+             if files[clean].format in LOSSY and files[degraded].format not in ("", *LOSSY)]
+    repeats = repeated(images, files) if isinstance(images.options, TestSet) else []    # in training a weight
+    findings = [
+        ("unreadable file", "", [files[path].error for path in images.files if files[path].error]),
+        ("pair", " of unequal size", unequal_sizes(pairs, files)),
+        ("pair", " of equal images", [] if images.options.degradation else equal_images(pairs, files)),
+        ("clean image", " in JPEG beside a lossless degraded one", lossy),
+        ("file", " with JPEG data under another format's name", named),
+        ("image", " there more than once", repeats),
+    ]
+    problems += [f"{where}: {count(len(names), thing)}{what}: {first_few(names)}"
+                 for thing, what, names in findings if names]
+    if images.selected < len(images) and not training:      # a validation may be short
         problems.append(f"{where}: its option limit leaves {images.selected} of {len(images)} images")
     return problems
+
+
+def unequal_sizes(pairs: list[tuple[Path, Path]], files: dict[Path, File]) -> list[str]:
+    """Pairs whose two images differ in size."""
+    sizes = [(degraded, files[degraded].size, clean, files[clean].size) for degraded, clean in pairs]
+    return [f"{degraded} is {size[0]}x{size[1]} but {clean} is {other[0]}x{other[1]}"
+            for degraded, size, clean, other in sizes if size and other and size != other]
+
+
+def equal_images(pairs: list[tuple[Path, Path]], files: dict[Path, File]) -> list[str]:
+    """Pairs of which nothing is degraded: one file on both sides, or equal pixels."""
+    def seen(path: Path) -> tuple:
+        return files[path].size, files[path].pixels
+
+    return [f"{degraded} = {clean}{' (the same file)' if os.path.samefile(degraded, clean) else ''}"
+            for degraded, clean in pairs if files[degraded].size and seen(degraded) == seen(clean)]
 
 
 def repeated(images: ImageSet, files: dict[Path, File]) -> list[str]:
@@ -109,20 +142,23 @@ def repeated(images: ImageSet, files: dict[Path, File]) -> list[str]:
 
 
 def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool) -> list[str]:
-    """Compare the files with a manifest, lines of `sha256sum`; where there is none yet, write it if `write`."""
-    digests = {file.relative_to(root).as_posix(): files[file].digest for file in sorted(files) if root in file.parents and files[file].digest}
+    """Compare the files with a manifest, lines of sha256sum; where there is none yet, write it if `write`."""
+    below = sorted(file for file in files if root in file.parents and files[file].digest)
+    digests = {file.relative_to(root).as_posix(): files[file].digest for file in below}
     if not path.exists():
         if not write:
             return [f"{path}: not written, for the problems above"]
         text = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
-        write_text(path, text)
-        print(f"manifest {path}: written, {count(len(digests), 'file')}; verify with the same command, or below {root} with sha256sum -c")
+        write_atomically(path, lambda temporary: Path(temporary).write_bytes(os.fsencode(text)))
+        print(f"manifest {path}: written, {count(len(digests), 'file')}; "
+              f"verify with the same command, or below {root} with sha256sum -c")
         return []
     recorded = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(os.fsdecode(path.read_bytes()).splitlines(), 1):
         digest, separator, file = line.partition("  ")
         if not separator or len(digest) != 64:
-            raise InputError(f"{path}: line {number}: {line[:80]!r}, expected a SHA-256, two blanks and a file name")
+            raise InputError(f"{path}: line {number}: {line[:80]!r}, "
+                             "expected a SHA-256, two blanks and a file name")
         recorded[file] = digest
     print(f"manifest {path}: {count(len(recorded), 'file')}")
     changes = {
@@ -130,7 +166,8 @@ def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool)
         "gone": [file for file in recorded if file not in digests],
         "new": [file for file in digests if file not in recorded],
     }
-    return [f"{path}: {count(len(names), 'file')} {kind} since it was written: {first_few(names)}" for kind, names in changes.items() if names]
+    return [f"{path}: {count(len(names), 'file')} {kind} since it was written: {first_few(names)}"
+            for kind, names in changes.items() if names]
 
 
 def size_range(sizes: list[tuple[int, int]]) -> str:
@@ -138,16 +175,21 @@ def size_range(sizes: list[tuple[int, int]]) -> str:
     def spread(numbers: tuple[int, ...]) -> str:
         return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)}-{max(numbers)}"
 
-    width, height = zip(*sizes)
+    width, height = zip(*sizes, strict=True)
     return f"{spread(width)} x {spread(height)} pixels"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of train.py or test.py")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override options, keys dotted")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="override options, keys dotted")
     parser.add_argument("--hash", nargs="?", const="", metavar="MANIFEST",
-                        help="write the files' SHA-256 to a manifest, or verify them where it exists; default: ROOT/manifest_NAME.sha256")
+                        help="write the files' SHA-256 to a manifest, or verify them where it exists; "
+                             "default: ROOT/manifest_NAME.sha256")
     flags = parser.parse_args()
     options = load_any(flags.opt, flags.set)
 
@@ -165,7 +207,8 @@ def main() -> None:
             problems.append(str(error))
     paths = sorted({path for _, images in sets for path in images.files})
     with ThreadPoolExecutor() as pool:
-        files = dict(zip(paths, tqdm(pool.map(examine, paths), "decoding", len(paths), leave=False, dynamic_ncols=True)))
+        examined = tqdm(pool.map(examine, paths), "decoding", len(paths), leave=False, dynamic_ncols=True)
+        files = dict(zip(paths, examined, strict=True))
 
     for where, images in sets:
         report(where, images, files)
@@ -176,10 +219,12 @@ def main() -> None:
         manifest = Path(flags.hash or Path(options.root, f"manifest_{options.name}.sha256"))
         problems += check_manifest(manifest, Path(options.root), files, write=not problems)
     for problem in problems:
-        print(f"problem: {problem}")
+        print(printable(f"problem: {problem}"))
+    decoded = f"{count(len(files), 'file')} decoded"
     if problems:
-        raise InputError(f"{count(len(problems), 'problem')}, {count(len(files), 'file')} decoded: a run with {options.file} would not be the one that it describes")
-    print(f"no problems, {count(len(files), 'file')} decoded")
+        raise InputError(f"{count(len(problems), 'problem')}, {decoded}: "
+                         f"a run with {options.file} would not be the one that it describes")
+    print(f"no problems, {decoded}")
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def public_tree(tmp_path: Path) -> Path:
             write_image(root / f"Train/Dehaze/synthetic/part{part}/{scene}_{a}.jpg", seed=4)
     for name in ("GOPR0372_07_00-000047.png", "GOPR0372_07_00-000048.png"):
         for kind in ("blur", "sharp"):
-            write_image(root / "Train/Deblur" / kind / name, seed=5)
+            write_image(root / "Train/Deblur" / kind / name, seed=5 + (kind == "sharp"))
     for kind in ("low", "high"):
-        write_image(root / "Train/lowlight" / kind / "2.png", seed=6)
+        write_image(root / "Train/lowlight" / kind / "2.png", seed=7 + (kind == "high"))
     for i, (degraded, clean) in enumerate([
         ("dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png"),
         ("derain/Rain100L/input/rain-001.png", "derain/Rain100L/target/norain-001.png"),

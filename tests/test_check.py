@@ -1,24 +1,33 @@
 """data.check on trees in the public layout: complete ones pass, each damage is named."""
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
 from conftest import run_script, write_image
+from data.datasets import ImageSet
+from test_images import refuse_to_list
+from utils.errors import InputError
+from utils.options import load_any
 
 
 @pytest.fixture
 def option_file(tmp_path: Path, public_tree: Path) -> Path:
     content = {
         "name": "check", "steps": 1, "root": str(public_tree),
-        "sources": [{"type": "denoise", "levels": [25], "expected": 3}, {"type": "derain", "pairing": "rain", "expected": 3},
+        "sources": [{"type": "denoise", "levels": [25], "expected": 3},
+                    {"type": "derain", "pairing": "rain", "expected": 3},
                     {"type": "dehaze", "pairing": "haze", "expected": 4}, {"type": "deblur", "expected": 2}],
-        "validation": {"sets": [{"name": "LOL", "degraded": "test/lowlight/low", "clean": "test/lowlight/high", "expected": 1},
+        "validation": {"sets": [{"name": "LOL", "degraded": "test/lowlight/low",
+                                 "clean": "test/lowlight/high", "expected": 1},
                                 {"name": "gone", "degraded": "test/gone", "optional": True}]},
     }
     path = tmp_path / "check.yml"
@@ -31,8 +40,10 @@ def check(option_file: Path, *more: object):
 
 
 def problems(result) -> list[str]:
-    assert result.returncode == 1 and re.search(rf"error: {result.stdout.count('problem: ')} problems?, ", result.stderr)
-    return [line.removeprefix("problem: ") for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    count = result.stdout.count("problem: ")
+    assert result.returncode == 1 and re.search(rf"error: {count} problems?, ", result.stderr)
+    lines = result.stdout.splitlines()
+    return [line.removeprefix("problem: ") for line in lines if line.startswith("problem: ")]
 
 
 def test_complete_data_pass(option_file, public_tree):
@@ -40,10 +51,13 @@ def test_complete_data_pass(option_file, public_tree):
     (public_tree / "Train/Denoise/list.txt").write_text("not an image")
     result = check(option_file, "--set", "sources.0.expected=4")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"check.yml: sources[0] denoise: 4 clean images in {public_tree}/Train/Denoise, noise 25 on the fly; 4 files, 40-60 x 32 pixels\n    4 images of 4 expected\n" in result.stdout
+    assert (f"check.yml: sources[0] denoise: 4 clean images in {public_tree}/Train/Denoise, "
+            "noise 25 on the fly; 4 files, 40-60 x 32 pixels\n    4 images of 4 expected\n") in result.stdout
     assert "1 file of other kinds: " in result.stdout and "list.txt" in result.stdout
-    assert "sources[2] dehaze: 4 pairs" in result.stdout and "    2 clean images for 4 degraded ones" in result.stdout
-    assert "left out (optional): " in result.stdout and result.stdout.endswith("no problems, 22 files decoded\n")
+    assert "sources[2] dehaze: 4 pairs" in result.stdout
+    assert "    2 clean images for 4 degraded ones" in result.stdout
+    assert "left out (optional): " in result.stdout
+    assert result.stdout.endswith("no problems, 22 files decoded\n")
 
 
 def test_each_damage_is_named(option_file, public_tree):
@@ -55,16 +69,19 @@ def test_each_damage_is_named(option_file, public_tree):
     write_image(public_tree / "test/lowlight/high/1.png", 41)
     write_image(public_tree / "Train/Denoise/4.png")
     found = problems(check(option_file))
-    assert [message.split(": ")[1] for message in found] == ["sources[3] deblur.clean", "sources[0] denoise", "sources[1] derain", "sources[1] derain",
-                                                             "sources[2] dehaze", "validation.sets[0] LOL"]
+    assert [message.split(": ")[1] for message in found] == [
+        "sources[3] deblur.clean", "sources[0] denoise", "sources[1] derain", "sources[1] derain",
+        "sources[2] dehaze", "validation.sets[0] LOL"]
     folder, count, unpaired, pairs, unreadable, unequal = found
-    assert f"no folder {public_tree}/Train/Deblur/sharp, did you mean {public_tree}/Train/Deblur/Sharp_images?" in folder
+    near = f"{public_tree}/Train/Deblur/Sharp_images"
+    assert f"no folder {public_tree}/Train/Deblur/sharp, did you mean {near}?" in folder
     assert "4 images, expected 3" in count
     assert "2 of 3 degraded images have no clean partner: " in unpaired and "rain-2.png (expected" in unpaired
     assert "norain-1.*, but anorain-1.png is there: one of the two has a prefix a" in unpaired
     assert "1 pair, expected 3" in pairs
     assert "1 unreadable file: " in unreadable and f"{broken}: cannot be read as an image" in unreadable
-    assert "1 pair of unequal size: " in unequal and "low/1.png is 40x32 but" in unequal and "high/1.png is 41x32" in unequal
+    assert "1 pair of unequal size: " in unequal
+    assert "low/1.png is 40x32 but" in unequal and "high/1.png is 41x32" in unequal
 
 
 def test_copies_that_are_not_the_set(option_file, public_tree):
@@ -78,10 +95,12 @@ def test_copies_that_are_not_the_set(option_file, public_tree):
     assert any("1 file with JPEG data under another format's name: " in message for message in named)
     write_image(public_tree / "test/lowlight/high/1.png", seed=16)
     for kind in ("low", "high"):
-        shutil.copy(public_tree / "test/lowlight" / kind / "1.png", public_tree / "test/lowlight" / kind / "2.png")
+        folder = public_tree / "test/lowlight" / kind
+        shutil.copy(folder / "1.png", folder / "2.png")
     (twice,) = problems(check(option_file, "--set", "validation.sets.0.expected=2"))
     assert "1 image there more than once: " in twice and "low/1.png = " in twice
-    (half,) = problems(check(option_file, "--set", "validation.sets.0.expected=0", "validation.sets.0.name=low", "validation.sets.0.degraded=test/lowlight/low",
+    (half,) = problems(check(option_file, "--set", "validation.sets.0.expected=0",
+                             "validation.sets.0.name=low", "validation.sets.0.degraded=test/lowlight/low",
                              "validation.sets.0.clean=test/lowlight/hig", "validation.sets.0.optional=true"))
     assert "validation.sets[0] low.clean: no folder" in half and "did you mean" in half
 
@@ -94,7 +113,8 @@ def test_no_data_at_all_is_a_problem(option_file, tmp_path):
 
 
 def test_a_limit_is_not_the_whole_set(public_tree):
-    found = problems(check(Path("options/test_5d.yml"), "--set", f"root={public_tree}", "sets.4.limit=1", "sets.4.expected=2",
+    found = problems(check(Path("options/test_5d.yml"), "--set", f"root={public_tree}", "sets.4.limit=1",
+                           "sets.4.expected=2",
                            "sets.4.degraded=Train/Deblur/blur", "sets.4.clean=Train/Deblur/sharp"))
     assert any("sets[4] LOL: its option limit leaves 1 of 2 images" in message for message in found)
 
@@ -111,19 +131,23 @@ def test_file_list_with_prefix(option_file, public_tree):
 def test_manifest_is_written_and_verified(option_file, public_tree, tmp_path):
     manifest = public_tree / "manifest_check.sha256"
     result = check(option_file, "--hash")
-    assert result.returncode == 0 and f"manifest {manifest}: written, 21 files" in result.stdout, result.stderr
+    assert result.returncode == 0, result.stderr
+    assert f"manifest {manifest}: written, 21 files" in result.stdout
     name = "Train/Deblur/blur/GOPR0372_07_00-000047.png"
-    assert f"{hashlib.sha256((public_tree / name).read_bytes()).hexdigest()}  {name}" in manifest.read_text().splitlines()
+    digest = hashlib.sha256((public_tree / name).read_bytes()).hexdigest()
+    assert f"{digest}  {name}" in manifest.read_text().splitlines()
     assert check(option_file, "--hash").returncode == 0
 
     write_image(public_tree / name, seed=99)
     (public_tree / "Train/Denoise/12003.png").rename(public_tree / "Train/Denoise/12004.png")
     changed, gone, new = problems(check(option_file, "--hash", manifest))
-    assert f"1 file changed since it was written: {name}" in changed and "12003.png" in gone and "12004.png" in new
+    assert f"1 file changed since it was written: {name}" in changed
+    assert "12003.png" in gone and "12004.png" in new
 
     (public_tree / "Train/Denoise/12004.png").write_bytes(b"not an image")
     unreadable, unwritten = problems(check(option_file, "--hash", tmp_path / "other.sha256"))
-    assert "other.sha256: not written, for the problems above" in unwritten and not (tmp_path / "other.sha256").exists()
+    assert "other.sha256: not written, for the problems above" in unwritten
+    assert not (tmp_path / "other.sha256").exists()
     manifest.write_text("nonsense\n")
     assert "line 1: 'nonsense', expected a SHA-256" in check(option_file, "--hash").stderr
 
@@ -132,3 +156,61 @@ def test_option_file_of_test_py(public_tree):
     result = check(Path("options/test_5d.yml"), "--set", f"root={public_tree}")
     assert "sets[0] SOTS: 1 pair, expected 500" in "\n".join(problems(result))
     assert "did you mean batch?" in check(Path("options/train_5d.yml"), "--set", "bacth=3").stderr
+
+
+def test_pairs_of_which_nothing_is_degraded(option_file, public_tree):
+    """The same file on both sides, or equal pixels in another format: an infinite PSNR in the table."""
+    blur, sharp = public_tree / "Train/Deblur/blur", public_tree / "Train/Deblur/sharp"
+    first, second = sorted(path.name for path in blur.iterdir())
+    Image.open(sharp / first).save(blur / first, compress_level=1)
+    (blur / second).unlink()
+    (blur / second).symlink_to(sharp / second)
+    (equal,) = problems(check(option_file))
+    assert "sources[3] deblur: 2 pairs of equal images: " in equal
+    assert f"{blur / first} = {sharp / first}; {blur / second} = {sharp / second} (the same file)" in equal
+    both = ("--set", "sources.3.degraded=Train/Deblur/sharp", "sources.3.clean=Train/Deblur/sharp")
+    (same,) = problems(check(option_file, *both))
+    assert "2 pairs of equal images: " in same and same.count("(the same file)") == 2
+    on_the_fly = check(option_file, *both, "sources.3.degradation=noise", "sources.3.levels=[25]")
+    assert on_the_fly.returncode == 0, on_the_fly.stdout
+
+
+def test_what_cannot_be_read_rightly_is_a_problem(option_file, public_tree, monkeypatch):
+    """Not-a-number pixels, a pipe, a folder that cannot be listed: found here, and refused by a run."""
+    low, high = public_tree / "test/lowlight/low", public_tree / "test/lowlight/high"
+    depth = np.full((32, 40), 0.5, np.float32)
+    depth[3, 4] = np.nan
+    tifffile.imwrite(low / "2.tif", depth)
+    os.mkfifo(low / "3.png")
+    for name in ("2.png", "3.png"):
+        write_image(high / name)
+    (found,) = problems(check(option_file, "--set", "validation.sets.0.expected=3"))
+    assert "2 unreadable files: " in found and "3.png: no regular file" in found
+    assert "2.tif: cannot be read as an image (pixels that are infinite or not a number)" in found
+    images = ImageSet(load_any(str(option_file), []).validation.sets[0], str(public_tree), "here")
+    with pytest.raises(InputError, match="2.tif: cannot be read as an image"):
+        images.read(1)
+    refuse_to_list(monkeypatch, low)
+    closed = f"{low}: a folder that cannot be read (Permission denied)"
+    assert any(closed in message for message in problems(check(option_file)))
+
+
+def test_what_is_not_used_of_a_file_is_reported(option_file, public_tree):
+    """It is no problem."""
+    path = public_tree / "Train/Denoise/12003.png"
+    image = Image.open(path)
+    image.putalpha(100)
+    image.save(path, exif=b"Exif\0\0nonsense")
+    result = check(option_file)
+    assert result.returncode == 0, result.stdout
+    assert "    2 remarks on what is not used: " in result.stdout
+    assert "12003.png: a damaged EXIF block, which is left out; " in result.stdout
+    assert "12003.png: transparency, which is left out" in result.stdout
+
+
+def test_names_in_no_encoding(option_file, public_tree):
+    (public_tree / "Train/Denoise/12003.png").rename(public_tree / "Train/Denoise" / os.fsdecode(b"\xe9.png"))
+    for _ in range(2):
+        result = check(option_file, "--hash")
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert b"  Train/Denoise/\xe9.png\n" in (public_tree / "manifest_check.sha256").read_bytes()

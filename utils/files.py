@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import InputError
+
 PARTIAL = ".partial-"           # what a file's name begins with until it is whole
 
 
@@ -113,25 +115,34 @@ def _umask() -> int:
     return mask
 
 
-def list_files(folder: Path, extensions: Collection[str] | None = None) -> list[Path]:
+def list_files(folder: Path, extensions: Collection[str] | None = None,
+               unreadable: list[str] | None = None) -> list[Path]:
     """All files below a folder and the folders that it links to, sorted by path; hidden files and folders are left out.
 
-    A folder that is linked twice, or contains itself, is listed once.
+    A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too: reading
+    it is an error that names it.
 
     Args:
         extensions: in lower case, of the files to list; None for all.
+        unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
     """
-    found, seen = [], {folder.resolve()}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    def refuse(error: OSError) -> None:
+        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
+        if unreadable is None:
+            raise InputError(line)
+        unreadable.append(line)
+
+    found, seen = [], {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         inside = []
         for name in folders:
             path = Path(parent, name)
             if name.startswith("."):
                 continue
-            if path.is_symlink():
-                if path.resolve() in seen:
+            if os.path.islink(path):
+                if (place := os.path.realpath(path)) in seen:
                     continue
-                seen.add(path.resolve())
+                seen.add(place)
             inside.append(name)
         folders[:] = inside
         for name in files:
