@@ -5,6 +5,7 @@ the others are restored, and the exit status is 3. A folder that was interrupted
 """
 
 import csv
+import errno
 import hashlib
 import os
 import struct
@@ -222,7 +223,7 @@ def report(photographs: Photographs, failures: list[str]) -> None:
 
 
 def refuse_place(path: Path) -> None:
-    """InputError where the file system has no place for a file of that name: it is too long, a folder, ..."""
+    """InputError where no file can have that name: it is a folder's, or too long."""
     try:
         path.lstat()
         if path.is_dir():
@@ -230,6 +231,8 @@ def refuse_place(path: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:                   # such as no place for any of them
+            raise
         raise InputError(f"{path}: {error.strerror}") from None
 
 
