@@ -66,7 +66,7 @@ def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
 
 
-# Map step: encoder, T and decoder descend, the potentials are frozen (METHOD 2.1).
+# Map step: encoder, T and decoder descend, the potentials are frozen.
 def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
              options: TrainOptions) -> tuple[Terms, Terms]:
     degraded, clean, source, weights = batch
@@ -86,7 +86,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}, samples
 
 
-# Potential step: the potentials descend on b of the updated T, the network is frozen (METHOD 2.2).
+# Potential step: the potentials descend on b of the updated T, the network is frozen.
 def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch, options: TrainOptions,
                    z: Tensor | None = None) -> Terms:
     degraded, _, source, weights = batch
@@ -106,7 +106,7 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     return {"potential_loss": loss.detach(), "congruence_error": error, "potential_gradient_norm": norm}
 
 
-# Transport step (scheme separate): T alone descends; z and the potentials are frozen (METHOD 8.2).
+# Transport step (scheme separate): T alone descends; z and the potentials are frozen.
 def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch, options: TrainOptions,
                    z: Tensor) -> tuple[Terms, Terms]:
     _, _, source, weights = batch
@@ -123,7 +123,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     return {**terms, "transport_gradient_norm": norm}, samples
 
 
-# Restoration step (scheme separate): encoder and decoder descend, through T, which is frozen (METHOD 8.3).
+# Restoration step (scheme separate): encoder and decoder descend, through T, which is frozen.
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
     _, clean, _, _ = batch
@@ -141,7 +141,7 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,
                    options: TrainOptions) -> tuple[Terms, Terms]:
-    """Scheme separate: transport steps and a potential step on the batch's latents, then a restoration step."""
+    """Scheme separate: transport steps and a potential step on the latents, then a restoration step."""
     sides["map"].thaw()
     with autocast(batch[0], options):
         z, skips = net.encode(batch[0])

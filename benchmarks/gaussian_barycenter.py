@@ -1,4 +1,4 @@
-"""Does the alternation find the barycenter? Gaussian sources, whose barycenter is known (METHOD section 7).
+"""Does the alternation find the barycenter? Gaussian sources, whose barycenter is known.
 
     python -m benchmarks.gaussian_barycenter --quick            D = 2 and 8, a look in minutes
     python -m benchmarks.gaussian_barycenter                    D = 2 ... 128

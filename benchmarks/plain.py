@@ -85,7 +85,7 @@ def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transport_cost(z: Tensor, b: Tensor, source: Tensor, gamma: float, tau: float) -> Tensor:
-    """C_i of METHOD section 2 with the mean square distance, sample by sample, [B]."""
+    """C_i with the mean square distance, sample by sample, [B]."""
     r = z - b
     costs = []
     for i in range(len(z)):

@@ -77,15 +77,17 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     from train import make_sides, map_step, potential_step
     from utils.options import Objective, Source, TrainOptions
 
-    options = TrainOptions(name="speed", sources=[Source(type="denoise", levels=[25])], steps=1, precision=dtype,
-                           objective=Objective(cost="mean_square"), learning_rate=1e-5, potential_learning_rate=1e-5)
+    options = TrainOptions(name="speed", sources=[Source(type="denoise", levels=[25])], steps=1,
+                           precision=dtype, objective=Objective(cost="mean_square"), learning_rate=1e-5,
+                           potential_learning_rate=1e-5)
     lambdas = torch.full((SOURCES,), 1 / SOURCES)
     net, potentials = BaryIR().to(device), Potentials(lambdas).to(device)
     degraded, clean = torch.rand(2, batch, 3, size, size, device=device)
     source = torch.arange(batch, device=device) % SOURCES
     weights = sample_weights(source, lambdas.to(device), lambdas.to(device))
     if side == "plain":
-        map_optimizer, potential_optimizer = (torch.optim.RMSprop(m.parameters(), 1e-5) for m in (net, potentials))
+        map_optimizer, potential_optimizer = (torch.optim.RMSprop(m.parameters(), 1e-5)
+                                              for m in (net, potentials))
 
         def maps() -> None:
             plain.map_step(net, potentials, map_optimizer, degraded, clean, source, weights)
@@ -115,7 +117,7 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
 
 
 def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], None]:
-    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of the one that --source names."""
+    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of --source."""
     from data.cache import decode_all
     from data.datasets import TrainingSet, open_sources
     from data.sampler import EpochSampler, make_loader
@@ -127,7 +129,8 @@ def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], Non
     if flags.opt:
         options = load_options(TrainOptions, flags.opt, flags.set)
     if flags.source:
-        options.sources = [entry for entry in options.sources if flags.source in (entry.source, entry.name, entry.degradation)]
+        options.sources = [entry for entry in options.sources
+                           if flags.source in (entry.source, entry.name, entry.degradation)]
     sources = open_sources(options)
     with tempfile.TemporaryDirectory() as folder:
         cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
@@ -243,7 +246,8 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size),
                    "--device", flags.device, "--dtype", flags.dtype, "--batch", str(flags.batch),
                    "--threads", str(flags.threads), *["--keep"] * flags.keep, "--workers", str(flags.workers),
-                   "--opt", flags.opt, "--source", flags.source, *(["--set", *flags.set] if flags.set else [])]
+                   "--opt", flags.opt, "--source", flags.source,
+                   *(["--set", *flags.set] if flags.set else [])]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["killed"])[-1]

@@ -1,6 +1,6 @@
 """Degradations of clean images on the fly, [H,W,3] uint8 -> [H,W,3] uint8, repeatable by their generator.
 
-By `levels`, one strength each: noise as in the field's test protocol, simple generators for the demonstration.
+By `levels`, one strength each: noise as in the field's test protocol, simple generators for demonstration.
 By `range`, a strength drawn between two ends: models of how photographs are degraded, for training. Their
 parts may be recorded: rain layers, depth.
 

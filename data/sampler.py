@@ -16,8 +16,8 @@ from utils.options import TrainOptions
 class EpochSampler(Sampler):
     """Batches of requests for TrainingSet, from any step on: the same whatever the workers and processes.
 
-    The samples of an epoch are one group or, for balanced batches, one for each source. Sample n of the run is
-    of group n mod G; the m-th sample of a group of N is entry m mod N of its m // N-th epoch's permutation. A
+    The samples of an epoch are one group or, for balanced batches, one for each source. Sample n of the run
+    is of group n mod G; the m-th of a group of N is entry m mod N of its m // N-th epoch's permutation. A
     step takes the next batch * processes samples, process r the r-th part. Nothing needs saving to continue.
 
     Args:

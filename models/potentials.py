@@ -45,10 +45,10 @@ class Standardize(nn.Module):
 class Potentials(nn.Module):
     """K scalar functions f_k of a latent, with sum_k lambda_k f_k = 0 everywhere.
 
-    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped convolution
-    computes all K) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1 (Kolesov et
-    al., ICML 2024, arXiv 2402.03828). The mean over pixels makes the size independent of the latent's. SiLU,
-    not ReLU: smoother potentials gave more accurate maps on Gaussians with known barycenter.
+    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped
+    convolution computes all K) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1
+    (Kolesov et al., ICML 2024, arXiv 2402.03828). The mean over pixels makes the size independent of the
+    latent's. SiLU, not ReLU: smoother potentials gave more accurate maps on Gaussians.
 
     Args:
         lambdas: [K], source weights, > 0 with sum 1.

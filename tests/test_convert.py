@@ -28,7 +28,7 @@ from utils.evaluation import restore
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, torch.Tensor]:
-    """The authors' 766 names, filled by METHOD's rule."""
+    """The authors' 766 names, filled by the golden outputs' rule."""
     net = BaryIR()
     fill_reference(net)
     unused = [(64, 64), (128, 128), (256, 320), (48, 112), (96, 224), (192, 512)]
@@ -91,7 +91,8 @@ def test_converted_weights_give_the_authors_outputs(tmp_path, reference):
     assert "53,549,774 parameters, epoch 56" in result.stdout and "chnl_reduce1.weight" in result.stdout
     degraded = np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32)
     restored = restore(load_network(tmp_path / "net.pth"), torch.from_numpy(degraded[1:]))
-    for place, value in {(0, 2, 63, 95): 1.173910, (0, 0, 10, 80): -7.810841}.items():      # of METHOD's official_forward.npz
+    expected = {(0, 2, 63, 95): 1.173910, (0, 0, 10, 80): -7.810841}            # of official_forward.npz
+    for place, value in expected.items():
         assert restored[place].item() == pytest.approx(value, abs=1e-3)
 
 

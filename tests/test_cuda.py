@@ -1,4 +1,4 @@
-"""What differs on a GPU: both schemes, autocast, fused optimizers and the guard, strips, compiling, resume. Skipped without one."""
+"""What differs on a GPU: both schemes, autocast, fused optimizers, guard, strips, compiling, resume."""
 
 import csv
 import math
@@ -20,8 +20,9 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 def option_file(tmp_path: Path, **changes) -> str:
     sources = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range": ends}
                for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
-    options = {"name": "run", "output": str(tmp_path), "device": "cuda", "steps": 8, "batch": 4, "patch": 32, "workers": 0, "log_every": 1,
-               "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9, "balanced": True, "sources": sources,
+    options = {"name": "run", "output": str(tmp_path), "device": "cuda", "steps": 8, "batch": 4, "patch": 32,
+               "workers": 0, "log_every": 1, "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3,
+               "ema": 0.9, "balanced": True, "sources": sources,
                "objective": {"cost": "mean_square", "lambdas": "uniform"}}
     path = tmp_path / "some.yml"
     path.write_text(yaml.safe_dump({**options, **changes}))
@@ -33,7 +34,8 @@ def run(opt: str, *arguments: str) -> None:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader((folder / "losses.csv").read_text().splitlines())]
+    rows = csv.DictReader((folder / "losses.csv").read_text().splitlines())
+    return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
 @pytest.mark.parametrize("scheme", ["joint", "separate"])
@@ -47,7 +49,8 @@ def test_training(tmp_path, scheme, optimizer, precision):
 
 
 def test_training_with_all_that_saves_memory_and_time(tmp_path):
-    run(option_file(tmp_path, recompute="cheap", compile=True, precision="bfloat16", workers=2, cache=True, steps=4))
+    run(option_file(tmp_path, recompute="cheap", compile=True, precision="bfloat16", workers=2, cache=True,
+                    steps=4))
     assert all(math.isfinite(row["reconstruction"]) for row in losses(tmp_path / "run"))
 
 
@@ -64,7 +67,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
         torch.testing.assert_close(weight, resumed["net"][name], rtol=1e-2, atol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
+@pytest.mark.parametrize("kind, how", [
+    (torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how):
     layer = torch.nn.Linear(3, 2).cuda()
     side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3, device="cuda")
@@ -95,7 +99,8 @@ def test_strips_equal_the_whole_image(net, precision, tolerance):
     image = torch.rand(1, 3, 120, 92, device="cuda")
     whole = restore(net, image, 0, "float32")
     for rows in (0, 1, 16):
-        torch.testing.assert_close(restore(net, image, rows, precision), whole, rtol=tolerance, atol=tolerance)
+        strips = restore(net, image, rows, precision)
+        torch.testing.assert_close(strips, whole, rtol=tolerance, atol=tolerance)
 
 
 def test_compiled_stages_equal_eager_ones(net):
@@ -112,7 +117,8 @@ def test_autocast_keeps_the_gradients(net):
     def gradients(enabled: bool) -> list[torch.Tensor]:
         with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
             restored = net(image)[0]
-        return torch.autograd.grad((restored.float() - image).square().mean(), [p for p in net.parameters()], allow_unused=True)
+        loss = (restored.float() - image).square().mean()
+        return torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
 
     for exact, rounded in zip(gradients(False), gradients(True), strict=True):
         if exact is not None and exact.norm() > 0:

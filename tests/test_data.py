@@ -27,44 +27,50 @@ from utils.options import parse
 
 
 def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
-    matching = match_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, Path("in"), Path("gt"))
+    sides = [Path("in", name) for name in degraded], [Path("gt", name) for name in clean]
+    matching = match_pairs(*sides, pairing, Path("in"), Path("gt"))
     assert not matching.unpaired and not matching.ambiguous
-    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt")) for pair in matching.pairs}
+    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt"))
+            for pair in matching.pairs}
 
 
 def unmatched(degraded: list[str], clean: list[str], pairing: str = "auto") -> tuple[list, list]:
-    matching = match_pairs([Path("in", name) for name in degraded], [Path("gt", name) for name in clean], pairing, Path("in"), Path("gt"))
-    return [(str(path), str(wanted)) for path, wanted in matching.unpaired], [tuple(map(str, paths)) for paths in matching.ambiguous]
+    sides = [Path("in", name) for name in degraded], [Path("gt", name) for name in clean]
+    matching = match_pairs(*sides, pairing, Path("in"), Path("gt"))
+    unpaired = [(str(path), str(wanted)) for path, wanted in matching.unpaired]
+    return unpaired, [tuple(map(str, paths)) for paths in matching.ambiguous]
 
 
 @pytest.mark.parametrize("degraded, clean, expected", [
     (["b.png", "a.png"], ["a.png", "b.png"], ["b.png", "a.png"]),
-    (["a.png", "b.png"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"]),                           # same stem
+    (["a.png", "b.png"], ["b.jpg", "a.jpg"], ["a.jpg", "b.jpg"]),                   # same stem
     (["rain-10.png", "rain-2.png"], ["norain-2.png", "norain-10.png"], ["norain-10.png", "norain-2.png"]),
     (["1_0.8_0.1.jpg", "1_1_0.2.jpg", "10_1_0.1.jpg"], ["10.png", "1.png"], ["1.png", "1.png", "10.png"]),
     (["01_outdoor_hazy.jpg"], ["01_outdoor_GT.jpg"], ["01_outdoor_GT.jpg"]),
     (["000.png"], ["000gt.png"], ["000gt.png"]),
-    (["a.png"], ["a.jpg", "a.png"], ["a.png"]),                                             # the same name before the same stem
-    (["x/1.png", "y/1.png"], ["y/1.png", "x/1.png"], ["x/1.png", "y/1.png"]),               # mirrored sub-folders
-    (["part1/1_a.jpg", "part4/2_a.jpg"], ["1.jpg", "2.jpg"], ["1.jpg", "2.jpg"]),           # sub-folders on one side
+    (["a.png"], ["a.jpg", "a.png"], ["a.png"]),                                     # the name before the stem
+    (["x/1.png", "y/1.png"], ["y/1.png", "x/1.png"], ["x/1.png", "y/1.png"]),       # mirrored sub-folders
+    (["part1/1_a.jpg", "part4/2_a.jpg"], ["1.jpg", "2.jpg"], ["1.jpg", "2.jpg"]),   # sub-folders on one side
 ])
 def test_pairs_are_made_by_key(degraded, clean, expected):
-    assert pairs_of(degraded, clean) == dict(zip(degraded, expected))
+    assert pairs_of(degraded, clean) == dict(zip(degraded, expected, strict=True))
 
 
 def test_unpaired_and_ambiguous_names():
     assert unmatched(["a.png", "b.png"], ["a.png", "c.png"]) == ([("in/b.png", "gt/b")], [])
     assert unmatched(["a.png"], ["a.bmp", "a.jpg"]) == ([], [("in/a.png", "gt/a.bmp", "gt/a.jpg")])
     assert unmatched(["1_2.png"], ["1.png"], pairing="same") == ([("in/1_2.png", "gt/1_2")], [])
-    assert unmatched(["x/1.png", "y/1.png"], ["x/1.png"]) == ([("in/y/1.png", "gt/y/1")], [])                   # not gt/x/1.png
-    assert unmatched(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"]) == (       # not all of them to cat.png
-        [("in/cat_3.png", "gt/cat_3")], [])
+    assert unmatched(["x/1.png", "y/1.png"], ["x/1.png"]) == ([("in/y/1.png", "gt/y/1")], [])  # not gt/x
+    assert unmatched(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"]) == (
+        [("in/cat_3.png", "gt/cat_3")], [])                     # not all of them to cat.png
 
 
 def test_unpaired_and_ambiguous_files_are_errors(tmp_path):
     for name in ("in/a.png", "in/b.png", "gt/a.png"):
         write_image(tmp_path / name)
-    with pytest.raises(InputError, match=r"file: set: 1 of 2 degraded images have no clean partner: \S*in/b.png \(expected \S*gt/b\.\*\)$"):
+    message = (r"file: set: 1 of 2 degraded images have no clean partner: "
+               r"\S*in/b.png \(expected \S*gt/b\.\*\)$")
+    with pytest.raises(InputError, match=message):
         folder_set(tmp_path, degraded="in", clean="gt")
     write_image(tmp_path / "gt/ab.jpg")
     with pytest.raises(InputError, match=r"b\.\*, but ab.jpg is there: one of the two has a prefix a\)"):
@@ -76,8 +82,9 @@ def test_unpaired_and_ambiguous_files_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize("absent, there, said", [
-    ("a123.jpg", "123.jpg", "one of the two has a prefix a"), ("123.jpg", "a123.png", "one of the two has a prefix a"),
-    ("123.jpg", "123.png", "another extension"), ("Rain-1.png", "rain-1.png", "other capitals"), ("123.png", "124.png", ""),
+    ("a123.jpg", "123.jpg", "one of the two has a prefix a"),
+    ("123.jpg", "a123.png", "one of the two has a prefix a"), ("123.jpg", "123.png", "another extension"),
+    ("Rain-1.png", "rain-1.png", "other capitals"), ("123.png", "124.png", ""),
 ])
 def test_known_traps_are_named(absent, there, said):
     assert near_miss(absent, ["7.png", there]) == (f", but {there} is there: {said}" if said else "")
@@ -87,7 +94,8 @@ def test_first_folder_that_exists(tmp_path):
     write_image(tmp_path / "second/a.png")
     images = folder_set(tmp_path, options.TestSet, degraded=["first", "second"])
     assert images.folder == tmp_path / "second"
-    with pytest.raises(InputError, match=r"file: set.degraded: no folder \S*first, nor \S*seconds, did you mean \S*second\?$"):
+    message = r"file: set.degraded: no folder \S*first, nor \S*seconds, did you mean \S*second\?$"
+    with pytest.raises(InputError, match=message):
         folder_set(tmp_path, options.TestSet, degraded=["first", "seconds"])
 
 
@@ -95,28 +103,33 @@ def test_file_list_chooses_and_orders(tmp_path):
     for name in ("123.jpg", "124.jpg", "125.jpg"):
         write_image(tmp_path / "Train/Denoise" / name)
     (tmp_path / "list.txt").write_text("125.jpg\n/Denoise/123.jpg 1\n\n")
-    images = folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+    description = dict(clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+    images = folder_set(tmp_path, **description)
     assert [path.clean.name for path in images.pairs] == ["125.jpg", "123.jpg"] and images.unused_clean == 0
     (tmp_path / "list.txt").write_text("a123.jpg\n124.jpg\na125.jpg\n126.png\n999.png\n")
     with pytest.raises(InputError) as error:
-        folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
-    assert "4 of 5 names" in str(error.value) and "a123.jpg, but 123.jpg is there: one of the two has a prefix a" in str(error.value)
+        folder_set(tmp_path, **description)
+    assert "4 of 5 names" in str(error.value)
+    assert "a123.jpg, but 123.jpg is there: one of the two has a prefix a" in str(error.value)
     assert str(error.value).endswith("; ...")
-    (tmp_path / "list.txt").write_text("\ufeff123.jpg\nno 1.jpg\n", encoding="utf-8")                # a byte order mark, a blank in a name
+    # A byte order mark, a blank in a name:
+    (tmp_path / "list.txt").write_text("\ufeff123.jpg\nno 1.jpg\n", encoding="utf-8")
     write_image(tmp_path / "Train/Denoise/no 1.jpg")
-    assert len(folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")) == 2
-    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty"), (b"123.jpg\nDenoise/123.jpg\n", "123.jpg more than once")):
+    assert len(folder_set(tmp_path, **description)) == 2
+    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty"),
+                             (b"123.jpg\nDenoise/123.jpg\n", "123.jpg more than once")):
         (tmp_path / "list.txt").write_bytes(content)
         with pytest.raises(InputError, match=message):
-            folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
+            folder_set(tmp_path, **description)
     with pytest.raises(InputError, match="set.file_list: no file .*gone.txt"):
-        folder_set(tmp_path, clean="Train/Denoise", degradation="noise", levels=[25], file_list="gone.txt")
+        folder_set(tmp_path, **{**description, "file_list": "gone.txt"})
 
 
 def test_public_layout(public_tree):
     kinds = {"denoise": 3, "derain": 3, "dehaze": 4, "deblur": 2, "lowlight": 1}
     for kind, count in kinds.items():
-        source = parse(options.Source, {"type": kind, **({"levels": [25]} if kind == "denoise" else {})}, "here.")
+        levels = {"levels": [25]} if kind == "denoise" else {}
+        source = parse(options.Source, {"type": kind, **levels}, "here.")
         images = ImageSet(source, str(public_tree), "here")
         assert len(images) == count and str(count) in images.describe()
     write_image(public_tree / "Train/Deblur/sharp/unused.png")
@@ -137,15 +150,17 @@ def test_absent_and_empty_folders(tmp_path):
     reports = []
     description = {"name": "gone", "degraded": "gone", "optional": True}
     write_image(tmp_path / "there/1.png")
-    both = [parse(options.TestSet, entry, "") for entry in (description, {"name": "there", "degraded": "there"})]
-    assert [images.name for images in open_test_sets(both, str(tmp_path), "sets", reports.append)] == ["there"]
+    there = {"name": "there", "degraded": "there"}
+    both = [parse(options.TestSet, entry, "") for entry in (description, there)]
+    found = open_test_sets(both, str(tmp_path), "sets", reports.append)
+    assert [images.name for images in found] == ["there"]
     assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
-    with pytest.raises(InputError, match="sets: none of them is there, root"):              # a mistyped root leaves nothing
+    with pytest.raises(InputError, match="sets: none of them is there, root"):      # by a mistyped root
         open_test_sets(both[:1], str(tmp_path), "sets", reports.append)
-    with pytest.raises(InputError, match="sets.0. there.clean: no folder"):                 # half a set is not an absent one
-        open_test_sets([parse(options.TestSet, {"name": "there", "degraded": "there", "clean": "gt", "optional": True}, "")],
-                       str(tmp_path), "sets", reports.append)
-    (tmp_path / "gone").mkdir()                                 # a folder that is there but wrong is never left out
+    half = parse(options.TestSet, {**there, "clean": "gt", "optional": True}, "")
+    with pytest.raises(InputError, match="sets.0. there.clean: no folder"):         # half a set is not absent
+        open_test_sets([half], str(tmp_path), "sets", reports.append)
+    (tmp_path / "gone").mkdir()                                 # there, but wrong: never left out
     with pytest.raises(InputError, match="no images in"):
         open_test_sets([parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
 
@@ -174,12 +189,14 @@ def test_no_name_leads_out_of_its_folder(tmp_path):
     write_image(root / "in/a.png")
     outside = write_image(tmp_path / "private/b.png").parent
     (outside / "list.txt").write_text("a.png\n")
+    message = r"file_list: .*private/list.txt leads out of root .*root, expected a file below it"
     for path in ("../private/list.txt", str(outside / "list.txt")):
-        with pytest.raises(InputError, match=r"file_list: .*private/list.txt leads out of root .*root, expected a file below it"):
+        with pytest.raises(InputError, match=message):
             folder_set(root, options.TestSet, degraded="in", file_list=path)
+    message = r"list.txt lists .*b.png, expected names below|1 of 2 names in .* are not in"
     for name in ("../private/b.png", str(outside / "b.png"), "in/../../private/b.png"):
         (root / "list.txt").write_text(f"a.png\n{name}\n")
-        with pytest.raises(InputError, match=r"list.txt lists .*b.png, expected names below|1 of 2 names in .* are not in"):
+        with pytest.raises(InputError, match=message):
             folder_set(root, options.TestSet, degraded="in", file_list="list.txt")
     with pytest.raises(InputError, match="scikit-image ships no"):
         folder_set(root, options.TestSet, bundled=["../../README.md"])
@@ -205,7 +222,8 @@ def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
         write_image(tmp_path / f"in/{i}.png", seed=i + 10)
     sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50], repeat=2),
                folder_set(tmp_path, degraded="in", clean="clean", repeat=5)]
-    return TrainingSet(sources, seed=7, cache=decode_all(sources, tmp_path / "decoded.bin") if cache else None)
+    decoded = decode_all(sources, tmp_path / "decoded.bin") if cache else None
+    return TrainingSet(sources, seed=7, cache=decoded)
 
 
 def test_epoch_lists_each_image_repeat_times(tmp_path):
@@ -223,10 +241,11 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
         return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
 
     expected = batches(training_set, 0)
-    assert len(expected) == 12 and expected[0][0].shape == (4, 16, 16, 3) and expected[8][0].shape == (2, 24, 24, 3)
+    assert len(expected) == 12
+    assert expected[0][0].shape == (4, 16, 16, 3) and expected[8][0].shape == (2, 24, 24, 3)
     for other in (batches(training_set, 2), batches(cached, 0), batches(training_set, 0, start=5)):
-        for ours, theirs in zip(expected[-len(other):], other):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+        for ours, theirs in zip(expected[-len(other):], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
@@ -240,7 +259,7 @@ def test_decoded_file_is_used_again_until_an_image_changes(tmp_path, monkeypatch
     first, again = decode(), decode()
     paths = {path for images in sources for path in images.files}
     assert decoded == [6] and len(paths) == 6
-    sent = pickle.dumps(first)                                  # to a worker that is not forked: the file's name, not its pixels
+    sent = pickle.dumps(first)                                  # to a worker that is not forked: no pixels
     for images in (first, again, pickle.loads(sent)):
         assert all(path in images and np.array_equal(images[path], read_image(path)) for path in paths)
     assert len(sent) < 2000 < sum(first[path].size for path in paths) and Path("elsewhere.png") not in first
@@ -252,13 +271,14 @@ def test_batches_become_images():
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     for channels_last in (True, False):
         batch = to_batch(images, channels_last)
-        assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.is_contiguous(memory_format=layout)
         assert torch.equal(batch, torch.stack([to_tensor(image.numpy()) for image in images]))
 
 
 def test_pair_gets_the_same_crop_and_turn(tmp_path):
     write_image(tmp_path / "in/a.png", seed=1)
-    write_image(tmp_path / "gt/a.png", seed=1)                  # identical images: any difference is a misalignment
+    write_image(tmp_path / "gt/a.png", seed=1)                  # identical: any difference is a misalignment
     dataset = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt")], seed=0)
     patches = [dataset[(0, position, 16)] for position in range(20)]
     assert all(torch.equal(degraded, clean) for degraded, clean, _ in patches)
@@ -270,18 +290,19 @@ def test_processes_share_one_sequence():
         return list(EpochSampler([10], [(0, batch, 8)], steps=7, seed=3, rank=rank, processes=processes))
 
     single = requests(0, 1, 4)
-    halves = [first + second for first, second in zip(requests(0, 2, 2), requests(1, 2, 2))]
+    halves = [first + second for first, second in zip(requests(0, 2, 2), requests(1, 2, 2), strict=True)]
     assert single == halves
     first_epoch = [index for batch in single for index, position, _ in batch if position < 10]
     assert sorted(first_epoch) == list(range(10))
 
 
 def test_balanced_batches_hold_every_source_equally():
-    """Sources of 3 and 7 samples, batches of 4: two of each, each source's samples once before any comes again."""
+    """Sources of 3 and 7 samples, batches of 4: two of each, every sample of a source before any again."""
     batches = list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3))
     indices = [[index for index, _, _ in batch] for batch in batches]
     assert all(sum(index < 3 for index in batch) == 2 for batch in indices)
-    for of_source, size in (([i for batch in indices for i in batch if i < 3], 3), ([i - 3 for batch in indices for i in batch if i >= 3], 7)):
+    drawn = [index for batch in indices for index in batch]
+    for of_source, size in (([i for i in drawn if i < 3], 3), ([i - 3 for i in drawn if i >= 3], 7)):
         for first in range(0, 14 - size + 1, size):
             assert sorted(of_source[first:first + size]) == list(range(size))
     assert len({position for batch in batches for _, position, _ in batch}) == 28
@@ -304,7 +325,7 @@ def test_all_eight_turns_occur():
 
 
 def test_noise_of_a_test_image(tmp_path):
-    """METHOD section 5, spelled out; independent of the other files."""
+    """The field's noise, spelled out; independent of the other files."""
     write_image(tmp_path / "clean/b.png", seed=1)
     write_image(tmp_path / "clean/a.png", seed=2)
     images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25])
@@ -319,11 +340,12 @@ def test_noise_of_a_test_image_does_not_depend_on_the_others(tmp_path):
         write_image(tmp_path / "clean" / name, seed=i)
 
     def noisy(**more) -> dict[str, np.ndarray]:
-        images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25], **more)
+        images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25],
+                            **more)
         with ThreadPoolExecutor(3) as pool:                     # any order, any number of workers
             indices = list(range(len(images)))[::-1]
             found = pool.map(lambda index: degraded_and_clean(images, index)[0], indices)
-            return {str(images.name_of(index)): image for index, image in zip(indices, found)}
+            return {str(images.name_of(index)): image for index, image in zip(indices, found, strict=True)}
 
     before = noisy()
     (tmp_path / "list.txt").write_text("c.png\nb.png\n")
@@ -341,21 +363,27 @@ def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
     for i in range(2):
         write_image(tmp_path / f"in/{i}.png", seed=i)
         write_image(tmp_path / f"gt/{i}.png", seed=i + 10)
-    images = folder_set(tmp_path, options.TestSet, degraded="in", clean="gt", degradation="noise", levels=[25])
+    images = folder_set(tmp_path, options.TestSet, degraded="in", clean="gt", degradation="noise",
+                        levels=[25])
     degraded, clean = degraded_and_clean(images, 1)
     rainy = read_image(tmp_path / "in/1.png")
     randn = np.random.default_rng(zlib.crc32(b"1.png") + 25).standard_normal(rainy.shape)
-    assert np.array_equal(degraded, np.clip(rainy + randn * 25, 0, 255).astype(np.uint8)) and np.array_equal(clean, read_image(tmp_path / "gt/1.png"))
-    training_set = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
-                                folder_set(tmp_path, degraded="in", clean="gt")], seed=0)
-    mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # the same patch with and without noise
-    assert torch.equal(mixed[1], plain[1]) and 0 < (mixed[0].float() - plain[0].float()).abs().mean() < 3
+    assert np.array_equal(degraded, np.clip(rainy + randn * 25, 0, 255).astype(np.uint8))
+    assert np.array_equal(clean, read_image(tmp_path / "gt/1.png"))
+    sources = [folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
+               folder_set(tmp_path, degraded="in", clean="gt")]
+    training_set = TrainingSet(sources, seed=0)
+    mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # one patch with and without noise
+    assert torch.equal(mixed[1], plain[1])
+    assert 0 < (mixed[0].float() - plain[0].float()).abs().mean() < 3
 
 
-@pytest.mark.parametrize("kind, level", [("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])
+@pytest.mark.parametrize("kind, level", [
+    ("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])
 def test_degradations_repeat_and_degrade(kind, level):
     clean = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    once, again, other = (BY_LEVEL[kind](clean, level, file_rng(name, level)) for name in ("a.png", "a.png", "b.png"))
+    names = ("a.png", "a.png", "b.png")
+    once, again, other = (BY_LEVEL[kind](clean, level, file_rng(name, level)) for name in names)
     assert once.dtype == np.uint8 and once.shape == clean.shape
     assert np.array_equal(once, again) and not np.array_equal(once, other) and not np.array_equal(once, clean)
     mean = {"rain": 1, "haze": 1, "lowlight": -1}.get(kind, 0)  # rain and haze add light, low light takes it

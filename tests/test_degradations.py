@@ -14,7 +14,8 @@ from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
 
-STRENGTHS = {"noise": 25, "rain": 2, "haze": 1.0, "blur": 9, "defocus": 2, "lowlight": 3, "jpeg": 20, "clean": 0}
+STRENGTHS = {"noise": 25, "rain": 2, "haze": 1.0, "blur": 9, "defocus": 2, "lowlight": 3, "jpeg": 20,
+             "clean": 0}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -69,13 +70,14 @@ def test_haze_follows_the_scattering_law_with_its_recorded_depth():
 
 def test_haze_draws_its_airlight_within_its_ends():
     black, far = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 50, np.float32)
-    colours = np.stack([BY_RANGE["haze"](black, 1.0, rng(seed), Parts(far, airlight=(0.7, 0.9)))[0, 0] for seed in range(50)])
+    parts = Parts(far, airlight=(0.7, 0.9))
+    colours = np.stack([BY_RANGE["haze"](black, 1.0, rng(seed), parts)[0, 0] for seed in range(50)])
     assert 0.7 * 255 - 1 <= colours.min() and colours.max() <= 0.9 * 255 + 1
-    assert np.ptp(colours, axis=1).max() > 3 and np.ptp(colours, axis=0).min() > 30     # channels differ a little, samples much
+    assert np.ptp(colours, axis=1).max() > 3 and np.ptp(colours, axis=0).min() > 30     # channels, samples
 
 
 def test_blur_averages_linear_light():
-    """A white half on black: in the middle of the edge half the light, 8-bit value 255 * 0.5^(1/2.2) = 186, not 128."""
+    """A white half on black: amid the edge half the light, 8-bit value 255 * 0.5^(1/2.2) = 186, not 128."""
     edge = np.zeros((41, 41, 3), np.uint8)
     edge[:, 21:] = 255
     for kind, strength in (("defocus", 4), ("blur", 15)):
@@ -93,12 +95,14 @@ def test_path_kernel_is_the_time_spent_in_each_pixel():
 
 def test_low_light_takes_stops_of_light():
     clean = np.full((100, 100, 3), 200, np.uint8)
-    shares = [LIGHT[BY_RANGE["lowlight"](clean, 3, rng(seed), Parts())].mean() / LIGHT[200] for seed in range(30)]
+    shares = [LIGHT[BY_RANGE["lowlight"](clean, 3, rng(seed), Parts())].mean() / LIGHT[200]
+              for seed in range(30)]
     assert np.median(shares) == pytest.approx(1 / 8, rel=0.4)
 
 
 def test_a_third_of_the_plain_patches_are_of_one_colour():
-    kinds = Counter(len(np.unique(plain_patch(16, rng(seed)).reshape(-1, 3), axis=0)) == 1 for seed in range(100))
+    patches = [plain_patch(16, rng(seed)).reshape(-1, 3) for seed in range(100)]
+    kinds = Counter(len(np.unique(patch, axis=0)) == 1 for patch in patches)
     assert 25 <= kinds[True] <= 60
 
 
@@ -115,7 +119,8 @@ def tree(tmp_path):
 
 
 def test_training_takes_depth_and_layers_from_disk(tree):
-    haze = image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], airlight=[1, 1], depth="depth")
+    haze = image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], airlight=[1, 1],
+                     depth="depth")
     rain = image_set(tree, name="rain", clean="clean", degradation="rain", range=[1, 1], layers="layers")
     training_set = TrainingSet([haze, rain], seed=0)
     hazy, clean, source = training_set[(2, 0, 32)]
@@ -133,7 +138,8 @@ def test_a_blurred_patch_saw_what_lies_around_it(tree):
     assert images.margin == 3 and degraded.shape == clean.shape == (24, 24, 3)
     whole = images.read(1)[1]
     candidates = [np.rot90(side, turns) for turns in range(4) for side in (whole, whole[:, ::-1])]
-    places = [(side, y, x) for side in candidates for y in range(3, side.shape[0] - 26) for x in range(3, side.shape[1] - 26)
+    places = [(side, y, x) for side in candidates
+              for y in range(3, side.shape[0] - 26) for x in range(3, side.shape[1] - 26)
               if np.array_equal(side[y:y + 24, x:x + 24], clean)]
     (side, y, x), = places
     blurred = BY_RANGE["defocus"](np.ascontiguousarray(side), 3, rng(), Parts())
@@ -144,7 +150,8 @@ def test_entries_of_one_source_have_one_index(tree):
     entries = [dict(source="noise", clean="clean", degradation="noise", range=[5, 50]),
                dict(name="rain", clean="clean", degradation="rain", range=[1, 2]),
                dict(source="noise", clean="depth", degradation="noise", levels=[25])]
-    training_set = TrainingSet([image_set(tree, **entry, repeat=n) for n, entry in enumerate(entries, 1)], seed=0)
+    sets = [image_set(tree, **entry, repeat=n) for n, entry in enumerate(entries, 1)]
+    training_set = TrainingSet(sets, seed=0)
     assert training_set.names == ["noise", "rain"] and training_set.samples_per_epoch == [16, 8]
     assert [training_set[(index, 0, 16)][2] for index in (0, 3, 4, 15, 16, 23)] == [0, 0, 0, 0, 1, 1]
     assert [images.folder.name for images in training_set.entries] == ["clean", "depth", "clean"]
@@ -159,13 +166,15 @@ def test_a_share_of_the_samples_is_clean(tree):
 
 
 def test_what_a_source_holds_out_makes_a_validation_set(tree):
-    source = image_set(tree, name="noise", clean="clean", degradation="noise", range=[5, 50], holdout=["[13].png"])
-    held = image_set(tree, options.TestSet, name="held", clean="clean", degradation="noise", range=[5, 50], holdout=["[13].png"])
-    assert [path.name for images in (source, held) for path in images.used_files] == ["0.png", "2.png", "1.png", "3.png"]
+    noise = dict(clean="clean", degradation="noise", range=[5, 50])
+    source = image_set(tree, name="noise", **noise, holdout=["[13].png"])
+    held = image_set(tree, options.TestSet, name="held", **noise, holdout=["[13].png"])
+    names = [path.name for images in (source, held) for path in images.used_files]
+    assert names == ["0.png", "2.png", "1.png", "3.png"]
     assert np.array_equal(degraded_and_clean(held, 0)[0], degraded_and_clean(held, 0)[0])
     for pattern, message in (("x*", "names no image"), ("*", "leaves no image")):
         with pytest.raises(InputError, match=message):
-            image_set(tree, name="noise", clean="clean", degradation="noise", range=[5, 50], holdout=[pattern])
+            image_set(tree, name="noise", **noise, holdout=[pattern])
 
 
 @pytest.mark.parametrize("entry, message", [
@@ -173,7 +182,8 @@ def test_what_a_source_holds_out_makes_a_validation_set(tree):
     (dict(degradation="noise", range=[5, 50], levels=[25]), "range: given beside levels"),
     (dict(degradation="haze", range=[1, 2], airlight=[0.7, 1.2]), "airlight: "),
     (dict(degradation="jpeg", range=[0, 50]), "expected qualities of JPEG from 1 to 100"),
-    (dict(degradation="noise", range=[5, 50], layers="layers"), "layers: given without a degradation rain by range"),
+    (dict(degradation="noise", range=[5, 50], layers="layers"),
+     "layers: given without a degradation rain by range"),
     (dict(degradation="haze", levels=[2], depth="depth"), "depth: given without a degradation haze by range"),
     (dict(degradation="defocus", levels=[2]), "levels: given for degradation defocus, expected a range"),
     (dict(degradation="haze"), "levels: none given for degradation haze"),

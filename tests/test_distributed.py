@@ -20,7 +20,8 @@ def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
 
 def test_flat_gradients_are_the_gradients():
     torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    layers = layers.to(memory_format=torch.channels_last)
     loss = layers(torch.rand(2, 3, 6, 6)).square().sum()
     expected = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
     before = [p.detach().clone() for p in layers.parameters()]
@@ -32,8 +33,10 @@ def test_flat_gradients_are_the_gradients():
         torch.testing.assert_close(parameter, old - 0.1 * gradient * 0.5 / total)
 
 
-@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.Adam, {"fused": True}),
-                                       (torch.optim.AdamW, {"fused": True})])
+@pytest.mark.parametrize("kind, how", [
+    (torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.Adam, {"fused": True}),
+    (torch.optim.AdamW, {"fused": True}),
+])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
     layer = torch.nn.Linear(3, 2)

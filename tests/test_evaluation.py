@@ -1,4 +1,4 @@
-"""Protocols and metrics against scikit-image by hand, strips, test.py's tables and files, restoring photographs."""
+"""Protocols and metrics against scikit-image, strips, test.py's tables and files, restoring photographs."""
 
 import csv
 import re
@@ -25,7 +25,8 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
         write_image(tmp_path / f"data/clean/{i}.png", 45, 37, seed=i)
         write_image(tmp_path / f"data/in/{i}.png", 45, 37, seed=i + 10)
     content = {
-        "name": "table", "checkpoint": str(checkpoint), "root": str(tmp_path / "data"), "output": str(tmp_path / "results"), "device": "cpu",
+        "name": "table", "checkpoint": str(checkpoint), "device": "cpu",
+        "root": str(tmp_path / "data"), "output": str(tmp_path / "results"),
         "sets": [{"name": "pairs", "degraded": "in", "clean": "clean"},
                  {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [25], "limit": 2},
                  {"name": "blind", "degraded": "in"},
@@ -40,7 +41,8 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
 def table(tmp_path: Path) -> dict[str, dict]:
     with open(tmp_path / "results/table/table.csv", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == ["set", "images", "expected", "psnr_in", "ssim_in", "psnr", "ssim", "protocol", "checkpoint"]
+        assert reader.fieldnames == ["set", "images", "expected", "psnr_in", "ssim_in", "psnr", "ssim",
+                                     "protocol", "checkpoint"]
         return {row["set"]: row for row in reader}
 
 
@@ -55,13 +57,14 @@ def test_promptir_protocol_by_hand(tmp_path, checkpoint):
     assert result.returncode == 0, result.stderr
     scores = []
     for i in range(3):
-        degraded, clean = (read_image(tmp_path / f"data/{kind}/{i}.png")[2:34, 6:38] for kind in ("in", "clean"))   # 37x45 -> 32x32
+        degraded, clean = (read_image(tmp_path / f"data/{kind}/{i}.png")[2:34, 6:38]    # 37x45 -> 32x32
+                           for kind in ("in", "clean"))
         restored, truth = restored_by_hand(checkpoint, degraded).clip(0, 1), clean.astype(np.float32) / 255
         scores.append((peak_signal_noise_ratio(truth, degraded.astype(np.float32) / 255, data_range=1),
                        peak_signal_noise_ratio(truth, restored, data_range=1),
                        structural_similarity(truth, restored, data_range=1, channel_axis=2)))
-    row = table(tmp_path)["pairs"]
-    assert [float(row[key]) for key in ("psnr_in", "psnr", "ssim")] == pytest.approx(np.mean(scores, axis=0), abs=1e-5)
+    row, expected = table(tmp_path)["pairs"], np.mean(scores, axis=0)
+    assert [float(row[key]) for key in ("psnr_in", "psnr", "ssim")] == pytest.approx(expected, abs=1e-5)
     assert row["images"] == "3"
 
 
@@ -75,7 +78,8 @@ def test_rounding_protocols_equal_the_saved_images(tmp_path, checkpoint, protoco
         saved = read_image(tmp_path / f"results/table/pairs/{i}.png")
         assert saved.shape[1::-1] == size
         clean = read_image(tmp_path / f"data/clean/{i}.png")[:size[1], :size[0]]
-        scores.append((peak_signal_noise_ratio(clean, saved), structural_similarity(clean, saved, channel_axis=2)))
+        scores.append((peak_signal_noise_ratio(clean, saved),
+                       structural_similarity(clean, saved, channel_axis=2)))
     row = table(tmp_path)["pairs"]
     assert [float(row["psnr"]), float(row["ssim"])] == pytest.approx(np.mean(scores, axis=0), abs=1e-6)
 
@@ -86,7 +90,8 @@ def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
     rows = table(tmp_path)
     assert list(rows) == ["pairs", "noise", "blind", "average"] and rows["noise"]["images"] == "2"
     assert rows["blind"]["psnr"] == rows["blind"]["ssim_in"] == ""
-    assert float(rows["average"]["psnr"]) == pytest.approx((float(rows["pairs"]["psnr"]) + float(rows["noise"]["psnr"])) / 2)
+    average = (float(rows["pairs"]["psnr"]) + float(rows["noise"]["psnr"])) / 2
+    assert float(rows["average"]["psnr"]) == pytest.approx(average)
     assert "left out (optional): " in result.stdout and "no folder" in result.stdout
     assert "| blind | 3 | - | - |" in (tmp_path / "results/table/table.md").read_text()
     assert Image.open(tmp_path / "results/table/pairs/side_by_side/0.png").size == (3 * 32, 32)
@@ -96,14 +101,15 @@ def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
 def test_table_without_saved_images(tmp_path, checkpoint):
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "save=false")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"^pairs +3 +[0-9.]+ / 0\.[0-9]{4} +[0-9.]+ / -?0\.[0-9]{4}$", result.stdout, re.MULTILINE)
+    line = r"^pairs +3 +[0-9.]+ / 0\.[0-9]{4} +[0-9.]+ / -?0\.[0-9]{4}$"
+    assert re.search(line, result.stdout, re.MULTILINE)
     assert sorted(path.name for path in (tmp_path / "results/table").iterdir()) == ["table.csv", "table.md"]
 
 
 def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint):
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
-    assert result.returncode == 1
-    assert "sets[3] gone.degraded: no folder" in result.stderr and "put the data there" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert "sets[3] gone.degraded: no folder" in result.stderr and "put the data there" in result.stderr
     assert not (tmp_path / "results").exists()
 
 
@@ -111,14 +117,17 @@ def test_saved_images_keep_folders_names_and_grey(tmp_path, checkpoint):
     write_image(tmp_path / "data/mixed/one/a.png")
     for name in ("a.png", "b.png", "b.jpg"):
         write_image(tmp_path / "data/mixed/two" / name)
-    Image.open(write_image(tmp_path / "data/mixed/grey.jpg")).convert("L").save(tmp_path / "data/mixed/grey.jpg")
-    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[{"name": "mixed", "degraded": "mixed"}]))
+    grey = write_image(tmp_path / "data/mixed/grey.jpg")
+    Image.open(grey).convert("L").save(grey)
+    description = {"name": "mixed", "degraded": "mixed"}
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[description]))
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "results/table/mixed"
-    saved = {str(path.relative_to(folder)): Image.open(path) for path in folder.rglob("*") if path.is_file()}
+    saved = {str(path.relative_to(folder)): Image.open(path)
+             for path in folder.rglob("*") if path.is_file()}
     assert {name: (image.format, image.mode) for name, image in saved.items()} == {
-        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "two/b.jpg.png": ("PNG", "RGB"), "two/b.png.png": ("PNG", "RGB"),
-        "grey.png": ("PNG", "L")}                               # lossless, and two files of one stem are both kept
+        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "two/b.jpg.png": ("PNG", "RGB"),
+        "two/b.png.png": ("PNG", "RGB"), "grey.png": ("PNG", "L")}      # lossless, both of one stem kept
 
 
 def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
@@ -126,14 +135,16 @@ def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
         write_image(tmp_path / f"data/{folder}/a.png", 40, 15)
     description = {"name": "small", "degraded": "small", "clean": "truth"}
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[description]))
-    assert result.returncode == 1
-    assert "small/a.png: 32x0 pixels are left by protocol promptir" in result.stderr and "expected at least 7x7" in result.stderr
-    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, sets=[description]), "--protocol", "full")
+    assert result.returncode == 1 and "expected at least 7x7" in result.stderr
+    assert "small/a.png: 32x0 pixels are left by protocol promptir" in result.stderr
+    opt = options(tmp_path, checkpoint, sets=[description])
+    result = run_script("test.py", "--opt", opt, "--protocol", "full")
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("device, message", [
-    ("gpu", "device: gpu, expected auto, cpu, cuda or cuda:N"), ("cuda:99", "device: cuda:99, but torch .* finds [0-9]+ CUDA devices"),
+    ("gpu", "device: gpu, expected auto, cpu, cuda or cuda:N"),
+    ("cuda:99", "device: cuda:99, but torch .* finds [0-9]+ CUDA devices"),
 ])
 def test_wrong_device_is_one_line(tmp_path, checkpoint, device, message):
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint, device=device))
@@ -143,14 +154,16 @@ def test_wrong_device_is_one_line(tmp_path, checkpoint, device, message):
 def test_unwritable_output_is_one_line(tmp_path, checkpoint):
     (tmp_path / "file").write_text("not a folder")
     photograph = write_image(tmp_path / "photo.png")
-    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", photograph, "--output", tmp_path / "file/out.png")
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", photograph,
+                        "--output", tmp_path / "file/out.png")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(r"error: .*file.*: (File exists|Not a directory)\n$", result.stderr)
 
 
 @pytest.mark.parametrize("content, message", [
     (None, "no such checkpoint"), (b"no checkpoint", "cannot be read as a checkpoint"),
-    ({"params": 1}, "not a checkpoint of this repository"), ({"net": {}, "network": SMALL}, "weights and network do not fit"),
+    ({"params": 1}, "not a checkpoint of this repository"),
+    ({"net": {}, "network": SMALL}, "weights and network do not fit"),
 ])
 def test_wrong_checkpoints(tmp_path, content, message):
     path = tmp_path / "wrong.pth"

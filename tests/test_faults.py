@@ -1,4 +1,4 @@
-"""Random input: option files, pairing, images, checkpoints, padding, kills. Short versions of benchmarks.faults; seeds name the cases."""
+"""Random option files, names, sizes, damage, kills: a short benchmarks.faults; seeds name the cases."""
 
 import random
 from pathlib import Path
@@ -17,17 +17,19 @@ from utils.errors import InputError
 from utils.options import TestOptions, TrainOptions, dump, load_any, parse
 
 OPTION_FILES = sorted(REPOSITORY.glob("options/*.yml"))
-VALUES = [None, True, -1, 0, 1, 3.5, 10**400, float("inf"), float("nan"), "", "x", "\0", "a\nb", "1e5", "../..", "x" * 5000, [], [[]], [1, "x"], {}, {"a": {}},
-          {1: 2}, "auto", "-3", {"name": []}]
+VALUES = [None, True, -1, 0, 1, 3.5, 10**400, float("inf"), float("nan"), "", "x", "\0", "a\nb", "1e5",
+          "../..", "x" * 5000, [], [[]], [1, "x"], {}, {"a": {}}, {1: 2}, "auto", "-3", {"name": []}]
+PIECES = [*"{}[]:,-#&*!|>'\"%@`\t\n 0aé\u2028", "&a ", "*a", "!!python/object:os.system ", "? ", "<<: "]
 
 
-def loads_or_says_why(path: Path, overrides: list[str] = []) -> None:
+def loads_or_says_why(path: Path, *overrides: str) -> None:
     try:
-        options = load_any(str(path), overrides)
+        options = load_any(str(path), list(overrides))
     except InputError as error:
-        assert "\n" not in str(error) and len(str(error)) < 2000 and (str(path) in str(error) or "--set" in str(error)), error
+        text = str(error)
+        assert "\n" not in text and len(text) < 2000 and (str(path) in text or "--set" in text), error
     else:
-        assert parse(type(options), yaml.safe_load(dump(options)), "") == options       # what is accepted is what is meant
+        assert parse(type(options), yaml.safe_load(dump(options)), "") == options  # accepted is what is meant
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -38,7 +40,7 @@ def test_option_files_with_other_characters(tmp_path, seed):
         text = list(rng.choice(OPTION_FILES).read_text(encoding="utf-8"))
         for _ in range(rng.randrange(1, 6)):
             place = rng.randrange(len(text))
-            text[place:place + rng.randrange(3)] = rng.choice(list("{}[]:,-#&*!|>'\"%@`\t\n 0aé\u2028") + ["&a ", "*a", "!!python/object:os.system ", "? ", "<<: "])
+            text[place:place + rng.randrange(3)] = rng.choice(PIECES)
         path.write_text("".join(text), encoding="utf-8")
         loads_or_says_why(path)
 
@@ -58,43 +60,54 @@ def test_option_files_with_other_values(tmp_path, seed):
         here[key] = rng.choice(VALUES)
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         loads_or_says_why(path)
-        loads_or_says_why(rng.choice(OPTION_FILES), [f"{key}={rng.choice(VALUES)}"])
+        loads_or_says_why(rng.choice(OPTION_FILES), f"{key}={rng.choice(VALUES)}")
 
 
 @pytest.mark.parametrize("text", [
-    "[" * 5000, "name: " + "{a: " * 3000, "a: &a [*a]\nsources: *a", "name: 0x" + "f" * 20000, "name: !!python/object/apply:os.system [echo]", "\0", "? [a]\n: b",
-    "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)) + "\nsources: *a39\nname: *a39",
-], ids=["deep lists", "deep mappings", "itself", "large number", "python object", "nul", "list as key", "billion laughs"])
+    "[" * 5000, "name: " + "{a: " * 3000, "a: &a [*a]\nsources: *a", "name: 0x" + "f" * 20000,
+    "name: !!python/object/apply:os.system [echo]", "\0", "? [a]\n: b",
+    "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))
+    + "\nsources: *a39\nname: *a39",
+], ids=["deep lists", "deep mappings", "itself", "large number", "python object", "nul", "list as key",
+        "billion laughs"])
 def test_option_files_that_attack(tmp_path, text):
     path = tmp_path / "options.yml"
     path.write_text(text, encoding="utf-8")
     for kind in (TrainOptions, TestOptions):
         with pytest.raises(InputError) as error:
-            parse(kind, {**yaml_or_empty(path), "file": ""}, f"{path}: ") if text.startswith("a") else load_any(str(path))
+            if text.startswith("a"):
+                parse(kind, {**yaml_or_empty(path), "file": ""}, f"{path}: ")
+            else:
+                load_any(str(path))
         assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 
 def yaml_or_empty(path: Path) -> dict:
     """The file's sources and name alone, so that no unknown key is what is refused."""
-    return {key: value for key, value in yaml.safe_load(path.read_text()).items() if key in ("sources", "name")}
+    content = yaml.safe_load(path.read_text())
+    return {key: value for key, value in content.items() if key in ("sources", "name")}
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_pairing_of_random_names(seed):
-    """Every degraded file is paired by its rule, unpaired or ambiguous, once; in any order of the files the same."""
+    """Every degraded file is paired by its rule, unpaired or ambiguous, once; in any order the same."""
     rng = random.Random(seed)
-    stems = [rng.choice(["{}", "rain-{}", "norain-{}", "{}_1_0.2", "{}_outdoor_hazy", "{}_outdoor_GT", "{}gt", "é {}"]).format(rng.randrange(12)) for _ in range(30)]
-    files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}") for stem in rng.sample(stems, 12)] for folder in ("in", "gt")]
+    forms = ["{}", "rain-{}", "norain-{}", "{}_1_0.2", "{}_outdoor_hazy", "{}_outdoor_GT", "{}gt", "é {}"]
+    stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(30)]
+    files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}")
+              for stem in rng.sample(stems, 12)] for folder in ("in", "gt")]
     degraded, clean = (list(dict.fromkeys(side)) for side in files)
     for rule in ("auto", *PAIRINGS):
         matching = match_pairs(degraded, clean, rule, Path("in"), Path("gt"))
-        seen = [pair.degraded for pair in matching.pairs] + [path for path, _ in matching.unpaired] + [path for path, _, _ in matching.ambiguous]
+        seen = [pair.degraded for pair in matching.pairs]
+        seen += [path for path, *_ in (*matching.unpaired, *matching.ambiguous)]
         assert sorted(seen) == sorted(degraded)
         assert all(pair.clean in clean for pair in matching.pairs)
         if rule != "auto":
             assert all(pair.clean.stem == PAIRINGS[rule](pair.degraded.stem) for pair in matching.pairs)
-        shuffled = match_pairs(rng.sample(degraded, len(degraded)), rng.sample(clean, len(clean)), rule, Path("in"), Path("gt"))
-        assert {(pair.degraded, pair.clean) for pair in shuffled.pairs} == {(pair.degraded, pair.clean) for pair in matching.pairs}
+        shuffled = match_pairs(rng.sample(degraded, len(degraded)), rng.sample(clean, len(clean)), rule,
+                               Path("in"), Path("gt"))
+        assert set(shuffled.pairs) == set(matching.pairs)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -108,7 +121,9 @@ def test_padding_of_random_sizes(seed):
     expected = x.numpy()
     for axis, size in ((3, width), (2, height)):
         pad = -size % multiple
-        expected = np.pad(expected, [(0, pad if a == axis else 0) for a in range(4)], mode="reflect" if pad < size else "edge") if pad else expected
+        if pad:
+            sides = [(0, pad if a == axis else 0) for a in range(4)]
+            expected = np.pad(expected, sides, mode="reflect" if pad < size else "edge")
     assert np.array_equal(padded.numpy(), expected)
 
 
@@ -120,7 +135,8 @@ def test_damaged_images(seed):
 
 def test_damaged_checkpoints():
     found = faults.checkpoints(40, seed=0)
-    assert found.total() == 40 and found[faults.ERROR] >= 30 and not any(found[name] for name in faults.FAILURES), found
+    assert found.total() == 40 and found[faults.ERROR] >= 30, found
+    assert not any(found[name] for name in faults.FAILURES), found
 
 
 def test_outcomes_that_must_not_be_are_told():
@@ -132,15 +148,21 @@ def test_outcomes_that_must_not_be_are_told():
 
 
 @pytest.mark.parametrize("content, message", [
-    (lambda net: {"net": {"a": torch.zeros(1).expand(10**12)}, "network": {"width": 10**12}}, r"weights and network do not fit \(64 transformer blocks and 1 tensors\)"),
+    (lambda net: {"net": {"a": torch.zeros(1).expand(10**12)}, "network": {"width": 10**12}},
+     r"weights and network do not fit \(64 transformer blocks and 1 tensors\)"),
     (lambda net: {"net": net, "network": {**SMALL, "width": 10**9}}, "do not fit"),
-    (lambda net: {"net": net, "network": {**SMALL, "latent_blocks": 10**9}}, "do not fit .*1000000010 transformer blocks"),
-    (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}}, "cannot be split into 1000000000000000 heads"),
-    (lambda net: {"net": {**net, "output.weight": torch.zeros(1).expand(10**6, 10**6)}, "network": SMALL}, r"output.weight: \[1000000, 1000000\], expected \[3, 16, 3, 3\]"),
+    (lambda net: {"net": net, "network": {**SMALL, "latent_blocks": 10**9}},
+     "do not fit .*1000000010 transformer blocks"),
+    (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}},
+     "cannot be split into 1000000000000000 heads"),
+    (lambda net: {"net": {**net, "output.weight": torch.zeros(1).expand(10**6, 10**6)}, "network": SMALL},
+     r"output.weight: \[1000000, 1000000\], expected \[3, 16, 3, 3\]"),
     (lambda net: {"net": {**net, "more": torch.zeros(2)}, "network": SMALL}, r"more: \[2\], expected none"),
-    (lambda net: {"net": {**net, "output.weight": torch.zeros(3, 16, 3, 3, device="meta")}, "network": SMALL}, "expected a dict of tensors"),
+    (lambda net: {"net": {**net, "output.weight": torch.zeros(3, 16, 3, 3, device="meta")}, "network": SMALL},
+     "expected a dict of tensors"),
     (lambda net: {"net": list(net.values()), "network": SMALL}, "expected a dict of tensors"),
-    (lambda net: {"net": net, "network": {**SMALL, "width": "8"}}, "network.width: '8', expected a whole number"),
+    (lambda net: {"net": net, "network": {**SMALL, "width": "8"}},
+     "network.width: '8', expected a whole number"),
     (lambda net: {"net": net, "network": 8}, "network: 8, expected keys and values"),
 ])
 def test_checkpoints_that_claim_what_they_do_not_hold(tmp_path, content, message):
@@ -154,7 +176,8 @@ def test_checkpoints_are_not_unpacked_beyond_their_size(tmp_path):
     import zipfile
 
     save_checkpoint(tmp_path / "net.pth", {"net": {}, "network": {}})
-    with zipfile.ZipFile(tmp_path / "net.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+    with (zipfile.ZipFile(tmp_path / "net.pth") as whole,
+          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb):
         for entry in whole.infolist():
             bomb.writestr(entry.filename, whole.read(entry) + bytes(10**7) * entry.filename.endswith("pkl"))
     with pytest.raises(InputError, match=r"bomb.pth: cannot be read as a checkpoint \(compressed\)"):

@@ -1,4 +1,4 @@
-"""The alternation finds Gaussian barycenters, by the losses and the congruence that train.py uses; and does not where it must not."""
+"""By train.py's losses and congruence the alternation finds Gaussian barycenters; it fails where it must."""
 
 import pytest
 import torch
@@ -22,27 +22,30 @@ def quadratic_potentials(truth: Gaussians) -> tuple[torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize("means", MEANS)
 @pytest.mark.parametrize("dim", [2, 16, 64])
 def test_closed_form(dim, means):
-    """In float64, without training: the fixed point is a barycenter, and its potentials close the duality gap."""
+    """In float64, untrained: the fixed point is a barycenter, and its potentials close the duality gap."""
     truth = Gaussians.random(dim, UNEQUAL, means, seed=1)
-    torch.testing.assert_close(truth.maps @ truth.covariances @ truth.maps.mT, truth.covariance.expand_as(truth.covariances))    # T*_k#P_k = Q
+    pushed = truth.maps @ truth.covariances @ truth.maps.mT                 # T*_k#P_k = Q
+    torch.testing.assert_close(pushed, truth.covariance.expand_as(truth.covariances))
     quadratic, linear, constant = quadratic_potentials(truth)
     assert abs(truth.dual_value(quadratic, linear, constant) - truth.optimum()) < 1e-10
 
     y = torch.randn(7, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     f = truth.potentials(y)
-    torch.testing.assert_close(f, torch.einsum("nd,kde,ne->nk", y, quadratic, y) / 2 + y @ linear.T + constant)
-    assert (f @ truth.lambdas).abs().max() < 1e-10                          # congruent, with the weights of the objective
+    expected = torch.einsum("nd,kde,ne->nk", y, quadratic, y) / 2 + y @ linear.T + constant
+    torch.testing.assert_close(f, expected)
+    assert (f @ truth.lambdas).abs().max() < 1e-10              # congruent, with the weights of the objective
 
     generator = torch.Generator().manual_seed(0)
     change = torch.randn(3, dim, dim, generator=generator, dtype=torch.float64) * 0.02 / dim
     change = change + change.mT
     congruent_change = change - torch.einsum("k,kde->de", truth.lambdas, change)
-    assert truth.dual_value(quadratic + congruent_change, linear, constant) < truth.optimum()          # weak duality
-    plain_mean = change - change.mean(0) + 0.05 * torch.eye(dim)            # congruent for no weights
-    assert truth.dual_value(quadratic - plain_mean, linear, constant) > truth.optimum()                # no bound without congruence
+    assert truth.dual_value(quadratic + congruent_change, linear, constant) < truth.optimum()  # weak duality
+    plain_mean = change - change.mean(0) + 0.05 * torch.eye(dim)    # congruent for no weights: no bound
+    assert truth.dual_value(quadratic - plain_mean, linear, constant) > truth.optimum()
 
     x = truth.sample(50_000, generator)
-    assert l2_uvp(truth, truth.transport(x), x) < 1e-8 and bw2_uvp(truth, truth.transport(x)) < 0.05 < 5 < bw2_uvp(truth, x)
+    assert l2_uvp(truth, truth.transport(x), x) < 1e-8
+    assert bw2_uvp(truth, truth.transport(x)) < 0.05 < 5 < bw2_uvp(truth, x)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +74,9 @@ def test_training_finds_the_barycenter_and_its_bound_holds(truth):
 
 
 @pytest.mark.parametrize("how, least", [
-    (dict(objective_lambdas=torch.full((3,), 1 / 3)), 10),                  # other weights in the objective than in the congruence
-    (dict(scheme="shared"), 10),                                            # one map for sources that overlap
-    (dict(cost="euclidean"), 10),                                           # the distance, not squared
+    (dict(objective_lambdas=torch.full((3,), 1 / 3)), 10),      # other weights than the congruence's
+    (dict(scheme="shared"), 10),                                # one map for sources that overlap
+    (dict(cost="euclidean"), 10),                               # the distance, not squared
 ])
 def test_negative_controls(truth, how, least):
     assert not error(truth, **how)[0] < least

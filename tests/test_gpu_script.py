@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, dry, on a CPU: it ends in its time, with every file that it promises, whatever fails in between."""
+"""benchmarks/gpu.sh, dry, on a CPU: it ends in time, with every file that it promises, whatever fails."""
 
 import json
 import os
@@ -22,26 +22,31 @@ SOURCES = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range
 def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
     with tarfile.open(tmp_path / "data.tar", "w") as archive:
         archive.add(write_image(tmp_path / "a.png"), "a.png")
-    train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16", "cache=false", *TINY_NETWORK]
-    environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "2", "PROBE": "4", "SPEED": "--help", "TESTS": "tests/test_cuda.py",
-                   "TRAIN": " ".join(train), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments], cwd=REPOSITORY,
-                          env={**os.environ, **environment, **settings}, capture_output=True, text=True, timeout=300)
+    train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16",
+             "cache=false", *TINY_NETWORK]
+    environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "2", "PROBE": "4", "SPEED": "--help",
+                   "TESTS": "tests/test_cuda.py", "TRAIN": " ".join(train), "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment, **settings},
+                          capture_output=True, text=True, timeout=300)
 
 
 def test_dry_run(tmp_path):
     result = script(tmp_path, MINUTES="1.6")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert result.returncode == 0, result.stdout + result.stderr
-    assert files == {"summary.txt", "tests.txt", "speed.txt", "train.txt", "losses.csv", "validation.csv", "options.yml", "weights.pth"}
-    assert all(weight.isfinite().all() for weight in load_network(tmp_path / "out/weights.pth").state_dict().values())
-    assert torch.load(tmp_path / "out/weights.pth", weights_only=True)["net"]["patch_embed.weight"].dtype == torch.float16
+    assert files == {"summary.txt", "tests.txt", "speed.txt", "train.txt", "losses.csv", "validation.csv",
+                     "options.yml", "weights.pth"}
+    path = tmp_path / "out/weights.pth"
+    assert all(weight.isfinite().all() for weight in load_network(path).state_dict().values())
+    assert torch.load(path, weights_only=True)["net"]["patch_embed.weight"].dtype == torch.float16
     assert "skipped" in (tmp_path / "out/tests.txt").read_text()
 
 
 def test_a_failure_is_told_and_does_not_end_the_rest(tmp_path):
-    result = script(tmp_path, str(write_image(tmp_path / "no_checkpoint.png")), MINUTES="1", TESTS="tests/nowhere.py")
+    path = write_image(tmp_path / "no_checkpoint.png")
+    result = script(tmp_path, str(path), MINUTES="1", TESTS="tests/nowhere.py")
     summary = (tmp_path / "out/summary.txt").read_text()
     assert result.returncode == 1 and "failed: 1" in summary and "training" in summary
     assert "no_checkpoint.png: cannot be read as a checkpoint" in (tmp_path / "out/train.txt").read_text()

@@ -13,7 +13,8 @@ from conftest import run_script, write_image
 
 def test_bures_wasserstein_of_commuting_gaussians():
     """Covariances of one basis: |m_a - m_b|^2 + sum_i (sqrt a_i - sqrt b_i)^2."""
-    basis = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = torch.linalg.qr(noise)[0]
     a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 1.0, 0.25]).double()
     means = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 0.0]]).double()
     distance = squared_bures_wasserstein(means[0], (basis * a) @ basis.T, means[1], (basis * b) @ basis.T)
@@ -24,9 +25,10 @@ def test_distances_between_and_within_sources():
     generator = torch.Generator().manual_seed(0)
     sources = [torch.randn(40, 50, 4, generator=generator) + shift for shift in (0.0, 0.0, 3.0)]
     groups = [torch.arange(40)] * 3
-    between, within = distances(sources, groups)                    # pairs 0-1, 0-2, 1-2
-    variance = 4 * (1 + 2 / 9 * 3**2)                               # of all pixels: 1 within, and 2 of 9 squared shifts between
-    assert between[0] < 0.01 and between[1:] == pytest.approx([4 * 9 / variance] * 2, rel=0.05) and max(within) < 0.01
+    between, within = distances(sources, groups)                # pairs 0-1, 0-2, 1-2
+    variance = 4 * (1 + 2 / 9 * 3**2)                           # 1 within, and 2 of 9 squared shifts between
+    assert between[0] < 0.01 and max(within) < 0.01
+    assert between[1:] == pytest.approx([4 * 9 / variance] * 2, rel=0.05)
 
 
 def test_probe_accuracy():
@@ -42,11 +44,14 @@ def test_report(tmp_path, checkpoint):
     """Two sets that are the same lie at distance zero, a third with stronger noise does not."""
     for n in range(6):
         write_image(tmp_path / f"images/{n}.png", 40, 32, seed=n)
-    sets = [{"name": name, "clean": "images", "degradation": "noise", "levels": [level]} for name, level in (("a", 10), ("b", 10), ("c", 80))]
+    sets = [{"name": name, "clean": "images", "degradation": "noise", "levels": [level]}
+            for name, level in (("a", 10), ("b", 10), ("c", 80))]
     opt = tmp_path / "some.yml"
-    opt.write_text(yaml.safe_dump({"name": "some", "checkpoint": "none.pth", "root": str(tmp_path), "device": "cpu", "sets": sets}))
+    opt.write_text(yaml.safe_dump({"name": "some", "checkpoint": "none.pth", "root": str(tmp_path),
+                                   "device": "cpu", "sets": sets}))
     out = tmp_path / "out/report.csv"
-    arguments = ["benchmarks/latent_report.py", "--opt", opt, "--checkpoint", checkpoint, "--patches", 12, "--size", 24, "--out", out]
+    arguments = ["benchmarks/latent_report.py", "--opt", opt, "--checkpoint", checkpoint, "--patches", 12,
+                 "--size", 24, "--out", out]
     result = run_script(*arguments)
     assert result.returncode == 0, result.stderr
     rows = {row["quantity"]: row for row in csv.DictReader(out.read_text().splitlines())}
@@ -59,7 +64,8 @@ def test_report(tmp_path, checkpoint):
     assert float(rows["|r| / |z|"]["r"]) > 0 and 0 <= float(rows["|cos(b, r)|"]["r"]) <= 1
     assert "chance 0.333" in result.stdout
 
-    for changes, message in ((["--set", "sets=[]"], "expected at least two sources"), (["--set", "sets.0.limit=3"], "set a: 3 images, expected at least 5"),
+    for changes, message in ((["--set", "sets=[]"], "expected at least two sources"),
+                             (["--set", "sets.0.limit=3"], "set a: 3 images, expected at least 5"),
                              (["--size", "8"], "expected at least 5 patches of at least 16 pixels")):
         result = run_script(*arguments, *changes)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""The vectorised losses against naive double loops, their edge cases, and their gradient over two processes."""
+"""The vectorised losses against naive double loops, edge cases, and their gradient over two processes."""
 
 import math
 import os
@@ -43,9 +43,9 @@ def naive_cost(z, b, source, gamma, tau) -> list[float]:
     for i in range(len(z)):
         distance = math.sqrt(((z[i] - b[i]) ** 2).mean())
         l_ort = sum(float(unit(b[i]) @ unit(r[j])) ** 2 for j in range(len(z)))
-        same = sum(math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in range(len(z)) if source[j] == source[i])
-        every = sum(math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in range(len(z)))
-        costs.append(distance + gamma * (-math.log(same / every) + l_ort))
+        every = [math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in range(len(z))]
+        same = sum(every[j] for j in range(len(z)) if source[j] == source[i])
+        costs.append(distance + gamma * (-math.log(same / sum(every)) + l_ort))
     return costs
 
 
@@ -53,7 +53,8 @@ def test_map_objective_equals_the_double_loop():
     z, b, source = latents()
     restored, clean, f = (torch.rand(6, *s, dtype=torch.float64) for s in ((3, 8, 8), (3, 8, 8), (3,)))
     weights = sample_weights(source, LAMBDAS, PROBABILITIES)
-    loss, terms, samples = map_objective(restored, clean, z, b, f, source, weights, w_rec=100.0, gamma=0.05, tau=0.07)
+    loss, terms, samples = map_objective(restored, clean, z, b, f, source, weights, w_rec=100.0, gamma=0.05,
+                                         tau=0.07)
     costs = naive_cost(z, b, source, gamma=0.05, tau=0.07)
     expected = 100 * float((restored - clean).abs().mean())
     for i in range(6):
@@ -75,19 +76,22 @@ def test_potential_objective_and_penalty_equal_the_loop():
     assert float(potential_objective(f, source, weights, LAMBDAS)) == pytest.approx(expected, rel=1e-5)
     assert float(congruence_penalty(f, LAMBDAS)) == pytest.approx(penalty, rel=1e-5)
     assert float(congruence_error(f, LAMBDAS)) == pytest.approx(math.sqrt(penalty / 10), rel=1e-5)
-    assert float(potential_objective(f, source, weights, LAMBDAS, rho=10.0)) == pytest.approx(expected + penalty, rel=1e-5)
+    penalised = potential_objective(f, source, weights, LAMBDAS, rho=10.0)
+    assert float(penalised) == pytest.approx(expected + penalty, rel=1e-5)
 
 
 def test_costs_and_their_terms():
     z, b, source = latents()
     squares = [float(((z[i] - b[i]) ** 2).sum()) for i in range(6)]
     size = z[0].numel()
-    expected = {"root_mean_square": [(s / size) ** 0.5 for s in squares], "mean_square": [s / size for s in squares],
+    expected = {"root_mean_square": [(s / size) ** 0.5 for s in squares],
+                "mean_square": [s / size for s in squares],
                 "euclidean": [s ** 0.5 for s in squares], "quadratic": [s / 2 for s in squares]}
     assert set(expected) == set(COSTS)
     for name, values in expected.items():
         terms = transport_cost(z, b, source, name, gamma=0.0)
-        assert set(terms) == {"cost", "distance"} and terms["cost"].tolist() == pytest.approx(values, rel=1e-6)
+        assert set(terms) == {"cost", "distance"}
+        assert terms["cost"].tolist() == pytest.approx(values, rel=1e-6)
         terms = transport_cost(z, b, source, name, gamma=0.3)
         latent = terms["contrastive"] + terms["orthogonality"]
         assert torch.allclose(terms["cost"], terms["distance"] + 0.3 * latent) and latent.min() > 0
@@ -98,8 +102,8 @@ def test_one_sample_or_one_source_is_finite(batch, sources):
     z, b, source = latents(batch, sources)
     z.requires_grad_()
     assert torch.allclose(contrastive(z - b, source), torch.zeros(batch, dtype=torch.float64))
-    loss, _, _ = map_objective(torch.zeros(batch, 3, 4, 4), torch.zeros(batch, 3, 4, 4), z, b, torch.zeros(batch, 3), source,
-                            torch.full((batch,), 1 / batch))
+    image, f = torch.zeros(batch, 3, 4, 4), torch.zeros(batch, 3)
+    loss, _, _ = map_objective(image, image, z, b, f, source, torch.full((batch,), 1 / batch))
     loss.backward()
     assert loss.isfinite() and z.grad.isfinite().all()
 
@@ -112,7 +116,7 @@ def test_zero_residual_has_finite_gradients():
 
 
 def test_weights_estimate_the_objective_without_bias():
-    """With sources drawn unequally, the expectation over the sampler is sum_k lambda_k E_k: values 1, 10, 100."""
+    """With sources drawn unequally, the sampler's expectation is sum_k lambda_k E_k: values 1, 10, 100."""
     generator = torch.Generator().manual_seed(0)
     source = torch.multinomial(PROBABILITIES, 400_000, replacement=True, generator=generator)
     value = torch.tensor([1.0, 10.0, 100.0])[source]
@@ -140,7 +144,8 @@ def toy_gradients(samples: slice) -> list[torch.Tensor]:
     z = encoder(image)
     b = transport(z)
     weights = sample_weights(source, LAMBDAS.double(), PROBABILITIES.double())
-    loss, _, _ = map_objective(b, clean, z, b, potentials(b.flatten(1)), source, weights, w_rec=1.0, gamma=0.5)
+    f = potentials(b.flatten(1))
+    loss, _, _ = map_objective(b, clean, z, b, f, source, weights, w_rec=1.0, gamma=0.5)
     parameters = [*encoder.parameters(), *transport.parameters()]
     side = Side(parameters, torch.optim.SGD(parameters, lr=0.0))
     side.thaw()
@@ -160,18 +165,21 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
     mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     single = toy_gradients(slice(0, 8))
     for rank in range(2):
-        for ours, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), single):
+        gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for ours, expected in zip(gradients, single, strict=True):
             assert (ours - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_standardized_latents_have_no_scale():
-    """Channels of any mean and deviation become N(0, 1); the moments are a running mean, the plain mean in the first step."""
+    """Channels of any mean and deviation become N(0, 1) by running means, the plain mean at first."""
     torch.manual_seed(0)
-    z = torch.randn(6, 5, 8, 8) * torch.tensor([0.1, 1.0, 10.0, 3.0, 0.5])[:, None, None] + torch.arange(5.0)[:, None, None]
+    deviations = torch.tensor([0.1, 1.0, 10.0, 3.0, 0.5])
+    z = torch.randn(6, 5, 8, 8) * deviations[:, None, None] + torch.arange(5.0)[:, None, None]
     standardize = Standardize(5)
     standardize.update(z)
     torch.testing.assert_close(standardize(z).mean(dim=(0, 2, 3)), torch.zeros(5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(standardize(z).std(dim=(0, 2, 3), correction=0), torch.ones(5), atol=1e-3, rtol=0)
+    deviation = standardize(z).std(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(deviation, torch.ones(5), atol=1e-3, rtol=0)
     for _ in range(500):
         standardize.update(2 * z)
     torch.testing.assert_close(standardize.mean, 2 * z.mean(dim=(0, 2, 3)), atol=1e-3, rtol=1e-3)

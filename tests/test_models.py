@@ -25,7 +25,7 @@ def paper_net() -> BaryIR:
 
 
 def test_outputs_of_the_authors_network(paper_net):
-    """Some of the authors' numbers for METHOD's fill rule and input (benchmarks/golden.py compares all)."""
+    """Some of the authors' numbers for a fill rule and an input (benchmarks/golden.py compares all)."""
     degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
     with torch.no_grad():
         restored, z, b = paper_net(degraded)

@@ -48,7 +48,8 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"network": {"transport_blocks": 0}}, "transport_blocks: 0, expected a number above 0"),
     ({"optimizer": "adamx"}, "optimizer: 'adamx', expected one of rmsprop, adam, adamw, did you mean adam"),
     ({"sources": {"type": "denoise"}}, "sources: {'type': 'denoise'}, expected a list"),
-    ({"sources": [{"type": "denoise", "levels": [25]}, {"type": "haze"}]}, "sources[1].type: 'haze', expected one of denoise, derain"),
+    ({"sources": [{"type": "denoise", "levels": [25]}, {"type": "haze"}]},
+     "sources[1].type: 'haze', expected one of denoise, derain"),
     ({"sources": [{"type": "denoise"}]}, "sources[0].levels: none given for degradation noise"),
     ({"sources": []}, "sources: empty"),
     ({"epochs": 3}, "steps: 10 with epochs: 3, expected exactly one"),
@@ -62,9 +63,12 @@ def test_defaults_are_the_papers_values(tmp_path):
     ({"network": {"heads": [0, 1, 1, 1]}}, "network.heads: [0, 1, 1, 1], expected numbers from 1 on"),
     ({"name": "../x"}, "name: '../x', expected a name that can be a folder"),
     ({"sources": [{"type": "denoise", "levels": [0]}]}, "sources[0].levels: [0.0], expected numbers above 0"),
-    ({"sources": [{"type": "derain", "degraded": "rainy"}]}, "sources[0].clean: none given beside the folder degraded"),
-    ({"sources": [{"bundled": ["coffee.png"], "degradation": "noise", "levels": [25]}]}, "sources: names [''], expected a different name for each"),
-    ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b", "clean": "c"}]}}, "validation.sets: names ['a', 'a'], expected a different name"),
+    ({"sources": [{"type": "derain", "degraded": "rainy"}]},
+     "sources[0].clean: none given beside the folder degraded"),
+    ({"sources": [{"bundled": ["coffee.png"], "degradation": "noise", "levels": [25]}]},
+     "sources: names [''], expected a different name for each"),
+    ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b", "clean": "c"}]}},
+     "validation.sets: names ['a', 'a'], expected a different name"),
     ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
 ])
 def test_what_is_refused(tmp_path, change, message):
@@ -86,23 +90,27 @@ def test_missing_keys_files_and_broken_yaml(tmp_path):
 
 def test_numbers_that_yaml_reads_as_text(tmp_path):
     path = tmp_path / "some.yml"
-    path.write_text("name: x\nsteps: 10\nlearning_rate: 2e-4\nclip: 1\nsources: [{type: denoise, levels: [25]}]\n")
+    path.write_text("name: x\nsteps: 10\nlearning_rate: 2e-4\nclip: 1\n"
+                    "sources: [{type: denoise, levels: [25]}]\n")
     loaded = load_options(options.TrainOptions, str(path))
     assert loaded.learning_rate == 2e-4 and loaded.clip == 1.0 and isinstance(loaded.clip, float)
 
 
 def test_overrides(tmp_path):
-    loaded = load(tmp_path, MINIMAL, "learning_rate=1e-3", "network.width=16", "sources.0.repeat=4", "sources[0].clean=a/b", "root=/data")
+    loaded = load(tmp_path, MINIMAL, "learning_rate=1e-3", "network.width=16", "sources.0.repeat=4",
+                  "sources[0].clean=a/b", "root=/data")
     assert (loaded.learning_rate, loaded.network.width, loaded.sources[0].repeat) == (1e-3, 16, 4)
     assert (loaded.sources[0].clean, loaded.root) == ("a/b", "/data")
-    for wrong, message in (("width", "expected key=value"), ("netwrok.width=3", "netwrok: unknown option, did you mean network"),
+    for wrong, message in (("width", "expected key=value"),
+                           ("netwrok.width=3", "netwrok: unknown option, did you mean network"),
                            ("sources.3.repeat=1", "no entry 3"), ("name.x=1", "has no options of its own")):
         with pytest.raises(InputError, match=message):
             load(tmp_path, MINIMAL, wrong)
 
 
 def test_a_key_that_is_given_twice(tmp_path):
-    for text in ("name: a\nsteps: 1\nname: b\nsources: []", "name: a\nsteps: 1\nsources: [{type: derain, type: dehaze}]"):
+    for text in ("name: a\nsteps: 1\nname: b\nsources: []",
+                 "name: a\nsteps: 1\nsources: [{type: derain, type: dehaze}]"):
         (tmp_path / "twice.yml").write_text(text)
         with pytest.raises(InputError, match="twice.yml: not valid YAML: (name|type) is given twice"):
             load_options(options.TrainOptions, str(tmp_path / "twice.yml"))

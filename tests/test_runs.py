@@ -16,15 +16,18 @@ def test_source_statistics_equal_the_loop():
     generator = torch.Generator().manual_seed(0)
     statistics = SourceStatistics(["noise", "rain", "haze"], torch.device("cpu"))
     assert all(math.isnan(value) for value in statistics.report().values())             # nothing yet
-    cost, f, source = torch.rand(20, generator=generator), torch.randn(20, generator=generator), torch.randint(2, (20,), generator=generator)
+    cost, f = torch.rand(20, generator=generator), torch.randn(20, generator=generator)
+    source = torch.randint(2, (20,), generator=generator)
     for part in (slice(0, 7), slice(7, 20)):
         statistics.add(cost[part], f[part], source[part])
     report = statistics.report()
     for k, name in enumerate(("noise", "rain")):
-        assert report[f"cost_{name}"] == pytest.approx(float(cost[source == k].mean()), rel=1e-6)
-        assert report[f"potential_mean_{name}"] == pytest.approx(float(f[source == k].mean()), rel=1e-6)
-        assert report[f"potential_spread_{name}"] == pytest.approx(float(f[source == k].std(correction=0)), rel=1e-6)
-    assert math.isnan(report["cost_haze"]) and all(math.isnan(value) for value in statistics.report().values())
+        costs, values = cost[source == k], f[source == k]
+        assert report[f"cost_{name}"] == pytest.approx(float(costs.mean()), rel=1e-6)
+        assert report[f"potential_mean_{name}"] == pytest.approx(float(values.mean()), rel=1e-6)
+        assert report[f"potential_spread_{name}"] == pytest.approx(float(values.std(correction=0)), rel=1e-6)
+    assert math.isnan(report["cost_haze"])
+    assert all(math.isnan(value) for value in statistics.report().values())
 
 
 class Shift(nn.Module):
@@ -50,15 +53,17 @@ class Net(nn.Module):
 
 
 def test_inner_gap_of_a_known_problem():
-    """Cost |z - b|^2 / 2 and f(b) = a.b, T(z) = z + shift: inf_T L is at shift = a, the gap |shift - a|^2 / 2."""
+    """Cost |z - b|^2 / 2, f(b) = a.b, T(z) = z + shift: inf_T L at shift = a, the gap |shift - a|^2 / 2."""
     a = torch.tensor([1.0, -2.0, 0.5])
-    batches = [(torch.randn(8, 3, generator=torch.Generator().manual_seed(i)), torch.zeros(8, dtype=torch.long), torch.full((8,), 1 / 8))
-               for i in range(200)]
+    batches = [(torch.randn(8, 3, generator=torch.Generator().manual_seed(i)),
+                torch.zeros(8, dtype=torch.long), torch.full((8,), 1 / 8)) for i in range(200)]
     cost = functools.partial(transport_cost, cost="quadratic", gamma=0.0)
     for shift in (torch.zeros(3), a + 0.3, a.clone()):
         net = Net(shift.clone()).requires_grad_(False)
         random = torch.get_rng_state()
-        gap = inner_gap(net, lambda b: (b @ a)[:, None], cost, batches[:190], batches[190:], learning_rate=0.05)
+        gap = inner_gap(net, lambda b: (b @ a)[:, None], cost, batches[:190], batches[190:],
+                        learning_rate=0.05)
         assert gap == pytest.approx(float((shift - a).square().sum() / 2), abs=2e-3)
-        assert torch.equal(net.transport_map.shift, shift) and not net.transport_map.shift.requires_grad    # the run's T stays
+        after = net.transport_map.shift                         # the run's T stays
+        assert torch.equal(after, shift) and not after.requires_grad
         assert torch.equal(torch.get_rng_state(), random)

@@ -1,4 +1,4 @@
-"""Tables beside the published rows: figures, differences, marks of incomplete sets; text, Markdown and CSV agree."""
+"""Tables beside the published rows: figures, differences, incomplete sets; text, Markdown and CSV agree."""
 
 import csv
 from pathlib import Path
@@ -18,14 +18,15 @@ TABLES = yaml.safe_load(PUBLISHED.read_text())["tables"]
 def test_published_rows_are_whole(table):
     """A typing error would show in the row's average, which the papers give, too."""
     content = TABLES[table]
-    assert content["sets"][-1] == "average" and content["reference"] in content["rows"] and len(content["rows"]) == 8
+    assert content["sets"][-1] == "average" and content["reference"] in content["rows"]
+    assert len(content["rows"]) == 8
     for method, figures in content["rows"].items():
         assert len(figures) == len(content["sets"]), method
         *sets, average = np.array(figures)
         assert np.mean(sets, axis=0) == pytest.approx(average, abs=0.025), method
 
 
-@pytest.mark.parametrize("option_file", sorted(path.name for path in (REPOSITORY / "options").glob("test_*.yml")))
+@pytest.mark.parametrize("option_file", sorted(path.name for path in REPOSITORY.glob("options/test_*.yml")))
 def test_published_sets_have_the_names_of_the_option_file(option_file):
     content = yaml.safe_load((REPOSITORY / "options" / option_file).read_text())
     if table := content.get("published"):
@@ -34,39 +35,49 @@ def test_published_sets_have_the_names_of_the_option_file(option_file):
 
 
 def rows(**psnr: float) -> list[Row]:
-    made = [Row(name, 480 if name == "SOTS" else 5, 500 if name == "SOTS" else 5, {"psnr": 20.0, "ssim": 0.5}, {"psnr": value, "ssim": 0.9})
-            for name, value in psnr.items()]
-    return made + [Row("average", 500, 520, {"psnr": 20.0, "ssim": 0.5}, {"psnr": float(np.mean(list(psnr.values()))), "ssim": 0.9})]
+    made, scores_in = [], {"psnr": 20.0, "ssim": 0.5}
+    for name, value in psnr.items():
+        images, expected = (480, 500) if name == "SOTS" else (5, 5)
+        made.append(Row(name, images, expected, scores_in, {"psnr": value, "ssim": 0.9}))
+    average = float(np.mean(list(psnr.values())))
+    return [*made, Row("average", 500, 520, scores_in, {"psnr": average, "ssim": 0.9})]
 
 
 def test_difference_and_marks():
     published = read_published("5d", "here")
     made = rows(SOTS=32.0, Rain100L=38.0, BSD68_25=31.0, GoPro=29.0, LOL=23.0)
     *_, reference, other, ours, difference = comparison_table(made, published)
-    assert reference == ["BaryIR (Restormer)", "31.20 / 0.979", "38.10 / 0.982", "31.43 / 0.891", "29.51 / 0.889", "23.37 / 0.854", "30.72 / 0.919"]
-    assert ours == ["ours", "32.00 / 0.900*", "38.00 / 0.900", "31.00 / 0.900", "29.00 / 0.900", "23.00 / 0.900", "30.60 / 0.900*"]
-    assert difference == ["ours - BaryIR (Restormer)", "+0.80 / -0.079*", "-0.10 / -0.082", "-0.43 / +0.009", "-0.51 / +0.011", "-0.37 / +0.046", "-0.12 / -0.019*"]
+    assert reference == ["BaryIR (Restormer)", "31.20 / 0.979", "38.10 / 0.982", "31.43 / 0.891",
+                         "29.51 / 0.889", "23.37 / 0.854", "30.72 / 0.919"]
+    assert ours == ["ours", "32.00 / 0.900*", "38.00 / 0.900", "31.00 / 0.900", "29.00 / 0.900",
+                    "23.00 / 0.900", "30.60 / 0.900*"]
+    assert difference == ["ours - BaryIR (Restormer)", "+0.80 / -0.079*", "-0.10 / -0.082", "-0.43 / +0.009",
+                          "-0.51 / +0.011", "-0.37 / +0.046", "-0.12 / -0.019*"]
     assert set_table(made, ["psnr", "ssim"])[1] == ["SOTS", "480 of 500*", "20.00 / 0.5000", "32.00 / 0.9000"]
 
 
 def test_average_only_beside_the_same_sets():
     published = read_published("5d", "here")
     assert set(comparable(rows(SOTS=32.0, LOL=23.0), published)) == {"SOTS", "LOL"}
-    assert set(comparable(rows(SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=1, Kodak=1), published)) == {"SOTS", "Rain100L", "BSD68_25", "GoPro", "LOL"}
+    six = rows(SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=1, Kodak=1)
+    assert set(comparable(six, published)) == {"SOTS", "Rain100L", "BSD68_25", "GoPro", "LOL"}
     ours = comparison_table(rows(LOL=23.0), published)[-2]
     assert ours == ["ours", "-", "-", "-", "-", "23.00 / 0.900", "-"]
 
 
 def test_markdown_shows_names_as_they_are():
     text = as_markdown([["set", "x"], ["<script>|`rm`*", "[a](b)\n\n# c"]])
-    assert text.splitlines()[2] == r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |" and len(text.splitlines()) == 3
+    assert text.splitlines()[2] == r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |"
+    assert len(text.splitlines()) == 3
 
 
 @pytest.fixture
 def five(tmp_path: Path) -> Path:
     """A root in the public layout with a few images of each set of options/test_5d.yml; all 15 of LOL."""
-    counts = {"dehaze": ("input/{0:04}_1_0.2.jpg", "target/{0:04}.png", 2), "derain/Rain100L": ("input/rain-{0:03}.png", "target/norain-{0:03}.png", 3),
-              "deblur": ("input/{0}.png", "target/{0}.png", 1), "lowlight": ("low/{0}.png", "high/{0}.png", 15)}
+    counts = {"dehaze": ("input/{0:04}_1_0.2.jpg", "target/{0:04}.png", 2),
+              "derain/Rain100L": ("input/rain-{0:03}.png", "target/norain-{0:03}.png", 3),
+              "deblur": ("input/{0}.png", "target/{0}.png", 1),
+              "lowlight": ("low/{0}.png", "high/{0}.png", 15)}
     for folder, (degraded, clean, count) in counts.items():
         for i in range(count):
             write_image(tmp_path / "root/test" / folder / degraded.format(i), 37, 45, seed=i)
@@ -76,8 +87,9 @@ def five(tmp_path: Path) -> Path:
 
 
 def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", "--set", f"root={five}", f"checkpoint={checkpoint}",
-                        "device=cpu", f"output={tmp_path / 'results'}")
+    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", "--set",
+                        f"root={five}", f"checkpoint={checkpoint}", "device=cpu",
+                        f"output={tmp_path / 'results'}")
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "results/5d"
     with open(folder / "table.csv", newline="") as file:
@@ -87,26 +99,33 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
     markdown = (folder / "table.md").read_text()
 
     printed = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
-    assert "2 of 500*" in printed["SOTS"] and "1 of 1111*" in printed["GoPro"] and " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
-    assert "* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)" in result.stdout
+    assert "2 of 500*" in printed["SOTS"] and "1 of 1111*" in printed["GoPro"]
+    assert " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
+    assert ("* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), "
+            "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in result.stdout
     for text in (result.stdout, markdown):
-        assert "protocol baryir, checkpoint" in text and "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
+        assert "protocol baryir, checkpoint" in text
+        assert "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
     assert {row["protocol"] for row in table.values()} == {"baryir"}
-    assert {row["checkpoint"] for row in table.values()} == {comparison["ours", "LOL"]["checkpoint"]} == {str(checkpoint)}
+    checkpoints = {row["checkpoint"] for row in table.values()}
+    assert checkpoints == {comparison["ours", "LOL"]["checkpoint"]} == {str(checkpoint)}
     assert len(comparison) == (8 + 1) * 6
     for name, row in table.items():
         ours = comparison["ours", name]
         assert (ours["psnr"], ours["ssim"], ours["expected"]) == (row["psnr"], row["ssim"], row["expected"])
-        for metric, value in zip(("psnr", "ssim"), TABLES["5d"]["rows"]["AdaIR"][TABLES["5d"]["sets"].index(name)]):
+        adair = TABLES["5d"]["rows"]["AdaIR"][TABLES["5d"]["sets"].index(name)]
+        for metric, value in zip(("psnr", "ssim"), adair, strict=True):
             theirs = comparison["AdaIR", name]
             assert float(theirs[metric]) == value
-            assert float(theirs[f"{metric}_difference"]) == pytest.approx(float(row[metric]) - value, abs=1e-12)
+            delta = float(theirs[f"{metric}_difference"])
+            assert delta == pytest.approx(float(row[metric]) - value, abs=1e-12)
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.3f}" in printed["ours"]
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in markdown
 
 
 def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
-    command = ("--opt", "options/test_5d.yml", "--set", f"root={five}", f"checkpoint={checkpoint}", f"output={tmp_path / 'results'}", "device=cpu")
+    command = ("--opt", "options/test_5d.yml", "--set", f"root={five}", f"checkpoint={checkpoint}",
+               f"output={tmp_path / 'results'}", "device=cpu")
     result = run_script("test.py", *command, "metrics=[ssim]")
     assert result.returncode == 0, result.stderr
     ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
@@ -116,5 +135,7 @@ def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
 
 
 def test_unknown_table_is_refused(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--set", f"root={five}", f"checkpoint={checkpoint}", "published=7d")
-    assert result.returncode == 1 and "options/test_5d.yml: published: '7d', expected a table of published.yml: 3d, 5d" in result.stderr
+    result = run_script("test.py", "--opt", "options/test_5d.yml", "--set", f"root={five}",
+                        f"checkpoint={checkpoint}", "published=7d")
+    assert result.returncode == 1
+    assert "options/test_5d.yml: published: '7d', expected a table of published.yml: 3d, 5d" in result.stderr

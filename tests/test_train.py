@@ -30,11 +30,14 @@ def keep_signal_handlers():
 
 
 OPTIONS = {
-    "name": "run", "device": "cpu", "steps": 6, "batch": 2, "patch": 16, "workers": 0, "log_every": 1, "save_every": 100,
-    "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9, "schedule": {"name": "cosine", "warmup": 2},
+    "name": "run", "device": "cpu", "steps": 6, "batch": 2, "patch": 16, "workers": 0, "log_every": 1,
+    "save_every": 100, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9,
+    "schedule": {"name": "cosine", "warmup": 2},
     "sources": [
-        {"name": "noise", "bundled": ["coffee.png"], "degradation": "noise", "levels": [15, 50], "repeat": 3},
-        {"name": "lowlight", "bundled": ["coffee.png"], "degradation": "lowlight", "levels": [3], "repeat": 4},
+        {"name": "noise", "bundled": ["coffee.png"], "degradation": "noise", "levels": [15, 50],
+         "repeat": 3},
+        {"name": "lowlight", "bundled": ["coffee.png"], "degradation": "lowlight", "levels": [3],
+         "repeat": 4},
     ],
 }
 
@@ -54,7 +57,13 @@ def command(opt: str, *arguments: str) -> list[str]:
 
 
 def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    return subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True,
+                          env={**os.environ, **environment}, timeout=300)
+
+
+def start(arguments: list[str], **how) -> subprocess.Popen:
+    return subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                            text=True, **how)
 
 
 def state(tmp_path: Path, name: str = "run") -> dict:
@@ -66,43 +75,48 @@ def rows(path: Path) -> list[dict]:
 
 
 def test_each_phase_moves_only_its_own_parameters(tmp_path):
-    """With map_steps 2 a run of one step has no potential step; the same run with it differs in the potentials alone."""
+    """With map_steps 2 a run of one step has no potential step; with it the potentials alone differ."""
     opt = option_file(tmp_path, steps=1, schedule={"name": "constant"})
     run(opt, "--set", "name=map_only", "map_steps=2")
     run(opt, "--set", "name=both")
     map_only, both = state(tmp_path, "map_only"), state(tmp_path, "both")
     torch.manual_seed(0)
-    initial_net = train.BaryIR(**torch.load(tmp_path / "out/both/last.pth", weights_only=True)["network"]).state_dict()
+    network = torch.load(tmp_path / "out/both/last.pth", weights_only=True)["network"]
+    initial_net = train.BaryIR(**network).state_dict()
     moved = [name for name in initial_net if not torch.equal(initial_net[name], both["net"][name])]
     assert len(moved) > 0.95 * len(initial_net)                     # the first step moves (nearly) everything
     assert same(map_only["net"], both["net"])                       # the potential step moved none of it
     assert map_only["potential_optimizer"]["state"] == {}           # the map step moved no potential
-    trained = {name for name in both["potentials"] if not torch.equal(map_only["potentials"][name], both["potentials"][name])}
-    assert trained == set(both["potentials"])
+    before, after = map_only["potentials"], both["potentials"]
+    assert {name for name in after if not torch.equal(before[name], after[name])} == set(after)
 
 
 def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
-    """Neither side sees the other's objective: T and potentials not the targets, encoder and decoder not the potentials."""
+    """T and potentials do not see the targets, encoder and decoder not the potentials."""
     opt = option_file(tmp_path, steps=1, scheme="separate", map_steps=3, objective={"cost": "mean_square"},
                       schedule={"name": "constant"}, ema=0)
-    runs = {"first": [], "other_potentials": ["potential_learning_rate=0.1", "map_steps=1"], "other_rate": ["learning_rate=0.01"]}
+    runs = {"first": [], "other_potentials": ["potential_learning_rate=0.1", "map_steps=1"],
+            "other_rate": ["learning_rate=0.01"]}
     for name, changes in runs.items():
         run(opt, "--set", f"name={name}", *changes)
     first, other_potentials, other_rate = (state(tmp_path, name) for name in runs)
     torch.manual_seed(0)
-    initial = train.BaryIR(**torch.load(tmp_path / "out/first/last.pth", weights_only=True)["network"]).state_dict()
+    network = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["network"]
+    initial, net = train.BaryIR(**network).state_dict(), first["net"]
     of_map = {name for name in initial if name.startswith("transport_map.")}
-    assert {name for name in initial if not torch.equal(initial[name], first["net"][name])} == set(initial)
-    assert all(torch.equal(first["net"][name], other_rate["net"][name]) == (name in of_map) for name in initial)
+    assert {name for name in initial if not torch.equal(initial[name], net[name])} == set(initial)
+    assert all(torch.equal(net[name], other_rate["net"][name]) == (name in of_map) for name in initial)
     assert same(first["potentials"], other_rate["potentials"])
-    assert not any(torch.equal(first["net"][name], other_potentials["net"][name]) for name in of_map)
-    steps = {name: first[f"{name}_optimizer"]["state"][0]["step"] for name in ("map", "transport", "potential")}
-    assert steps == {"map": 1, "transport": 3, "potential": 1} and first["potentials"]["standardize.steps"] == 1
+    assert not any(torch.equal(net[name], other_potentials["net"][name]) for name in of_map)
+    steps = {name: first[f"{name}_optimizer"]["state"][0]["step"]
+             for name in ("map", "transport", "potential")}
+    assert steps == {"map": 1, "transport": 3, "potential": 1}
+    assert first["potentials"]["standardize.steps"] == 1
 
 
 def test_scheme_separate_resumes_bit_by_bit(tmp_path):
-    opt = option_file(tmp_path, steps=6, scheme="separate", map_steps=2, objective={"cost": "mean_square"}, balanced=True,
-                      clean_share=0.2, save_every=4)
+    opt = option_file(tmp_path, steps=6, scheme="separate", map_steps=2, objective={"cost": "mean_square"},
+                      balanced=True, clean_share=0.2, save_every=4)
     run(opt)
     whole, folder = state(tmp_path), tmp_path / "out/run"
     (folder / "previous.pth").rename(folder / "last.pth")          # of step 4
@@ -132,7 +146,8 @@ def test_a_run_that_begins_anew_has_its_pretrained_weights(tmp_path, monkeypatch
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     else:
         (tmp_path / "out/run").mkdir()
-    run(opt, *(["--resume"] if restart == "--resume" else []), "--set", f"pretrained={tmp_path / 'out/first/last.pth'}", "learning_rate=1e-30")
+    run(opt, *(["--resume"] if restart == "--resume" else []), "--set",
+        f"pretrained={tmp_path / 'out/first/last.pth'}", "learning_rate=1e-30")
     assert "begins anew" in (tmp_path / "out/run/train.log").read_text()
     second = torch.load(tmp_path / "out/run/last.pth", weights_only=True)["net"]
     assert torch.equal(first["patch_embed.weight"], second["patch_embed.weight"])
@@ -144,7 +159,8 @@ def test_a_resumed_table_keeps_its_columns_apart(tmp_path):
     write_csv(table, [["step", "cost_a", "old", "cost_b"], [1, 10, 7, 20], [2, 11, 8, 21], [3, 12, 9, 22]])
     columns = cut_table(table, ("step", "cost_b", "cost_a", "new"), step=2)
     assert columns == ["step", "cost_b", "cost_a", "new", "old"]
-    assert [list(row.values()) for row in rows(table)] == [["1", "20", "10", "nan", "7"], ["2", "21", "11", "nan", "8"]]
+    assert [list(row.values()) for row in rows(table)] == [["1", "20", "10", "nan", "7"],
+                                                           ["2", "21", "11", "nan", "8"]]
 
 
 def test_resume_changes_that_are_refused_or_kept(tmp_path):
@@ -156,7 +172,7 @@ def test_resume_changes_that_are_refused_or_kept(tmp_path):
     with pytest.raises(InputError, match="scheme: .* a run cannot continue with it"):
         run(opt, "--resume", "--allow-changes", "--set", "scheme=separate")
     run(opt, "--resume", "--set", "validation.every=100", "learning_rate=0.5", "steps=3")
-    assert state(tmp_path)["best"] == best > 0                      # measured as before: a worse network is no new best one
+    assert state(tmp_path)["best"] == best > 0                      # a worse network is no new best one
 
 
 def test_pretrained_weights_of_another_network(tmp_path, checkpoint):
@@ -180,35 +196,37 @@ def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "append_row", interrupt)
-        with pytest.raises(InputError, match=f"stopped by {number.name} at step 5 of 12: saved, continue with --resume") as stopped:
+        message = f"stopped by {number.name} at step 5 of 12: saved, continue with --resume"
+        with pytest.raises(InputError, match=message) as stopped:
             run(opt)
     assert stopped.value.status == 128 + number
     assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] == 5
-    append_row(table, (6, *["0"] * 10))                             # as if it had been killed later, after more logging
+    append_row(table, (6, *["0"] * 10))                             # as if killed later, after more logging
 
     torch.rand(7)                                                   # a new process has another random state
     run(opt, "--resume")
     whole, resumed = state(tmp_path, "whole"), state(tmp_path)
-    assert [key for key in whole if not same(whole[key], resumed[key])] == ["options"]      # their names differ
+    assert [key for key in whole if not same(whole[key], resumed[key])] == ["options"]      # their names
     for name, columns in (("losses.csv", train.TERMS), ("validation.csv", ("step", "set", "psnr"))):
         ours, theirs = (rows(tmp_path / "out" / folder / name) for folder in ("run", "whole"))
-        if name == "losses.csv":                                    # the mean over an interval: log_every is 1 here
+        if name == "losses.csv":                                    # means over log_every steps, 1 here
             assert [row["step"] for row in ours] == [str(step) for step in range(1, 13)]
         assert [[row[c] for c in columns] for row in ours] == [[row[c] for c in columns] for row in theirs]
     assert (tmp_path / "out/run/best.pth").exists()
 
 
 def test_signal_to_the_process_group_saves_though_workers_load(tmp_path):
-    """Ctrl-C in a terminal and torchrun's SIGTERM go to the workers' group, too: they must not die before the checkpoint."""
+    """Ctrl-C in a terminal and torchrun's SIGTERM go to the workers, too: none dies before the checkpoint."""
     opt = option_file(tmp_path, steps=100_000, workers=1)
-    process = subprocess.Popen(command(opt), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = start(command(opt), start_new_session=True)
     table = tmp_path / "out/run/losses.csv"
     while process.poll() is None and not (table.exists() and len(table.read_text().splitlines()) > 3):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors, errors
-    assert re.search(r"error: stopped by SIGTERM at step \d+ of 100000: saved, continue with --resume\n$", errors)
+    message = r"error: stopped by SIGTERM at step \d+ of 100000: saved, continue with --resume\n$"
+    assert re.search(message, errors)
     assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] >= 3
 
 
@@ -219,7 +237,8 @@ def test_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="holds a run already: continue it with --resume"):
         run(opt)
     assert (tmp_path / "out/run/last.pth").read_bytes() == before
-    with pytest.raises(InputError, match="--resume: no run .*other, expected the name of one that was started"):
+    message = "--resume: no run .*other, expected the name of one that was started"
+    with pytest.raises(InputError, match=message):
         run(opt, "--resume", "--set", "name=other")
 
 
@@ -227,38 +246,51 @@ def test_resume_with_other_options(tmp_path):
     opt = option_file(tmp_path, steps=1)
     run(opt)
     before = (tmp_path / "out/run/last.pth").read_bytes()
-    for change, message in (("ema=0.5", "ema: 0.9 -> 0.5, since .*last.pth; a run cannot continue with it"),
-                            ("potentials.congruence=penalty", "potentials.congruence: exact -> penalty, since .*; a run cannot continue with it"),
-                            ("sources.1.levels=[4]", r"sources\[1\].levels\[0\]: 3.0 -> 4.0, .*; it would be another run; --allow-changes continues nevertheless"),
-                            ("sources.1.name=dark", r"sources\[1\].name: lowlight -> dark, .*; it would be another run"), ("seed=1", "seed: 0 -> 1, .*another run"),
-                            ("objective.gamma=0", "objective.gamma: 0.05 -> 0.0, .*another run")):
+    refused = {
+        "ema=0.5": "ema: 0.9 -> 0.5, since .*last.pth; a run cannot continue with it",
+        "potentials.congruence=penalty":
+            "potentials.congruence: exact -> penalty, since .*; a run cannot continue with it",
+        "sources.1.levels=[4]": r"sources\[1\].levels\[0\]: 3.0 -> 4.0, .*; it would be another run; "
+                                "--allow-changes continues nevertheless",
+        "sources.1.name=dark": r"sources\[1\].name: lowlight -> dark, .*; it would be another run",
+        "seed=1": "seed: 0 -> 1, .*another run",
+        "objective.gamma=0": "objective.gamma: 0.05 -> 0.0, .*another run",
+    }
+    for change, message in refused.items():
         with pytest.raises(InputError, match=message):
             run(opt, "--resume", "--set", change)
     (content := yaml.safe_load(Path(opt).read_text()))["sources"].pop()
     Path(opt).with_name("fewer.yml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match="sources: 1, but .*last.pth was trained on 2; a run cannot continue with them"):
+    message = "sources: 1, but .*last.pth was trained on 2; a run cannot continue with them"
+    with pytest.raises(InputError, match=message):
         run(str(Path(opt).with_name("fewer.yml")), "--resume", "--allow-changes")
     assert (tmp_path / "out/run/last.pth").read_bytes() == before
     run(opt, "--resume", "--set", "steps=2", "sources.0.repeat=5")
     log = (tmp_path / "out/run/train.log").read_text()
-    assert "at step 1; changed sources[0].repeat: 3 -> 5; changed steps: 1 -> 2; changed samples_per_epoch[0]: 3 -> 5" in log
+    assert ("at step 1; changed sources[0].repeat: 3 -> 5; changed steps: 1 -> 2; "
+            "changed samples_per_epoch[0]: 3 -> 5") in log
     run(opt, "--resume", "--allow-changes", "--set", "steps=3", "seed=1", "sources.0.repeat=5")
     assert "changed seed: 0 -> 1" in (tmp_path / "out/run/train.log").read_text()
 
 
 def test_resume_with_other_weights_keeps_the_congruence(tmp_path, monkeypatch):
-    """Where a resumed run weighs its sources otherwise, the potentials' congruence must follow the objective."""
+    """Where a resumed run weighs its sources otherwise, the potentials' congruence follows the objective."""
     opt = option_file(tmp_path, steps=1)
     run(opt)
     made, Potentials = [], train.Potentials
-    monkeypatch.setattr(train, "Potentials", lambda *arguments, **names: made.append(Potentials(*arguments, **names)) or made[0])
+
+    def keep(*arguments, **names) -> Potentials:
+        made.append(Potentials(*arguments, **names))
+        return made[0]
+
+    monkeypatch.setattr(train, "Potentials", keep)
     run(opt, "--resume", "--allow-changes", "--set", "steps=2", "objective.lambdas=[1,3]")
     f = made[0](torch.randn(4, made[0].features[0].in_channels, 2, 2))
     assert (f * torch.tensor([0.25, 0.75])).sum(dim=1).abs().max() <= 1e-5 and f.abs().max() > 0
 
 
 def test_resume_takes_the_newest_checkpoint_that_can_be_read(tmp_path):
-    """Damaged after it was written, or lost between the renames: the one before, and the run ends with the same weights."""
+    """Damaged after it was written, or lost between the renames: the one before; the run ends the same."""
     opt = option_file(tmp_path, steps=4, save_every=1)
     run(opt)
     whole = state(tmp_path)
@@ -271,8 +303,10 @@ def test_resume_takes_the_newest_checkpoint_that_can_be_read(tmp_path):
             run(opt)
         run(opt, "--resume")
         assert same(state(tmp_path), whole) and not list(folder.glob(".partial*"))
-        assert torch.load(folder / "previous.pth", weights_only=True)["step"] == 3                      # never replaced by the damaged one
-    assert "last.pth: cannot be read as a checkpoint (BadZipFile), expected a file of train.py; taking" in (folder / "train.log").read_text()
+        previous = torch.load(folder / "previous.pth", weights_only=True)
+        assert previous["step"] == 3                                # never replaced by the damaged one
+    assert ("last.pth: cannot be read as a checkpoint (BadZipFile), expected a file of train.py; taking"
+            in (folder / "train.log").read_text())
     for name in ("last.pth", "previous.pth"):
         (folder / name).write_bytes((folder / name).read_bytes()[:5000])
     with pytest.raises(InputError, match="previous.pth: cannot be read as a checkpoint"):
@@ -282,14 +316,17 @@ def test_resume_takes_the_newest_checkpoint_that_can_be_read(tmp_path):
 def test_resume_from_weights_or_another_run(tmp_path, checkpoint):
     opt = option_file(tmp_path, steps=1)
     run(opt)
-    with pytest.raises(InputError, match="net.pth: has no 'train', expected a checkpoint of train.py to resume from"):
+    message = "net.pth: has no 'train', expected a checkpoint of train.py to resume from"
+    with pytest.raises(InputError, match=message):
         run(opt, "--resume", str(checkpoint), "--set", "name=branch")
-    run(opt, "--resume", str(tmp_path / "out/run/last.pth"), "--set", "steps=2", "name=branch")      # from a path: the start of another run
+    path = str(tmp_path / "out/run/last.pth")                       # from a path: the start of another run
+    run(opt, "--resume", path, "--set", "steps=2", "name=branch")
     assert torch.load(tmp_path / "out/branch/last.pth", weights_only=True)["step"] == 2
     content = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
     content["train"]["potentials"] = {"g": torch.zeros(3)}
     torch.save(content, tmp_path / "out/run/last.pth")
-    with pytest.raises(InputError, match=r"last.pth: cannot be resumed from \(Error\(s\) in loading state_dict for Potentials"):
+    message = r"last.pth: cannot be resumed from \(Error\(s\) in loading state_dict for Potentials"
+    with pytest.raises(InputError, match=message):
         run(opt, "--resume", "--set", "steps=2")
 
 
@@ -309,11 +346,13 @@ def test_resume_from_a_path_does_not_touch_another_run(tmp_path):
     run(opt, "--set", "name=first")
     run(opt, "--set", "name=second", "seed=1")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out/second").glob("*.*")}
-    with pytest.raises(InputError, match="second holds a run already: continue it with --resume, or give this one another name"):
-        run(opt, "--resume", str(tmp_path / "out/first/last.pth"), "--set", "name=second", "steps=2")
+    message = "second holds a run already: continue it with --resume, or give this one another name"
+    first = str(tmp_path / "out/first/last.pth")
+    with pytest.raises(InputError, match=message):
+        run(opt, "--resume", first, "--set", "name=second", "steps=2")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/second").glob("*.*")} == kept
-    run(opt, "--resume", str(tmp_path / "out/first/last.pth"), "--set", "name=third", "steps=2", "validation.every=100")
-    assert (tmp_path / "out/third/best.pth").exists()               # its own, of step 2, whatever the first run's score was
+    run(opt, "--resume", first, "--set", "name=third", "steps=2", "validation.every=100")
+    assert (tmp_path / "out/third/best.pth").exists()               # its own, whatever the first run's score
     assert torch.load(tmp_path / "out/third/best.pth", weights_only=True)["step"] == 2
 
 
@@ -344,6 +383,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
 def test_a_run_is_locked_before_anything_is_written(tmp_path, monkeypatch):
     """REVIEW 7: another process that trains there keeps its decoded images."""
     opt = option_file(tmp_path, cache=True, steps=1)
+
     def taken(folder: Path) -> None:
         raise InputError("taken")
 
@@ -371,8 +411,10 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
     assert checkpoint["step"] == 6 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
     table = rows(tmp_path / "out/run/losses.csv")
     assert [row["skipped"] for row in table] == ["1", "0"]
-    assert all(float(table[0][name]) == float(table[0][name]) for name in ("map_loss", "potential_loss", "gradient_norm"))
-    assert "step 3: 1 not applied since the last reading, loss or gradient not finite: 3" in (tmp_path / "out/run/train.log").read_text()
+    means = [float(table[0][name]) for name in ("map_loss", "potential_loss", "gradient_norm")]
+    assert all(mean == mean for mean in means)
+    assert ("step 3: 1 not applied since the last reading, loss or gradient not finite: 3"
+            in (tmp_path / "out/run/train.log").read_text())
 
 
 def test_a_series_of_steps_that_are_not_finite_ends_the_run(tmp_path, monkeypatch):
@@ -385,13 +427,16 @@ def test_a_series_of_steps_that_are_not_finite_ends_the_run(tmp_path, monkeypatc
 
     monkeypatch.setattr(train, "map_objective", nan_from_the_third)
     monkeypatch.setattr(runs, "NOT_APPLIED", 3)
-    with pytest.raises(InputError, match="step 5: loss or gradient not finite, 3 steps in a row; the last good checkpoint is "
-                                         ".*last.pth"):
+    message = ("step 5: loss or gradient not finite, 3 steps in a row; "
+               "the last good checkpoint is .*last.pth")
+    with pytest.raises(InputError, match=message):
         run(option_file(tmp_path, steps=8, save_every=2, log_every=5))
     checkpoint = torch.load(tmp_path / "out/run/last.pth", weights_only=True)
-    assert checkpoint["step"] == 4 and all(t.isfinite().all() for t in checkpoint["train"]["net"].values())
-    first = torch.load(tmp_path / "out/run/previous.pth", weights_only=True)
-    assert same(first["train"]["net"], checkpoint["train"]["net"]) and same(first["train"]["map_optimizer"]["state"], checkpoint["train"]["map_optimizer"]["state"])
+    last = checkpoint["train"]
+    assert checkpoint["step"] == 4 and all(t.isfinite().all() for t in last["net"].values())
+    first = torch.load(tmp_path / "out/run/previous.pth", weights_only=True)["train"]
+    assert same(first["net"], last["net"])
+    assert same(first["map_optimizer"]["state"], last["map_optimizer"]["state"])
 
 
 def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
@@ -401,7 +446,8 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
     result = shell(*limited, *command(opt))
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert re.search("error: .*last.pth: .*(large|written)", result.stderr.splitlines()[-1])
-    assert not list((tmp_path / "out/run").glob("*.pth")) and not list((tmp_path / "out/run").glob(".partial*"))
+    folder = tmp_path / "out/run"
+    assert not list(folder.glob("*.pth")) and not list(folder.glob(".partial*"))
     assert shell(*command(opt, "--resume")).returncode == 0     # with room again
     shell(*command(opt, "--set", "name=whole"))
     assert same(state(tmp_path)["net"], state(tmp_path, "whole")["net"])
@@ -409,7 +455,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
 
 def test_one_process_to_a_folder(tmp_path):
     opt = option_file(tmp_path, steps=100_000)
-    process = subprocess.Popen(command(opt), cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = start(command(opt))
     while process.poll() is None and not (tmp_path / "out/run/losses.csv").exists():
         time.sleep(0.1)
     with pytest.raises(InputError, match="out/run: another process trains there, expected another name"):
@@ -421,36 +467,41 @@ def test_one_process_to_a_folder(tmp_path):
 def test_a_worker_that_dies_is_reported(tmp_path, public_tree):
     opt = option_file(tmp_path, root=str(public_tree), sources=[{"type": "lowlight"}], workers=1, steps=1000)
     dies = ("import os, signal, sys; import data.datasets as d; read = d.read_image\n"
-            "def die(path):\n    os.kill(os.getpid(), signal.SIGKILL) if 'high' in str(path) else None\n    return read(path)\n"
+            "def die(path):\n    os.kill(os.getpid(), signal.SIGKILL) if 'high' in str(path) else None\n"
+            "    return read(path)\n"
             "d.read_image = die; import train; from utils.errors import one_line_errors\n"
             "with one_line_errors():\n    train.main(sys.argv[1:])")
     result = shell(sys.executable, "-c", dies, *command(opt)[2:])
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(r"error: a worker died \((killed by signal: Killed|exited unexpectedly)\) while it read an image, expected", result.stderr.splitlines()[-1])
+    message = (r"error: a worker died \((killed by signal: Killed|exited unexpectedly)\) "
+               "while it read an image, expected")
+    assert re.search(message, result.stderr.splitlines()[-1])
 
 
 def test_the_death_of_one_process_ends_all(tmp_path):
     """Under torchrun; a restart resumes."""
     opt = option_file(tmp_path, steps=100_000, batch=1, save_every=2)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(opt)[1:]]
-    process = subprocess.Popen(torchrun, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start([*torchrun, *command(opt)[1:]], env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not (tmp_path / "out/run/last.pth").exists():
         time.sleep(0.1)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    start = time.monotonic()
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    children, began = [int(pid) for pid in listed.split()], time.monotonic()
     os.kill(children[1], signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and time.monotonic() - start < 60
+    assert process.returncode != 0 and time.monotonic() - began < 60
     assert re.search(r"error: (process 0: another process ended|stopped by SIGTERM)", errors), errors
     step = torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"]
-    result = shell(*torchrun[:6], *command(opt, "--resume", "--set", f"steps={step + 1}")[1:], OMP_NUM_THREADS="1")
+    again = command(opt, "--resume", "--set", f"steps={step + 1}")
+    result = shell(*torchrun, *again[1:], OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     assert torch.load(tmp_path / "out/run/last.pth", weights_only=True)["step"] == step + 1
 
 
 def test_penalty_and_other_options_run(tmp_path):
-    run(option_file(tmp_path, steps=2, optimizer="rmsprop", precision="bfloat16", ema=0.0, clip=1.0, progressive=[[1, 1, 24]],
-                    schedule={"name": "step", "every": 0.1}, potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
+    run(option_file(tmp_path, steps=2, optimizer="rmsprop", precision="bfloat16", ema=0.0, clip=1.0,
+                    progressive=[[1, 1, 24]], schedule={"name": "step", "every": 0.1},
+                    potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
     (first, second) = rows(tmp_path / "out/run/losses.csv")
     assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
     assert all(float(row[term]) == float(row[term]) for row in (first, second) for term in train.TERMS
@@ -458,40 +509,45 @@ def test_penalty_and_other_options_run(tmp_path):
 
 
 def test_learning_rate_schedules(tmp_path):
-    load = train.load_options
-    step = load(train.TrainOptions, option_file(tmp_path, schedule={"name": "step", "every": 50, "factor": 0.1}))
+    def load(**schedule) -> train.TrainOptions:
+        return train.load_options(train.TrainOptions, option_file(tmp_path, schedule=schedule))
+
+    step = load(name="step", every=50, factor=0.1)
     factors = [step.schedule.factor_at(s, 1000, steps_per_epoch=2.0) for s in (0, 99, 100, 200)]
     assert factors == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = load(train.TrainOptions, option_file(tmp_path, schedule={"name": "cosine", "warmup": 10, "minimum": 0.2}))
+    cosine = load(name="cosine", warmup=10, minimum=0.2)
     factors = [cosine.schedule.factor_at(s, 110, 2.0) for s in (0, 9, 10, 60, 110)]
     assert factors == pytest.approx([0.1, 1, 1, 0.6, 0.2])
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """torchrun on gloo with batch 1 each, against one process with batch 2: the same samples, the same losses."""
+    """torchrun on gloo with batch 1 each, against one process with batch 2: the same samples and losses."""
     opt = option_file(tmp_path, steps=3, optimizer="rmsprop", learning_rate=1e-5, ema=0.0)
     run(opt, "--set", "name=one")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = shell(*torchrun, *command(opt, "--set", "name=two", "batch=1")[1:], OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
-    for one, two in zip(rows(tmp_path / "out/one/losses.csv"), rows(tmp_path / "out/two/losses.csv")):
-        for term in ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential", "gradient_norm", "potential_loss",
-                     "potential_gradient_norm"):
-            assert float(one[term]) == pytest.approx(float(two[term]), rel=2e-4, abs=1e-5), (one["step"], term)
+    tables = (rows(tmp_path / "out" / name / "losses.csv") for name in ("one", "two"))
+    for one, two in zip(*tables, strict=True):
+        for term in ("map_loss", "reconstruction", "distance", "contrastive", "orthogonality", "potential",
+                     "gradient_norm", "potential_loss", "potential_gradient_norm"):
+            expected = pytest.approx(float(two[term]), rel=2e-4, abs=1e-5)
+            assert float(one[term]) == expected, (one["step"], term)
 
 
 # --dry-run on the public layout, and what it refuses.
 
 def dry_run(root: Path, *changes: str) -> subprocess.CompletedProcess:
-    return run_script("train.py", "--opt", "options/train_5d.yml", "--dry-run", "--set", f"root={root}", "device=cpu",
-                 f"output={root.parent / 'out'}", *TINY_NETWORK, "patch=16", *changes)
+    return run_script("train.py", "--opt", "options/train_5d.yml", "--dry-run", "--set", f"root={root}",
+                      "device=cpu", f"output={root.parent / 'out'}", *TINY_NETWORK, "patch=16", *changes)
 
 
 def test_dry_run_lists_every_source(public_tree):
     result = dry_run(public_tree)
     assert result.returncode == 0, result.stderr
-    for line in ("source denoise: 3 clean images in", "source derain: 3 pairs", "source dehaze: 4 pairs", "source deblur: 2 pairs",
-                 "source lowlight: 1 pairs", "x 360 = 1080 samples an epoch", "validation SOTS: 1 pairs", "one step: map_loss", "w_rec: 10000.0"):
+    for line in ("source denoise: 3 clean images in", "source derain: 3 pairs", "source dehaze: 4 pairs",
+                 "source deblur: 2 pairs", "source lowlight: 1 pairs", "x 360 = 1080 samples an epoch",
+                 "validation SOTS: 1 pairs", "one step: map_loss", "w_rec: 10000.0"):
         assert line in result.stdout, line
     assert re.search(r"network [\d,]+ parameters, potentials [\d,]+", result.stdout)
     assert not (public_tree.parent / "out").exists()                # a dry run writes nothing
@@ -516,20 +572,25 @@ def unequal_sizes(root: Path) -> None:
 
 @pytest.mark.parametrize("damage, changes, message", [
     (missing_folder, [], r"options/train_5d.yml: sources\[3\].clean: no folder .*/Train/Deblur/sharp"),
-    (unpaired_file, [], r"sources\[1\]: 1 of 3 degraded images have no clean partner: .*rain-2.png \(expected .*norain-2"),
+    (unpaired_file, [], r"sources\[1\]: 1 of 3 degraded images have no clean partner: "
+                        r".*rain-2.png \(expected .*norain-2"),
     (truncated_image, [], r"Train/lowlight/low/2.png: cannot be read as an image"),
-    (unequal_sizes, [], r".*blur/GOPR0372_07_00-000048.png is 40x32 but .*sharp/GOPR0372_07_00-000048.png is 41x32, expected the same size"),
-    (None, ["learning_rte=1"], r"options/train_5d.yml: learning_rte: unknown option, did you mean learning_rate\?"),
+    (unequal_sizes, [], r".*blur/GOPR0372_07_00-000048.png is 40x32 but "
+                        r".*sharp/GOPR0372_07_00-000048.png is 41x32, expected the same size"),
+    (None, ["learning_rte=1"],
+     r"options/train_5d.yml: learning_rte: unknown option, did you mean learning_rate\?"),
     (None, ["batch=three"], r"options/train_5d.yml: batch: 'three', expected a whole number"),
     (None, ["network.heads=[1,2,4]"], r"options/train_5d.yml: network: heads: 3 values, expected 4"),
-    (None, ["objective.lambdas=[1,2]"], r"options/train_5d.yml: objective.lambdas: \[1.0, 2.0\], expected inverse, uniform or 5 positive"),
+    (None, ["objective.lambdas=[1,2]"],
+     r"options/train_5d.yml: objective.lambdas: \[1.0, 2.0\], expected inverse, uniform or 5 positive"),
 ])
 def test_dry_run_refuses_in_one_line(public_tree, damage, changes, message):
     if damage:
         damage(public_tree)
     result = dry_run(public_tree, *changes)
     assert result.returncode == 1
-    errors = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip() and "decoding" not in line]
+    errors = [line for line in result.stderr.replace("\r", "\n").splitlines()
+              if line.strip() and "decoding" not in line]
     assert len(errors) == 1 and re.match("error: .*" + message, errors[0]), result.stderr
 
 
@@ -538,5 +599,6 @@ def test_truncated_image_in_a_worker_is_one_line(tmp_path, public_tree):
     opt = option_file(tmp_path, root=str(public_tree), sources=[{"type": "lowlight"}], workers=1)
     result = shell(*command(opt))
     assert result.returncode == 1
-    assert re.fullmatch(r"error: .*Train/lowlight/low/2.png: cannot be read as an image \(.*\)", result.stderr.strip().splitlines()[-1])
+    message = r"error: .*Train/lowlight/low/2.png: cannot be read as an image \(.*\)"
+    assert re.fullmatch(message, result.stderr.strip().splitlines()[-1])
     assert "Traceback" not in result.stderr

@@ -147,7 +147,7 @@ class Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         if type(self.stack[-1]) is Module:
             self.stack[-1].state = state
-        elif type(self.stack[-1]) is not dict:                      # OrderedDicts have a state that nobody needs
+        elif type(self.stack[-1]) is not dict:                      # OrderedDicts have a state nobody needs
             raise pickle.UnpicklingError("a state for something that is no module")
 
     dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]

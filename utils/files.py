@@ -1,4 +1,4 @@
-"""Files that neither an interruption nor a full disk leaves half-written, and paths that stay below their folder."""
+"""Files that no interruption or full disk leaves half-written, and paths that stay below their folder."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ PARTIAL = ".partial-"           # what a file's name begins with until it is who
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError without a file's name, as a full disk raises it, or with that of a temporary one gets the name of `path`."""
+    """An OSError without a file's name, as of a full disk, or with a temporary one gets that of `path`."""
     try:
         yield
     except OSError as error:
@@ -25,10 +25,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[str], None] | None = None, previous: Path | None = None) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to the disk, then rename it: never is half a file at `path`.
+def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[str], None] | None = None,
+                     previous: Path | None = None) -> None:
+    """Let `write` fill a temporary file in the same folder, flush it to the disk, then rename it to `path`.
 
-    check: sees the whole temporary file before it takes its place. previous: where the file that was at `path` goes.
+    Never is half a file there. check: sees the whole temporary file before it takes its place. previous:
+    where the file that was at `path` goes.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ def remove_partial(folder: Path, seconds: float = 0) -> None:
 
 
 def _flush(path: str | Path) -> None:
-    if os.name == "nt":                                         # does not open folders, and flushes what it renames
+    if os.name == "nt":                                         # opens no folders, flushes what it renames
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -117,10 +119,10 @@ def _umask() -> int:
 
 def list_files(folder: Path, extensions: Collection[str] | None = None,
                unreadable: list[str] | None = None) -> list[Path]:
-    """All files below a folder and the folders that it links to, sorted by path; hidden files and folders are left out.
+    """All files below a folder and the folders that it links to, sorted by path; hidden ones are left out.
 
-    A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too: reading
-    it is an error that names it.
+    A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too:
+    reading it is an error that names it.
 
     Args:
         extensions: in lower case, of the files to list; None for all.

@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the field computes them: RGB, by scikit-image, under the protocols of METHOD section 5.
+"""PSNR and SSIM as the field computes them: RGB, by scikit-image, under one of three protocols.
 
 LPIPS and FID compare the same crops and values, by the packages lpips and torch-fidelity: optional, imported
 when an option file asks for them. Nothing is downloaded: the weights that the packages would fetch are looked
