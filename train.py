@@ -5,12 +5,15 @@
     python train.py --opt options/train_5d.yml --resume               continue where it stopped, or was killed
     python train.py --opt options/train_5d.yml --dry-run              check options and images, save nothing
 
-Each batch trains two sides of
+The two sides of   max_f min_T  sum_k lambda_k E_k[ C_i - f_k(b_i) ],   sum_k lambda_k f_k = 0   alternate:
 
-    max_f min_T  sum_k lambda_k E_k[ C_k(z, T(z)) - f_k(T(z)) ],    sum_k lambda_k f_k = 0.
+    scheme     step          moves                  by descending
+    joint      map           encoder, T, decoder    w_rec mean|restored - clean| + the sum below
+    separate   transport     T                      sum_k lambda_k E_k[ C_i - f_k(b_i) ], latents standardised
+               restoration   encoder, decoder       mean|restored - clean|
+    both       potential     f_1..f_K               sum_k lambda_k E_k[ f_k(b_i) ]
 
-Scheme joint, the paper's: the map step moves encoder, T and decoder, the potential step f_1..f_K.
-Scheme separate: the transport step moves T, the potential step f_1..f_K, the restoration step the others.
+The layer norm that ends z and b belongs to the encoder.
 """
 
 import argparse
@@ -43,6 +46,7 @@ from utils.options import TrainOptions, load_options
 from utils.runs import LossTable, Run, keep_freed_memory, validate
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
+TRANSPORT_CLIP = 1.0                            # largest gradient norm of T there
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]   # degraded, clean [B,3,P,P], source [B], weights [B]
 Terms = dict[str, Tensor]
 
@@ -117,7 +121,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     loss, terms, samples = dual_objective(potentials.standardize(z), potentials.standardize(b), potentials(b),
                                           source, weights, objective.cost, objective.gamma, objective.tau)
     loss.backward()
-    norm = side.settle(loss, clip=1.0)
+    norm = side.settle(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
     return {**terms, "transport_gradient_norm": norm}, samples
@@ -141,17 +145,17 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,
                    options: TrainOptions) -> tuple[Terms, Terms]:
-    """Scheme separate: transport steps and a potential step on the latents, then a restoration step."""
-    sides["map"].thaw()
+    """Scheme separate: `map_steps` transport steps and a potential step on z, then a restoration step."""
+    sides["restoration"].thaw()
     with autocast(batch[0], options):
         z, skips = net.encode(batch[0])
-    sides["map"].freeze()
+    sides["restoration"].freeze()               # z keeps its graph; nothing of the encoder moves in between
     latents = z.detach().float()
     potentials.standardize.update(latents)
     for _ in range(options.map_steps):
         terms, samples = transport_step(net, potentials, sides["transport"], batch, options, latents)
     terms |= potential_step(net, potentials, sides["potential"], batch, options, latents)
-    terms |= restoration_step(net, sides["map"], batch, options, z.float(), skips)
+    terms |= restoration_step(net, sides["restoration"], batch, options, z.float(), skips)
     return terms, samples
 
 
@@ -161,9 +165,9 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions) -> di
     if options.scheme == "joint":
         return {"map": make_side(net.parameters(), kind, rate),
                 "potential": make_side(potentials.parameters(), kind, potential_rate)}
-    of_map, others = (net.stage_parameters(stages) for stages in (["transport_map"], ["encoder", "decoder"]))
-    return {"map": make_side(others, kind, rate),
-            "transport": make_side(of_map, kind, options.transport_learning_rate, TRANSPORT_BETAS),
+    of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
+    return {"restoration": make_side(others, kind, rate),
+            "transport": make_side(of_transport, kind, options.transport_learning_rate, TRANSPORT_BETAS),
             "potential": make_side(potentials.parameters(), kind, potential_rate, TRANSPORT_BETAS)}
 
 

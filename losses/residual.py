@@ -26,7 +26,7 @@ def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
     Returns [B]; zero where all samples share one source.
     """
     r = normalized(r)
-    logits = r @ gather(r).T / tau                                              # [B,N*B]
+    logits = r @ gather(r).T / tau                                              # [B,processes * B]
     other_source = source[:, None] != gather(source)[None, :]
     same = logits.masked_fill(other_source, -torch.inf)
     return logits.logsumexp(dim=1) - same.logsumexp(dim=1)
@@ -35,6 +35,7 @@ def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
 def orthogonality(b: Tensor, r: Tensor) -> Tensor:
     """L_ort,i = sum_j <b^_i, r^_j>^2 over all samples j: barycenter latents carry nothing of any residual.
 
-    b, r: [B,8C,h,w]. Returns [B].
+    b, r: [B,8C,h,w]. Returns [B]. A sum, as in the paper: it grows with the batch and the number of processes
+    (the release takes a smaller gamma on several GPUs).
     """
     return (normalized(b) @ gather(normalized(r)).T).square().sum(dim=1)

@@ -7,19 +7,19 @@ from utils.distributed import average_
 
 
 def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
-    """f_k = g_k - sum_j lambda_j g_j: sum_k lambda_k f_k = 0 for weights of sum 1. g: [N,K], lambdas: [K]."""
+    """f_k = g_k - sum_j lambda_j g_j: sum_k lambda_k f_k = 0 for weights of sum 1. g: [B,K], lambdas: [K]."""
     return g - (g * lambdas).sum(dim=1, keepdim=True)
 
 
 class Standardize(nn.Module):
     """(latent - m) / s with the running mean m and deviation s of each channel of z over batch and pixels.
 
-    Transport posed in such latents is the quadratic cost under a diagonal metric, which the encoder cannot
-    make trivial by shrinking z.
+    In such latents the encoder cannot make transport trivial by shrinking z. The square of their distance is
+    the quadratic cost under a diagonal metric.
 
     Args:
         channels: of the latents [B,C,h,w].
-        decay: of the running moments, a step.
+        decay: of the running moments per step.
     """
 
     def __init__(self, channels: int, decay: float = 0.98) -> None:
@@ -31,11 +31,13 @@ class Standardize(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor) -> None:
-        """Take a batch's latents into the running moments, those of all processes."""
-        self.steps += 1
+        """Take the latents of a batch, of all processes, into the running moments, if all are finite."""
+        moments = average_(torch.stack([z.mean(dim=(0, 2, 3)), z.square().mean(dim=(0, 2, 3))]))
+        finite = moments.isfinite().all()                           # nobody waits to know
+        self.steps += finite
         weight = (1 - self.decay) / (1 - self.decay**self.steps)    # at first the plain mean of all steps
-        for moment, batch in ((self.mean, z), (self.square, z.square())):
-            moment.lerp_(average_(batch.mean(dim=(0, 2, 3))), weight)
+        for running, batch in zip((self.mean, self.square), moments, strict=True):
+            running.copy_(torch.where(finite, running.lerp(batch, weight), running))
 
     def forward(self, latent: Tensor) -> Tensor:
         deviation = (self.square - self.mean.square()).clamp_min(1e-8).sqrt()
@@ -45,10 +47,10 @@ class Standardize(nn.Module):
 class Potentials(nn.Module):
     """K scalar functions f_k of a latent, with sum_k lambda_k f_k = 0 everywhere.
 
-    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; one grouped
-    convolution computes all K) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1
-    (Kolesov et al., ICML 2024, arXiv 2402.03828). The mean over pixels makes the size independent of the
-    latent's. SiLU, not ReLU: smoother potentials gave more accurate maps on Gaussians.
+    K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; each layer of all K
+    is one convolution) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1
+    (Kolesov et al., ICML 2024, arXiv 2402.03828). They take latents of any size, as they
+    average over the pixels. SiLU, not ReLU: smoother potentials gave more accurate maps on Gaussians.
 
     Args:
         lambdas: [K], source weights, > 0 with sum 1.

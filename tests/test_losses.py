@@ -184,3 +184,6 @@ def test_standardized_latents_have_no_scale():
         standardize.update(2 * z)
     torch.testing.assert_close(standardize.mean, 2 * z.mean(dim=(0, 2, 3)), atol=1e-3, rtol=1e-3)
     assert not any(p.requires_grad for p in standardize.parameters())
+    before = standardize.mean.clone()
+    standardize.update(z * torch.nan)                           # of a step that is not applied
+    assert torch.equal(standardize.mean, before) and standardize.steps == 501

@@ -109,8 +109,8 @@ def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
     assert same(first["potentials"], other_rate["potentials"])
     assert not any(torch.equal(net[name], other_potentials["net"][name]) for name in of_map)
     steps = {name: first[f"{name}_optimizer"]["state"][0]["step"]
-             for name in ("map", "transport", "potential")}
-    assert steps == {"map": 1, "transport": 3, "potential": 1}
+             for name in ("restoration", "transport", "potential")}
+    assert steps == {"restoration": 1, "transport": 3, "potential": 1}
     assert first["potentials"]["standardize.steps"] == 1
 
 

@@ -69,8 +69,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         # Every process's loss depends on this process's samples: their gradients add up.
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)                               # Side.settle divides by their number
         start = rank() * ctx.batch
         return gradient[start:start + ctx.batch]
 
