@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import InputError
+from utils.errors import InputError, naming
 
 T = TypeVar("T")
 
@@ -269,19 +269,28 @@ class TestOptions(Options):
 # Reading.
 
 
-def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
-    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check it."""
-    content = read_file(path)
-    for change in overrides:
-        override(content, change)
-    options = parse(kind, content, f"{path}: ")
+def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
+    """Read an option file with `key=value` overrides (dotted keys; list entries by number).
+
+    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
+    """
+    with naming(path):
+        try:
+            content = read_yaml(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(error.strerror.lower()) from None
+        require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
+        for change in overrides:
+            with naming(f"--set {change}"):
+                override(content, change)
+        options = parse(kind or (TrainOptions if "sources" in content else TestOptions), content, "")
     options.file = path
     return options
 
 
 def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
-    """load_options for a file of train.py, which has sources, or of test.py."""
-    return load_options(TrainOptions if "sources" in read_file(path) else TestOptions, path, overrides)
+    """load_options for a file of train.py or test.py."""
+    return load_options(None, path, overrides)
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -294,42 +303,33 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(text: bytes | str, where: str) -> Any:
+def read_yaml(text: bytes | str) -> Any:
     try:
         return yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
-
-
-def read_file(path: str) -> dict:
-    """An option file as plain keys and values, unchecked."""
-    try:
-        content = read_yaml(Path(path).read_bytes(), path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror.lower()}") from None
-    require(isinstance(content, dict), f"{path}: {shown(content)}, expected keys and values")
-    return content
+        raise InputError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
 
 def override(content: dict, change: str) -> None:
-    """Apply one `key=value` to what read_file returned."""
+    """Apply one `key=value` to the content of an option file."""
     key, equals, text = change.partition("=")
-    require(key and equals, f"--set {change}: expected key=value")
-    value = read_yaml(text, f"--set {change}") if text else ""
+    require(key and equals, "expected key=value")
+    value = read_yaml(text) if text else ""
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     try:
         for part in parents:
             here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
-        here[int(last) if isinstance(here, list) else last] = value
+        part = last
+        here[int(part) if isinstance(here, list) else part] = value
     except (ValueError, IndexError):
-        raise InputError(f"--set {change}: no entry {part} in a list of {len(here)}") from None
+        raise InputError(f"no entry {part} in a list of {len(here)}") from None
     except (AttributeError, TypeError):
-        raise InputError(f"--set {change}: {shown(here)} has no options of its own") from None
+        raise InputError(f"{shown(here)} has no options of its own") from None
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:
-    """Convert plain YAML data to the type `kind`; `where` opens the error messages."""
+    """Convert plain YAML data to the type `kind`; `where` ("file.yml: network.") opens the error messages."""
     origin, arguments, place = typing.get_origin(kind), typing.get_args(kind), where.rstrip(". :")
     if origin is Annotated:
         plain, holds, expected = arguments
@@ -346,16 +346,18 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, list), f"{found}, expected a list")
         return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
-        choices = ", ".join(filter(None, arguments))
-        require(value in arguments, f"{found}, expected one of {choices}{nearest(value, arguments)}")
+        if value not in arguments:
+            choices = ", ".join(filter(None, arguments))
+            raise InputError(f"{found}, expected one of {choices}{nearest(value, arguments)}")
         return value
     if kind is float and type(value) in (int, str):         # PyYAML reads 2e-4 as a string
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
-    names = {int: "a whole number below 2^53", float: "a number", bool: "true or false", str: "printable text"}
-    require(type(value) is kind and (kind is not int or abs(value) < 2**53)
-            and (kind is not str or value.isprintable()), f"{found}, expected {names[kind]}")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    require(type(value) is kind, f"{found}, expected {names[kind]}")
     require(kind is not float or math.isfinite(value), f"{found}, expected a finite number")
+    require(kind is not int or abs(value) < 2**53, f"{found}, expected a number below 2^53")
+    require(kind is not str or value.isprintable(), f"{found}, expected printable characters only")
     return value
 
 
@@ -363,7 +365,8 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
     """The dataclass `kind` of a mapping without unknown or missing keys."""
     known = inspect.signature(kind).parameters
     for key in content:
-        require(key in known, f"{where}{str(key)[:80]}: unknown option{nearest(key, known)}")
+        if key not in known:
+            raise InputError(f"{where}{str(key)[:80]}: unknown option{nearest(key, known)}")
     for key, parameter in known.items():
         require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
     values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}
@@ -387,5 +390,5 @@ def shown(value: Any) -> str:
     """A value of an option file for an error's line: the start of what is long or nested."""
     try:
         return reprlib.repr(value)[:100]
-    except ValueError:
+    except ValueError:                                      # Python writes out no more than 4300 digits
         return "a number of thousands of digits"
