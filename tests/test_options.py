@@ -1,10 +1,13 @@
 """Option files: what they accept, what they refuse and how they say so."""
 
+import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 import yaml
 
+from models.baryir import BaryIR
 from utils import options
 from utils.errors import InputError
 from utils.options import dump, load_options
@@ -28,6 +31,12 @@ def test_every_option_file_is_valid_and_opens_with_its_command(path):
     assert f"{script} --opt options/{path.name}" in text.splitlines()[0]
     assert "# Cost" in text or "Cost:" in text
     assert len(text.splitlines()) <= 60
+
+
+def test_the_networks_options_are_its_arguments():
+    arguments = {name: argument.default for name, argument in inspect.signature(BaryIR).parameters.items()}
+    network = dataclasses.asdict(options.Network())
+    assert {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()} == arguments
 
 
 def test_defaults_are_the_papers_values(tmp_path):

@@ -14,9 +14,6 @@ class InputError(ValueError):
             message = message.strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")
         super().__init__(printable(message))
 
-    def __reduce__(self) -> tuple:
-        return type(self), (str(self), self.status)
-
 
 def printable(text: str) -> str:
     """A text without what starts a line or moves the cursor: names of and out of files may hold anything."""
@@ -25,9 +22,8 @@ def printable(text: str) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA or a CPU, oneDNN's."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
-        text in str(error) for text in ("DefaultCPUAllocator", "could not allocate memory",
-                                        "Unable to allocate", "Storage size calculation overflowed"))
+    return any(text in repr(error) for text in ("MemoryError", "DefaultCPUAllocator", "Unable to allocate",
+                                                "could not allocate memory", "Storage size calculation"))
 
 
 def first_few(names: Iterable[str], count: int = 3) -> str:
@@ -56,21 +52,20 @@ def one_line_errors() -> Iterator[None]:
 
     Ctrl-C ends with status 130, as shells have it.
     """
+    status = 1
     try:
         yield
+        return
     except InputError as error:
         message, status = str(error), error.status
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        message, status = printable(text), 1
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        text = printable(" ".join(str(error).split())[-200:])
-        message, status = f"not enough memory ({text}), expected a smaller network, patch, batch or image", 1
+        text = " ".join(str(error).split())[-200:]
+        message = f"not enough memory ({text}), expected a smaller network, patch, batch or image"
     except KeyboardInterrupt:
         message, status = "interrupted", 130
-    else:
-        return
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     raise SystemExit(status)

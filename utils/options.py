@@ -4,86 +4,82 @@ An option file is nested YAML. An unknown key, a wrong type or a value out of ra
 names the file and the key.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import math
+import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from models.baryir import BaryIR
-from utils.errors import InputError
+from utils.errors import InputError, naming
 
 T = TypeVar("T")
 
-
-def positive(options: Any, *names: str) -> None:
-    """InputError unless the named options are above 0."""
-    for name in names:
-        if not getattr(options, name) > 0:
-            raise InputError(f"{name}: {getattr(options, name)}, expected a number above 0")
-
-
-def not_negative(options: Any, *names: str) -> None:
-    """InputError unless the named options are 0 or more."""
-    for name in names:
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name}: {getattr(options, name)}, expected 0 or more")
+# Ranges: a condition, and what an error says was expected.
+Positive = Annotated[T, lambda number: number > 0, "a number above 0"]
+NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
+Share = Annotated[float, lambda share: 0 <= share < 1, "a share from 0 to below 1"]
+Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels), "numbers above 0"]
+Heads = Annotated[list[int], lambda heads: all(number >= 1 for number in heads), "numbers from 1 on"]
+Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
+FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
+Metrics = Annotated[list[Literal["psnr", "ssim", "lpips", "fid"]],
+                    lambda names: names and len(set(names)) == len(names), "one or more, each once"]
 
 
-def folder_name(options: Any) -> None:
-    """InputError unless the name can be that of one new folder."""
-    name = options.name
-    if not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
-        raise InputError(f"name: {shown(name)}, expected a name that can be a folder")
+def require(condition: Any, message: str) -> None:
+    """InputError with the message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
 
 
-def check_network(network: Any) -> None:
-    positive(network, "width", "transport_blocks", "bridge_heads", "expansion")
-    not_negative(network, "latent_blocks", "refinement_blocks")
-    for name, least in (("encoder_blocks", 0), ("decoder_blocks", 0), ("residual_blocks", 0), ("heads", 1)):
-        if any(value < least for value in getattr(network, name)):
-            raise InputError(f"{name}: {getattr(network, name)}, expected numbers from {least} on")
+def require_different(key: str, names: list[str]) -> None:
+    """InputError about an option unless each of its entries has a name of its own."""
+    different = "" not in names and len(set(names)) == len(names)
+    require(different, f"{key}: names {shown(names)}, expected a different name for each")
 
 
-def arguments_of(model: type, check: Callable[[Any], None]) -> type:
-    """A dataclass of a model's arguments with their defaults, so that an option file can set each."""
-    entries = []
-    for name, argument in inspect.signature(model).parameters.items():
-        default = argument.default
-        if isinstance(default, tuple):
-            entries.append((name, list[int], field(default_factory=lambda values=default: list(values))))
-        else:
-            entries.append((name, type(default), field(default=default)))
-    return dataclasses.make_dataclass("Network", entries, namespace={"check": check})
+@dataclass
+class Network:
+    """Arguments of models.baryir.BaryIR."""
 
-
-Network = arguments_of(BaryIR, check_network)
+    width: Positive[int] = 48
+    encoder_blocks: list[NotNegative[int]] = field(default_factory=lambda: [4, 6, 6])
+    latent_blocks: NotNegative[int] = 8
+    transport_blocks: Positive[int] = 8
+    decoder_blocks: list[NotNegative[int]] = field(default_factory=lambda: [4, 6, 6])
+    residual_blocks: list[NotNegative[int]] = field(default_factory=lambda: [6, 6])
+    refinement_blocks: NotNegative[int] = 4
+    heads: Heads = field(default_factory=lambda: [1, 2, 4, 8])
+    bridge_heads: Positive[int] = 4
+    expansion: Positive[float] = 2.66
+    residual_scale: float = 0.8
 
 
 @dataclass(kw_only=True)
 class Images:
     """A training source or a test set; relative folders are below `root`."""
 
-    name: str = ""
+    name: str = ""                                          # of a source: else the type
     type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # default folders
     degraded: str | list[str] = ""                          # a folder; of a list, the first that exists
     clean: str | list[str] = ""
     file_list: str = ""                                     # text file below root: names of files, one a line
     holdout: list[str] = field(default_factory=list)        # name patterns that sources lack, test sets keep
-    expected: int = 0                                       # images of the complete set; 0 = not said
+    expected: NotNegative[int] = 0                          # images of the complete set; 0 = not said
     bundled: list[str] = field(default_factory=list)        # photographs of scikit-image, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
     degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "clean"] = ""
-    levels: list[float] = field(default_factory=list)       # strengths; noise: sigma of 255, jpeg: quality
+    levels: Levels = field(default_factory=list)            # strengths; noise: sigma of 255, jpeg: quality
     # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the
     # camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
     range: list[float] = field(default_factory=list)
@@ -91,38 +87,26 @@ class Images:
     depth: str = ""                                         # haze by range: folder, files named as clean ones
     airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze by range: ends of A
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.type == "denoise" and not self.degradation:
             self.degradation = "noise"
-        self.check_strength()
-        if self.bundled and (self.degraded or self.clean or self.file_list):
-            raise InputError("bundled: given beside a folder or a file list, expected one of them")
-        not_negative(self, "expected")
-        self.name = self.name or self.type
-
-    def check_strength(self) -> None:
-        kind = self.degradation
-        if kind and not (self.levels or self.range or kind == "clean"):
-            raise InputError(f"levels: none given for degradation {kind}, "
-                             "expected for example [15, 25, 50], or a range")
-        if self.levels and kind in ("", "clean", "defocus"):
-            what = f"for degradation {kind}" if kind else "without a degradation"
-            raise InputError(f"levels: given {what}" + ", expected a range" * (kind == "defocus"))
-        if any(level <= 0 for level in self.levels):
-            raise InputError(f"levels: {shown(self.levels)}, expected numbers above 0")
-        if self.levels and self.range:
-            raise InputError("range: given beside levels, expected one of them")
-        for name, most in (("range", math.inf), ("airlight", 1)):
-            ends = getattr(self, name)
-            if (ends or name == "airlight") and not (len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most):
-                raise InputError(f"{name}: {shown(ends)}, expected two numbers [low, high] from 0"
-                                 + (f" to {most}" if most < math.inf else " on"))
-        if kind == "jpeg" and any(not 1 <= quality <= 100 for quality in self.levels + self.range):
-            raise InputError(f"range: {shown(self.levels + self.range)}, "
-                             "expected qualities of JPEG from 1 to 100")
-        for name, owner in (("range", ""), ("layers", "rain"), ("depth", "haze")):
-            if getattr(self, name) and (not kind or owner and not (kind == owner and self.range)):
-                raise InputError(f"{name}: given without a degradation" + f" {owner} by range" * bool(owner))
+        kind, strengths = self.degradation, self.levels + self.range
+        require(not (self.bundled and (self.degraded or self.clean or self.file_list)),
+                "bundled: given beside a folder or a file list, expected one of them")
+        require(kind or not strengths, "degradation: none given for levels or a range")
+        require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
+                                                    "expected for example [15, 25, 50], or a range")
+        require(not self.levels or kind not in ("defocus", "clean"),
+                f"levels: given for degradation {kind}, expected a range")
+        require(not (self.levels and self.range), "range: given beside levels, expected one of them")
+        for name, ends, most in (("range", self.range or [0, 0], math.inf), ("airlight", self.airlight, 1)):
+            require(len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most,
+                    f"{name}: {shown(ends)}, expected two numbers [low, high] from 0 to {most}")
+        require(kind != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
+                f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
+        for name, owner in (("layers", "rain"), ("depth", "haze")):
+            require(not getattr(self, name) or kind == owner and self.range,
+                    f"{name}: given without a degradation {owner} by range")
 
 
 @dataclass(kw_only=True)
@@ -130,77 +114,61 @@ class Source(Images):
     """A training source, or, with others of the same `source`, a part of one."""
 
     source: str = ""                                        # one index, lambda and potential; else the name
-    repeat: int = 1                                         # times that each image is listed in an epoch
+    repeat: Positive[int] = 1                               # times that each image is listed in an epoch
 
-    def check(self) -> None:
-        super().check()
-        if not (self.type or self.bundled or (self.clean and (self.degraded or self.degradation))):
-            raise InputError("expected a type, or the folders degraded and clean, or bundled images")
-        if self.bundled and not self.degradation:
-            raise InputError("degradation: none given for bundled images")
-        if self.degraded and not self.clean:
-            raise InputError(f"clean: none given beside the folder degraded ({self.degraded})")
-        positive(self, "repeat")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = self.name or self.type
+        require(self.type or self.bundled or (self.clean and (self.degraded or self.degradation)),
+                "type: none given, expected one, or the folders degraded and clean, or bundled images")
+        require(self.degradation or not self.bundled, "degradation: none given for bundled images")
+        require(self.clean or not self.degraded, "clean: none given beside the folder degraded")
 
 
 @dataclass(kw_only=True)
 class TestSet(Images):
     """A test set: with a degraded folder alone it has no ground truth; a degradation is seeded per file."""
 
+    name: FolderName = field()
     optional: bool = False                                  # left out, with a line, if its folder is absent
-    limit: int = 0                                          # first images only; 0 = all
+    limit: NotNegative[int] = 0                             # first images only; 0 = all
 
-    def check(self) -> None:
-        super().check()
-        folder_name(self)
-        if self.name == "average":
-            raise InputError("name: average, expected another one: the table has a line of this name")
-        not_negative(self, "limit")
-        if not (self.degraded or self.clean or self.bundled):
-            raise InputError("expected a folder degraded or clean, or bundled images")
-        if self.clean and not (self.degraded or self.degradation):
-            raise InputError("clean: given without a folder degraded or a degradation")
-        if len(self.levels) > 1:
-            raise InputError(f"levels: {len(self.levels)} levels, expected one in a test set")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.name != "average", "name: average, expected another one: the table has such a line")
+        require(self.degraded or self.clean or self.bundled,
+                "degraded: none given, expected a folder degraded or clean, or bundled images")
+        require(self.degraded or self.degradation or not self.clean,
+                "clean: given without a folder degraded or a degradation")
+        require(len(self.levels) <= 1, f"levels: {len(self.levels)} levels, expected one in a test set")
 
 
 @dataclass
 class Potentials:
     """models.potentials.Potentials and how their congruence is imposed."""
 
-    width: int = 64
+    width: Positive[int] = 64
     congruence: Literal["exact", "penalty"] = "exact"
-    penalty: float = 10.0                                   # rho of the release, for congruence: penalty
-
-    def check(self) -> None:
-        positive(self, "width", "penalty")
+    penalty: Positive[float] = 10.0                         # rho of the release, for congruence: penalty
 
 
 @dataclass
 class Objective:
-    w_rec: float = 1e4
+    w_rec: Positive[float] = 1e4
     # A name of losses.barycenter.COSTS:
     cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"
-    gamma: float = 0.05                                     # 0.02 in the release's distributed runs
-    tau: float = 0.07
+    gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
+    tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
-
-    def check(self) -> None:
-        positive(self, "tau", "w_rec")
-        not_negative(self, "gamma")
 
 
 @dataclass
 class Schedule:
     name: Literal["step", "cosine", "constant"] = "step"
-    every: float = 50                                       # step: epochs between decays
-    factor: float = 0.1                                     # step: of each decay
-    minimum: float = 0.0                                    # cosine: final rate, as a share of the first
-    warmup: int = 0                                         # steps of linear warm-up
-
-    def check(self) -> None:
-        positive(self, "every", "factor")
-        not_negative(self, "minimum", "warmup")
+    every: Positive[float] = 50                             # step: epochs between decays
+    factor: Positive[float] = 0.1                           # step: of each decay
+    minimum: NotNegative[float] = 0.0                       # cosine: final rate, as a share of the first
+    warmup: NotNegative[int] = 0                            # steps of linear warm-up
 
     def factor_at(self, step: int, steps: int, steps_per_epoch: float) -> float:
         """Share of the first learning rate that holds at a step of a run of so many."""
@@ -214,33 +182,27 @@ class Schedule:
 
 @dataclass
 class Validation:
-    every: int = 5000                                       # steps
+    every: Positive[int] = 5000                             # steps
     sets: list[TestSet] = field(default_factory=list)       # measured under protocol promptir
-
-    def check(self) -> None:
-        positive(self, "every")
 
 
 @dataclass(kw_only=True)
 class Options:
     """What train.py and test.py share."""
 
-    name: str
+    name: FolderName
     root: str = "datasets"
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
     compile: bool = False                                   # torch.compile of the three stages
-    file = ""                                               # the option file, filled in when it is read
-
-    def check(self) -> None:
-        folder_name(self)
+    file = ""                                               # no option: where they were read from
 
 
 @dataclass(kw_only=True)
 class TrainOptions(Options):
     sources: list[Source]
     output: str = "experiments"                             # the run's folder is output/name
-    seed: int = 0
+    seed: NotNegative[int] = 0
     # What the backward pass computes again. cheap: a block but for its dearest products; all: every block.
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
@@ -250,63 +212,41 @@ class TrainOptions(Options):
     # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in
     # standardised latents, `map_steps` times a batch; encoder and decoder by the reconstruction alone.
     scheme: Literal["joint", "separate"] = "joint"
-    epochs: float = 0                                       # epochs or steps, not both
-    steps: int = 0
-    batch: int = 3                                          # per process
+    epochs: NotNegative[float] = 0                          # epochs or steps, not both
+    steps: NotNegative[int] = 0
+    batch: Positive[int] = 3                                # per process
     balanced: bool = False                                  # all sources equally in a batch, not by repeat
-    patch: int = 128
-    progressive: list[list[int]] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
-    clean_share: float = 0.0                                # share of each source's samples with clean input
+    patch: Positive[int] = 128
+    progressive: list[Stage] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
+    clean_share: Share = 0.0                                # share of each source's samples with clean input
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
-    learning_rate: float = 1e-4
-    potential_learning_rate: float = 1e-4
-    transport_learning_rate: float = 1e-3                   # of T in scheme separate
+    learning_rate: Positive[float] = 1e-4
+    potential_learning_rate: Positive[float] = 1e-4
+    transport_learning_rate: Positive[float] = 1e-3         # of T in scheme separate
     schedule: Schedule = field(default_factory=Schedule)
-    map_steps: int = 1                                      # of T per potential step
-    clip: float = 0.0                                       # largest gradient norm of the network; 0 = none
-    ema: float = 0.0                                        # decay of the averaged weights; 0 = none
-    workers: int = 4
+    map_steps: Positive[int] = 1                            # of T per potential step
+    clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
+    ema: Share = 0.0                                        # decay of the averaged weights; 0 = none
+    workers: NotNegative[int] = 4
     cache: bool = False                                     # decode all images first, into a mapped file
-    log_every: int = 50                                     # steps
-    save_every: int = 1000
+    log_every: Positive[int] = 50                           # steps
+    save_every: Positive[int] = 1000
     validation: Validation = field(default_factory=Validation)
 
-    def check(self) -> None:
-        super().check()
-        not_negative(self, "epochs", "steps", "seed", "clip", "workers")
-        positive(self, "batch", "patch", "learning_rate", "potential_learning_rate",
-                 "transport_learning_rate", "map_steps", "log_every", "save_every")
-        if bool(self.epochs) == bool(self.steps):
-            raise InputError(f"steps: {self.steps} with epochs: {self.epochs:g}, "
-                             "expected exactly one of them")
-        for name, most in (("ema", "a decay"), ("clean_share", "a share")):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}, expected 0 (none) or {most} below 1")
-        self.check_names()
-        self.check_batches()
-
-    def check_names(self) -> None:
-        if not self.sources:
-            raise InputError("sources: empty, expected at least one source")
-        shared = {images.source for images in self.sources if images.source}
-        sources = [*(images.name for images in self.sources if not images.source), *shared]
-        sets = [images.name for images in self.validation.sets]
-        for key, names in (("sources", sources), ("validation.sets", sets)):
-            if len(set(names)) < len(names) or "" in names:
-                raise InputError(f"{key}: names {shown(names)}, expected a different name for each")
-
-    def check_batches(self) -> None:
-        for i, stage in enumerate(self.progressive):
-            if len(stage) != 3 or min(stage) < 1:
-                raise InputError(f"progressive[{i}]: {stage}, expected [from step, batch, patch]")
-        if any(stage[0] >= self.steps for stage in self.progressive):
-            raise InputError("progressive: expected with steps, not epochs, "
-                             "and all its stages to begin below steps")
-        batches = [self.batch, *(stage[1] for stage in self.progressive)]
-        sources = len({images.source or images.name for images in self.sources})
-        if self.balanced and any(batch % sources for batch in batches):
-            raise InputError(f"balanced: batches of {batches} with {sources} sources, "
-                             f"expected multiples of {sources}")
+    def __post_init__(self) -> None:
+        require(bool(self.epochs) != bool(self.steps),
+                f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
+        require(self.sources, "sources: empty, expected at least one source")
+        parts = {images.source for images in self.sources if images.source}
+        names = [*parts, *(images.name for images in self.sources if not images.source)]
+        require_different("sources", names)
+        require_different("validation.sets", [images.name for images in self.validation.sets])
+        require(all(start < self.steps for start, _, _ in self.progressive),
+                "progressive: expected with steps, not epochs, and all its stages to begin below steps")
+        batches = [self.batch, *(batch for _, batch, _ in self.progressive)]
+        require(not self.balanced or not any(batch % len(names) for batch in batches),
+                f"balanced: batches of {batches} with {len(names)} sources, "
+                f"expected multiples of {len(names)}")
 
 
 @dataclass(kw_only=True)
@@ -315,44 +255,42 @@ class TestOptions(Options):
     sets: list[TestSet]
     output: str = "results"                                 # images and tables go to output/name
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    # Rows of an image computed at a time, which bounds the memory: 0 = all; auto: models/strips.py
-    strip: Literal["auto"] | int = "auto"
-    metrics: list[Literal["psnr", "ssim", "lpips", "fid"]] = field(default_factory=lambda: ["psnr", "ssim"])
+    # Rows of an image computed at a time, which bounds the memory. 0, or with compile: all of them.
+    strip: Literal["auto"] | NotNegative[int] = "auto"
+    metrics: Metrics = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml, beside ours
     save: bool = True                                       # write the restored images
     side_by_side: bool = False                              # and, in one, input | restored (| ground truth)
 
-    def check(self) -> None:
-        super().check()
-        names = [images.name for images in self.sets]
-        if len(set(names)) < len(names):
-            raise InputError(f"sets: names {shown(names)}, expected a different name for each")
-        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise InputError(f"metrics: {shown(self.metrics)}, "
-                             "expected one or more of psnr, ssim, lpips, fid, each once")
-        if self.compile and self.strip not in ("auto", 0):
-            raise InputError(f"strip: {self.strip} with compile, which computes whole images, "
-                             "expected auto or 0")
-        if self.strip != "auto":
-            not_negative(self, "strip")
+    def __post_init__(self) -> None:
+        require_different("sets", [images.name for images in self.sets])
 
 
 # Reading.
 
 
-def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
-    """Read an option file, apply `key=value` overrides (dotted keys; list entries by number) and check it."""
-    content = read_yaml(path)
-    for override in overrides:
-        _override(content, override)
-    options = parse(kind, content, f"{path}: ")
+def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
+    """Read an option file with `key=value` overrides (dotted keys; list entries by number).
+
+    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
+    """
+    with naming(path):
+        try:
+            content = read_yaml(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(error.strerror.lower()) from None
+        require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
+        for change in overrides:
+            with naming(f"--set {change}"):
+                override(content, change)
+        options = parse(kind or (TrainOptions if "sources" in content else TestOptions), content, "")
     options.file = path
     return options
 
 
 def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
-    """load_options for a file of train.py, which has sources, or of test.py."""
-    return load_options(TrainOptions if "sources" in read_yaml(path) else TestOptions, path, overrides)
+    """load_options for a file of train.py or test.py."""
+    return load_options(None, path, overrides)
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -360,77 +298,82 @@ class UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            message = f"{twice[0][:80]} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        if twice := [key[:80] for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: str) -> dict:
-    """An option file as plain keys and values, unchecked."""
+def read_yaml(text: bytes | str) -> Any:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror.lower()}") from None
+        return yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else shown(content)
-        raise InputError(f"{path}: expected keys and values, found {found}")
-    return content
+        raise InputError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def override(content: dict, change: str) -> None:
+    """Apply one `key=value` to the content of an option file."""
+    key, equals, text = change.partition("=")
+    require(key and equals, "expected key=value")
+    value = read_yaml(text) if text else ""
+    *parents, last = key.replace("[", ".").replace("]", "").split(".")
+    here: Any = content
+    try:
+        for part in parents:
+            here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
+        part = last
+        here[int(part) if isinstance(here, list) else part] = value
+    except (ValueError, IndexError):
+        raise InputError(f"no entry {part} in a list of {len(here)}") from None
+    except (AttributeError, TypeError):
+        raise InputError(f"{shown(here)} has no options of its own") from None
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:
-    """Convert plain YAML data to the type `kind`; `where` opens the error messages."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise InputError(f"{where.rstrip('. :')}: {shown(value)}, expected keys and values")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                raise InputError(f"{where}{str(key)[:80]}: unknown option{_nearest(key, hints)}")
-        for entry in dataclasses.fields(kind):
-            if entry.default is entry.default_factory is dataclasses.MISSING and entry.name not in value:
-                raise InputError(f"{where}{entry.name}: missing")
-        result = kind(**{key: parse(hints[key], entry, f"{where}{key}.") for key, entry in value.items()})
-        if hasattr(result, "check"):
-            try:
-                result.check()
-            except InputError as error:
-                whole = str(error).startswith("expected")       # not about one of its keys
-                raise InputError(f"{where.rstrip('. :')}: {error}" if whole else f"{where}{error}") from None
-        return result
-    where = where.rstrip(".")
-    if origin is list:
-        if not isinstance(value, list):
-            raise InputError(f"{where}: {shown(value)}, expected a list")
-        return [parse(arguments[0], entry, f"{where}[{i}].") for i, entry in enumerate(value)]
-    if origin is Literal:
-        if not isinstance(value, (str, int)) or value not in arguments:
-            choices = ", ".join(str(choice) for choice in arguments if choice != "")
-            near = _nearest(value, arguments)
-            raise InputError(f"{where}: {shown(value)}, expected one of {choices}{near}")
+    """Convert plain YAML data to the type `kind`; `where` ("file.yml: network.") opens the error messages."""
+    origin, arguments, place = typing.get_origin(kind), typing.get_args(kind), where.rstrip(". :")
+    if origin is Annotated:
+        plain, holds, expected = arguments
+        value = parse(plain, value, where)
+        require(holds(value), f"{place}: {shown(value)}, expected {expected}")
         return value
     if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
-        return parse(arguments[not isinstance(value, str)], value, f"{where}.")
-    if kind is float and isinstance(value, str):            # PyYAML reads 2e-4 as a string
-        try:
+        return parse(arguments[not isinstance(value, str)], value, where)
+    found = f"{place}: {shown(value)}"
+    if dataclasses.is_dataclass(kind):
+        require(isinstance(value, dict), f"{found}, expected keys and values")
+        return parse_options(kind, value, where)
+    if origin is list:
+        require(isinstance(value, list), f"{found}, expected a list")
+        return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
+    if origin is Literal:
+        if value not in arguments:
+            choices = ", ".join(filter(None, arguments))
+            raise InputError(f"{found}, expected one of {choices}{nearest(value, arguments)}")
+        return value
+    if kind is float and type(value) in (int, str):         # PyYAML reads 2e-4 as a string
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
-        except ValueError:
-            pass
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        value = float(value)
-    if type(value) is not kind:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise InputError(f"{where}: {shown(value)}, expected {names[kind]}")
-    if kind is int and abs(value) >= 2**53:
-        raise InputError(f"{where}: a number of {value.bit_length()} bits, expected one below 2^53")
-    if kind is str and not value.isprintable():
-        raise InputError(f"{where}: {shown(value)}, expected printable characters only")
-    if kind is float and not math.isfinite(value):
-        raise InputError(f"{where}: {value}, expected a finite number")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    require(type(value) is kind, f"{found}, expected {names[kind]}")
+    require(kind is not float or math.isfinite(value), f"{found}, expected a finite number")
+    require(kind is not int or abs(value) < 2**53, f"{found}, expected a number below 2^53")
+    require(kind is not str or value.isprintable(), f"{found}, expected printable characters only")
     return value
+
+
+def parse_options(kind: type[T], content: dict, where: str) -> T:
+    """The dataclass `kind` of a mapping without unknown or missing keys."""
+    known = inspect.signature(kind).parameters
+    for key in content:
+        if key not in known:
+            raise InputError(f"{where}{str(key)[:80]}: unknown option{nearest(key, known)}")
+    for key, parameter in known.items():
+        require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
+    values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
 
 
 def dump(options: Any) -> str:
@@ -438,41 +381,14 @@ def dump(options: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
 
 
-def _nearest(key: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(key), [str(k) for k in known], n=1)
+def nearest(key: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1)
     return f", did you mean {near[0]}?" if near else ""
-
-
-def _override(content: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: expected key=value")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError, RecursionError):
-        value = text
-    *parents, last = key.replace("[", ".").replace("]", "").split(".")
-    here: Any = content
-    for i, part in enumerate([*parents, last]):
-        if isinstance(here, list):
-            if not part.isdecimal() or int(part) >= len(here):
-                raise InputError(f"--set {override}: no entry {part} in {'.'.join(parents[:i])}, "
-                                 f"which has {len(here)}")
-            part = int(part)
-        elif not isinstance(here, dict):
-            raise InputError(f"--set {override}: {'.'.join(parents[:i])} has no options of its own")
-        if i == len(parents):
-            here[part] = value
-        elif isinstance(here, dict):
-            here = here.setdefault(part, {})
-        else:
-            here = here[part]
 
 
 def shown(value: Any) -> str:
     """A value of an option file for an error's line: the start of what is long or nested."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+    try:
+        return reprlib.repr(value)[:100]
+    except ValueError:                                      # Python writes out no more than 4300 digits
+        return "a number of thousands of digits"
