@@ -204,7 +204,7 @@ def test_what_is_not_used_of_a_file_is_reported(option_file, public_tree):
     result = check(option_file)
     assert result.returncode == 0, result.stdout
     assert "    2 remarks on what is not used: " in result.stdout
-    assert "12003.png: a damaged EXIF block, which is left out; " in result.stdout
+    assert "12003.png: damaged EXIF, kept as far as it can be read; " in result.stdout
     assert "12003.png: transparency, which is left out" in result.stdout
 
 

@@ -96,8 +96,8 @@ def test_every_kind_of_photograph(tmp_path, checkpoint, cases):
 
     # A line for everything that a user should know, and one for each file that was not restored.
     for line in ("animated.gif: 2 frames, only the first is restored", "animated.png: 2 frames",
-                 "pages.tif: 2 frames", "print.jpg: CMYK with no ICC profile",
-                 "print_profile.jpg: CMYK with an ICC profile that cannot be used",
+                 "pages.tif: 2 frames", "print.jpg: CMYK without an ICC profile",
+                 "print_profile.jpg: CMYK without an ICC profile that can be used",
                  "notes.txt, no photograph", "film.mov, no photograph"):
         assert line in result.stdout, line
     final = result.stderr.splitlines()[-1]
@@ -204,8 +204,8 @@ def test_a_result_is_never_without_its_row(tmp_path, checkpoint, monkeypatch):
     ("empty", "out", "no images"), ("in", "out.png", "expected a folder"),
     ("in/a.png", "there.png", "1 file there already"),
     ("in", "there", "1 file there already"), ("nested/in", "nested", "would overwrite"),
-    ("there/notes.txt", "out", "no image by its name"), ("in/a.png", "out.txt", "no image by its name"),
-    ("in", "there/notes.txt", "a file, expected a folder"), ("in/a.npy", "out", "no image by its name"),
+    ("there/notes.txt", "out", "no image by its name"), ("in/a.png", "out.txt", "or an image's name"),
+    ("in", "there/notes.txt", "notes.txt: expected a folder"), ("in/a.npy", "out", "no image by its name"),
     ("pipe.png", "out", "neither a regular file nor a folder"),
     ("itself.png", "out", "neither a regular file nor a folder"),
 ])

@@ -1,9 +1,8 @@
-"""Files that no interruption or full disk leaves half-written, and paths that stay below their folder."""
+"""Files that neither an interruption nor a full disk leaves half-written, and the files of a folder."""
 
 import csv
-import io
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,39 +15,44 @@ PARTIAL = ".partial-"           # what a file's name begins with until it is who
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError without a file's name, as of a full disk, or with a temporary one gets that of `path`."""
+    """Give an OSError the name of `path`: a full disk's has none, others may have a temporary file's."""
     try:
         yield
     except OSError as error:
-        if error.errno and (error.filename is None or Path(error.filename).name.startswith(PARTIAL)):
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
 
 
 def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[str], None] | None = None,
                      previous: Path | None = None) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to the disk, then rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it, so none is half.
 
-    Never is half a file there. check: sees the whole temporary file before it takes its place. previous:
-    where the file that was at `path` goes.
+    check: sees the temporary file before it takes its place. previous: where the file at `path` goes.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
-        os.close(descriptor)
+        temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(4)}{path.suffix}")
         try:
-            os.chmod(temporary, 0o666 & ~_umask())
-            write(temporary)
-            _flush(temporary)
+            write(str(temporary))
+            flush(temporary)
             if check:
-                check(temporary)
+                check(str(temporary))
             if previous and path.exists():
                 os.replace(path, previous)
             os.replace(temporary, path)
-            _flush(path.parent)
+            flush(path.parent)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+
+
+def flush(path: Path) -> None:
+    if os.name == "nt":                     # does not open folders, and flushes what it renames
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,11 +74,9 @@ def write_csv(path: Path, lines: Iterable[Sequence]) -> None:
     write_atomically(path, write)
 
 
-def append_row(path: Path, row: Sequence, before: str = "") -> None:
-    """Add a row to a CSV file, after the text `before`, all by one write."""
-    text = io.StringIO()
-    csv.writer(text).writerow(row)
-    append_text(path, before + text.getvalue())
+def append_row(path: Path, row: Sequence) -> None:
+    with naming(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file).writerow(row)
 
 
 def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
@@ -101,25 +103,9 @@ def remove_partial(folder: Path, seconds: float = 0) -> None:
             path.unlink(missing_ok=True)
 
 
-def _flush(path: str | Path) -> None:
-    if os.name == "nt":                                         # opens no folders, flushes what it renames
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def list_files(folder: Path, extensions: Collection[str] | None = None,
                unreadable: list[str] | None = None) -> list[Path]:
-    """All files below a folder and the folders that it links to, sorted by path; hidden ones are left out.
+    """All files below a folder and the folders that it links to, sorted; those with a dot first are left out.
 
     A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too:
     reading it is an error that names it.
@@ -136,20 +122,12 @@ def list_files(folder: Path, extensions: Collection[str] | None = None,
 
     found, seen = [], {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        inside = []
-        for name in folders:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
-            if os.path.islink(path):
-                if (place := os.path.realpath(path)) in seen:
-                    continue
+        for name in list(folders):
+            path = os.path.join(parent, name)
+            place = os.path.realpath(path) if os.path.islink(path) else None
+            if name.startswith(".") or place in seen:
+                folders.remove(name)
+            elif place:
                 seen.add(place)
-            inside.append(name)
-        folders[:] = inside
-        for name in files:
-            path = Path(parent, name)
-            if name.startswith(".") or not (extensions is None or path.suffix.lower() in extensions):
-                continue
-            found.append(path)
-    return sorted(found)
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)

@@ -1,17 +1,14 @@
 """Image files: read in one way for training, test sets, data.check and one's own photographs, and written.
 
-Decided here once: what is an image by its name, which way up it is, what becomes of transparency, colour
-spaces, 16 bits and floats, and what is refused. Pillow decodes, from bytes; tifffile decodes TIFFs of 16 bits
-and of floats, which Pillow cuts to 8 bits or reads wrongly. (At a damaged 16-bit PNG, torchvision crashes.)
+Pillow decodes, from bytes; tifffile decodes TIFFs of 16 bits and of floats, which Pillow cuts to 8 bits or
+reads wrongly. What neither reads rightly is refused. (At a damaged 16-bit PNG, torchvision crashes.)
 """
 
 import io
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +23,13 @@ EXTENSIONS = frozenset((
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif",
     ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
 ))
-# Their formats, in Pillow's words. It knows more, some of which run other programs.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF", "AVIF", "HEIF", "PPM", "JPEG2000")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-LZW, ZSTANDARD = 5, 50000       # compressions of TIFFs that tifffile reads only with another package
-ORIENTATION, X_RESOLUTION, RESOLUTION_UNIT, EXTRA_SAMPLES, ICC_PROFILE = 274, 282, 296, 338, 34675      # tags
+ORIENTATION, X_RESOLUTION, RESOLUTION_UNIT, ICC_PROFILE = 274, 282, 296, 34675          # tags
 DIRECTORIES = 34665, 34853      # of tags within EXIF: Exif and GPS
 # The EXIF tags that describe a photograph: description, make, model, software, date, artist, host, rating,
 # Windows' own, copyright. The others say how a file stores its pixels, and the next one has its own way.
 DESCRIPTION = {270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33432, *DIRECTORIES}
+DAMAGED = "damaged EXIF, kept as far as it can be read"
 
 Image.init()                                                # registers all of Pillow's formats
 warnings.filterwarnings("ignore", module="PIL")             # for developers; too many pixels remain an error
@@ -54,10 +49,7 @@ class Picture:
     metadata: dict
     remarks: list[str]
     format: str
-    frames: int = 1
-
-    def __post_init__(self) -> None:
-        self.metadata = {key: value for key, value in self.metadata.items() if value}
+    frames: int
 
     @property
     def grey(self) -> bool:
@@ -77,10 +69,6 @@ class Picture:
     def alpha(self) -> np.ndarray | None:
         """[H,W,1], a view; None for a file without transparency."""
         return self.pixels[..., -1:] if self.pixels.shape[2] in (2, 4) else None
-
-    def transparent(self) -> bool:
-        """Whether anything is, at least in part."""
-        return self.alpha is not None and bool((self.alpha < 2**self.bits - 1).any())
 
     def rgb(self) -> np.ndarray:
         """[H,W,3] uint8."""
@@ -103,32 +91,20 @@ def read_picture(path: Path, still: bool = False) -> Picture:
 
     InputError where it cannot be read, or not rightly; with `still` also where it has several frames.
     """
-    with decoding(path):
-        content = read_file(path)
-        if path.suffix.lower() in (".heic", ".heif"):
-            register_heif(path)
+    content = read_file(path)
+    if path.suffix.lower() in (".heic", ".heif"):
+        register_heif(path)
+    try:
         deep_tiff = read_deep_tiff(content) if content.startswith(TIFF_STARTS) else None
         picture = deep_tiff or read_by_pillow(content)
+    except Exception as error:                              # broken files raise nearly anything
+        unknown = isinstance(error, UnidentifiedImageError)             # its text names a place in memory
+        reason = "" if unknown else " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
     if still and picture.frames > 1:
         raise InputError(f"{path}: {picture.frames} frames, expected a still image")
     fill_hidden(picture)
     return picture
-
-
-@contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Whatever a broken image file raises, as an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:                              # broken files raise nearly anything
-        if isinstance(error, OSError) and error.errno:
-            raise InputError(f"{path}: {error.strerror}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):       # its text names a place in memory
-            reason = "no kind of image that is known here, or damaged at its beginning"
-        raise InputError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def read_file(path: Path) -> bytes:
@@ -136,7 +112,10 @@ def read_file(path: Path) -> bytes:
     if not os.path.isfile(path):
         found = "a link that leads to no file" if os.path.islink(path) else "no regular file"
         raise InputError(f"{path}: {found if os.path.lexists(path) else 'no such file'}")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
 
 
 def register_heif(path: Path) -> None:
@@ -148,67 +127,52 @@ def register_heif(path: Path) -> None:
 
 
 def open_content(content: bytes) -> Image.Image:
-    """Pillow's image, not decoded yet; of a PNG the checksums are verified, which decoding does not."""
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    image = Image.open(io.BytesIO(content), formats=formats)
-    if image.format != "PNG":
-        return image
-    image.verify()                                          # after which it cannot be decoded
-    return Image.open(io.BytesIO(content), formats=formats)
+    """Pillow's image, not decoded yet; of a PNG the checksums are verified, which decoding does not.
 
-
-def raw_mode(image: Image.Image) -> str:
-    """How a file that is not decoded yet stores its pixels, in Pillow's words: RGB;16B, L;4, ..."""
-    arguments = image.tile[0].args if image.tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+    Only the formats of EXTENSIONS: Pillow knows more, some of which run other programs.
+    """
+    known = Image.registered_extensions()
+    formats = {known[extension] for extension in EXTENSIONS & known.keys()}
+    Image.open(io.BytesIO(content), formats=list(formats)).verify()
+    return Image.open(io.BytesIO(content), formats=list(formats))
 
 
 def read_by_pillow(content: bytes) -> Picture:
     """An image file of any format, but for TIFFs that `read_deep_tiff` reads."""
-    with open_content(content) as image:
-        stored, remarks, name = raw_mode(image), losses(image, content), image.format
-        frames = 1 if name == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
-        image.load()
-        exif, orientation = describe(lambda: exif_of(image), remarks)
-        profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
-        if stored in ("LA;16B", "RGB;16B", "RGBA;16B"):
-            pixels = both_bytes(content, stored)
-        elif image.mode == "F" or image.mode.startswith("I"):
-            pixels = to_uint16(np.asarray(image)[..., None])
-        else:
-            if image.mode in ("CMYK", "LAB"):
-                image, profile = to_srgb(image, profile, remarks), None
-            pixels = eight_bits(image)
-        if image.mode != "P" and "transparency" in image.info:
-            pixels = add_alpha(pixels, image.info["transparency"], stored)
-        metadata = {"exif": exif, "icc_profile": profile, "dpi": resolution(dpi)}
-        return Picture(upright(pixels, orientation), metadata, remarks, name, frames)
+    image = open_content(content)
+    how = image.tile[0].args if image.tile else ""
+    stored = str(how[0] if isinstance(how, tuple) and how else how)     # RGB;16B, L;4, ... in Pillow's words
+    name, remarks = image.format, left_out(image, stored, content)
+    frames = 1 if name == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
+    image.load()
+    exif, orientation = describe(lambda: exif_of(image), remarks)
+    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    key = image.info.pop("transparency", None) if image.mode != "P" else None
+    if stored in ("LA;16B", "RGB;16B", "RGBA;16B"):
+        pixels = both_bytes(content, stored)
+    elif image.mode == "F" or image.mode.startswith("I"):
+        pixels = to_uint16(np.asarray(image))
+    else:
+        if image.mode in ("CMYK", "LAB"):
+            image, profile = to_srgb(image, profile, remarks), None
+        colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        pixels = np.asarray(image.convert(colours + "A" * image.has_transparency_data))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if key is not None:             # one colour that is transparent, in the numbers that the file stores
+        seen = (pixels != np.atleast_1d(key) * {"L;2": 85, "L;4": 17}.get(stored, 1)).any(axis=2)
+        pixels = np.dstack([pixels, seen.astype(pixels.dtype) * np.iinfo(pixels.dtype).max])
+    return Picture(upright(pixels, orientation), as_metadata(exif, profile, dpi), remarks, name, frames)
 
 
-def losses(image: Image.Image, content: bytes) -> list[str]:
+def left_out(image: Image.Image, stored: str, content: bytes) -> list[str]:
     """What a file that is not decoded yet holds and Pillow does not read, a remark each."""
-    stored, bits, remarks = raw_mode(image), 8, []
-    if image.format == "PPM" and image.mode == "RGB" and isinstance(image.tile[0].args, tuple):
-        bits = int(image.tile[0].args[1]).bit_length()      # of the largest number
-    elif image.format == "JPEG2000" and image.mode != "I;16":
-        bits = (content[content.index(b"\xff\x4f\xff\x51") + 42] & 127) + 1     # in the codestream's header
-    elif stored.startswith("CMYK;16"):
-        bits = 16
-    if bits > 8:
-        remarks.append(f"{bits} bits a channel, of which 8 are read")
-    if image.format == "TIFF" and 0 in (extra := image.tag_v2.get(EXTRA_SAMPLES, ())):
-        remarks.append("a channel without a stated meaning, which is left out")
-    elif image.format == "TIFF" and image.mode == "RGBA" and not extra:
-        remarks.append("a fourth channel without a stated meaning, which is taken as transparency")
-    if image.format == "BMP" and stored == "BGRX":
-        start = image.tile[0].offset
-        if len(set(content[start + 3:start + 4 * image.width * image.height:4])) > 1:
-            remarks.append("a fourth channel, which has no meaning in this format and is left out")
-    if image.format == "PNG" and "icc_profile" not in image.info:
-        gamma = 1 / 2.2 if "srgb" in image.info else image.info.get("gamma", 1 / 2.2)
-        if abs(gamma - 1 / 2.2) > 0.01 or b"cICP" in content[:content.find(b"IDAT")]:
-            remarks.append("colours of another gamma or space than sRGB, which are read as sRGB")
-    return remarks
+    how, fourth = image.tile and image.tile[0].args, stored.startswith("RGBX")
+    if image.format == "PPM" and image.mode == "RGB" and isinstance(how, tuple) and how[1] > 255:
+        return [f"{how[1].bit_length()} bits a channel, of which 8 are read"]
+    if stored == "BGRX":                                    # a BMP, whose fourth channel is mostly empty
+        start = image.tile[0].offset + 3
+        fourth = len(set(content[start:start + 4 * image.width * image.height:4])) > 1
+    return ["a fourth channel without a stated meaning, which is left out"] * fourth
 
 
 def exif_of(image: Image.Image) -> Image.Exif:
@@ -220,81 +184,53 @@ def exif_of(image: Image.Image) -> Image.Exif:
 
 
 def describe(load: Callable[[], Image.Exif], remarks: list[str]) -> tuple[bytes, int]:
-    """What an EXIF block says of a photograph, as a block, and the file's orientation.
-
-    What is damaged is left out, with a remark.
-    """
-    orientation = 1
+    """What an EXIF block says of a photograph, as a block, and the file's orientation."""
+    block, orientation = b"", 1
     try:
         exif = load()
         orientation = exif.get(ORIENTATION, 1)
         for tag in set(exif) - DESCRIPTION:
             del exif[tag]
-        if any(tag in exif and not exif.get_ifd(tag) for tag in DIRECTORIES):
-            remarks.append("a damaged EXIF block, of which a part is left out")
         exif.bigtiff = False                                # the block is none, even of a BigTIFF's tags
-        return exif.tobytes() if exif else b"", orientation
+        block = exif.tobytes() if exif else b""
     except Exception:                                       # a damaged block raises nearly anything in Pillow
-        remarks.append("a damaged EXIF block, which is left out")
-        return b"", orientation
+        remarks.append(DAMAGED)
+    return block, orientation
 
 
-def resolution(dpi: object) -> tuple[float, ...]:
-    """Pixels an inch; () where a file says none, or none that can be meant."""
-    known = isinstance(dpi, tuple) and all(0 < float(value) < 1e6 for value in dpi)
-    return tuple(map(float, dpi)) if known else ()
+def as_metadata(exif: bytes, profile: bytes | None, dpi: tuple | None) -> dict:
+    """What there is of these, as Pillow's save takes it. A resolution that cannot be meant is left out."""
+    known = dpi and all(0 < float(value) < 1e6 for value in dpi)
+    entries = {"exif": exif, "icc_profile": profile, "dpi": known and tuple(map(float, dpi))}
+    return {key: value for key, value in entries.items() if value}
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, remarks: list[str]) -> Image.Image:
     """A CMYK or LAB image as sRGB by its ICC profile, with a remark where it has none that can be used."""
+    lab = ImageCms.createProfile("LAB") if image.mode == "LAB" else None
+    source = io.BytesIO(profile) if profile else lab or io.BytesIO()
     try:
-        lab = ImageCms.createProfile("LAB") if image.mode == "LAB" else None
-        if source := ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else lab:
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        reason = "no ICC profile"
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        reason = f"an ICC profile that cannot be used ({error})"
-    remarks.append(f"{image.mode} with {reason}: its colours are approximate")
-    return image.convert("RGB")
-
-
-def eight_bits(image: Image.Image) -> np.ndarray:
-    """A decoded image of at most 8 bits a channel as [H,W,C] uint8."""
-    colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    palette = image.mode == "P" and image.has_transparency_data
-    alpha = palette or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    pixels = np.asarray(image.convert(colours + "A" * alpha))
-    return pixels.reshape(*pixels.shape[:2], -1)
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        remarks.append(f"{image.mode} without an ICC profile that can be used: its colours are approximate")
+        return image.convert("RGB")
 
 
 def both_bytes(content: bytes, stored: str) -> np.ndarray:
-    """A file of 16 bits a channel for which Pillow has no mode, as [H,W,C] uint16.
+    """A PNG of 16 bits a channel for which Pillow has no mode, as [H,W,C] uint16.
 
     Pillow keeps the high byte of each number; told that the bytes lie the other way round, it keeps the low
     one. A pixel of grey with alpha has four bytes, as one of 8-bit RGBA.
     """
-    def numbers(stored: str) -> np.ndarray:
-        with open_content(content) as image:
-            (tile,) = image.tile
-            arguments = stored if isinstance(tile.args, str) else (stored, *tile.args[1:])
-            image.tile = [tile._replace(args=arguments)]
-            image.load()
-            return np.asarray(image).astype(np.uint16)
+    def numbers(mode: str) -> np.ndarray:
+        image = open_content(content)
+        image.tile = [image.tile[0]._replace(args=mode)]
+        return np.asarray(image).astype(np.uint16)
 
     if stored == "LA;16B":
         grey_alpha = numbers("RGBA")
         return grey_alpha[..., 0::2] << 8 | grey_alpha[..., 1::2]
-    big = stored[-1] == "B" or (stored[-1] == "N" and sys.byteorder == "big")
-    return numbers(stored) << 8 | numbers(stored[:-1] + ("L" if big else "B"))
-
-
-def add_alpha(pixels: np.ndarray, colour: int | tuple, stored: str) -> np.ndarray:
-    """Pixels with an alpha channel, where one colour, in the numbers that the file stores, is transparent."""
-    full = np.iinfo(pixels.dtype).max
-    if bits := {"L;2": 2, "L;4": 4}.get(stored):
-        colour = colour % 2**bits * full // (2**bits - 1)
-    seen = (pixels != np.atleast_1d(colour)).any(axis=2, keepdims=True)
-    return np.concatenate([pixels, seen.astype(pixels.dtype) * full], axis=2)
+    return numbers(stored) << 8 | numbers(stored[:-1] + "L")
 
 
 def fill_hidden(picture: Picture) -> None:
@@ -317,63 +253,37 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_deep_tiff(content: bytes) -> Picture | None:
-    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for others, which are for Pillow.
+    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one of 8 bits, which is for Pillow.
 
     ValueError where neither library reads a file rightly, or where its numbers could mean several things.
     """
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        page, remarks = file.pages[0], []
-        if not is_deep(page):
+        page, remarks, tags = file.pages[0], [], file.pages[0].tags
+        channels = {0: 1, 1: 1, 2: 3}.get(page.photometric, 0) + len(page.extrasamples)     # grey, grey, RGB
+        grey_planes = page.photometric in (0, 1) and page.axes == "SYX"
+        if page.dtype in (bool, np.uint8) and not grey_planes:
             return None
-        exif, orientation = describe(lambda: tiff_tags(file), remarks)
-        numbers = tiff_numbers(content, page, orientation)
-        if numbers.dtype.kind == "f":
-            remarks.append("floats, which are kept with 16 bits")
-        pixels = to_uint16(numbers)
+        if (page.dtype not in (np.uint16, np.float16, np.float32, np.float64) or page.bitspersample % 16
+                or page.axes not in ("YX", "YXS", "SYX") or grey_planes
+                or page.samplesperpixel != channels or page.extrasamples not in ((), (1,), (2,))):
+            raise ValueError(f"a TIFF of {page.dtype}, {count(page.samplesperpixel, 'channel')}, photometric "
+                             f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits, or of floats")
+        if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{page.imagewidth}x{page.imagelength} pixels, could be a decompression bomb")
+        if any(page.dataoffsets[i] + size > len(content) for i, size in enumerate(page.databytecounts)):
+            raise ValueError("the file is cut off")
+        numbers = page.asarray()
+        numbers = np.moveaxis(numbers, 0, -1) if page.axes == "SYX" else numbers
+        pixels = to_uint16(numbers.reshape(*numbers.shape[:2], -1))
         if page.photometric == 0:                           # white is zero
             pixels[..., 0] = 65535 - pixels[..., 0]
         if page.extrasamples == (1,):                       # alpha is multiplied into the colours
             colours = pixels[..., :-1] / np.maximum(pixels[..., -1:], 1) * 65535
             pixels[..., :-1] = (colours + 0.5).clip(0, 65535)
-        in_inches = X_RESOLUTION in page.tags and page.tags.valueof(RESOLUTION_UNIT, default=2) in (2, 3)
-        dpi = resolution(page.get_resolution(2) if in_inches else None)
-        metadata = {"exif": exif, "icc_profile": page.tags.valueof(ICC_PROFILE), "dpi": dpi}
-        return Picture(pixels, metadata, remarks, "TIFF", len(file.pages))
-
-
-def is_deep(page: tifffile.TiffPage) -> bool:
-    """Whether a TIFF is for `read_deep_tiff`, not for Pillow; ValueError where it is for neither."""
-    colours = {0: 1, 1: 1, 2: 3}.get(page.photometric, 0)   # 0 where it is neither grey nor RGB
-    kind, channels = (page.sampleformat, page.bitspersample), page.samplesperpixel
-    separate = page.planarconfig == 2 and channels > 1
-    if kind in ((1, 1), (1, 2), (1, 4), (1, 8)) and not (separate and colours == 1):
-        return False
-    if not colours and not separate:
-        return False
-    described = channels == colours + len(page.extrasamples) and page.extrasamples in ((), (1,), (2,))
-    known = kind in ((1, 16), (3, 16), (3, 32), (3, 64)) and page.axes in ("YX", "YXS", "SYX")
-    if not (colours and described and known):
-        numbers = {1: "integers", 2: "signed integers", 3: "floats"}.get(kind[0], "other numbers")
-        raise ValueError(f"a TIFF of {kind[1]}-bit {numbers}, {count(channels, 'channel')}, photometric "
-                         f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits, or of floats")
-    if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{page.imagewidth}x{page.imagelength} pixels, could be a decompression bomb")
-    return True
-
-
-def tiff_numbers(content: bytes, page: tifffile.TiffPage, orientation: int) -> np.ndarray:
-    """The numbers that a TIFF stores, [H,W,C], upright."""
-    if page.compression in (LZW, ZSTANDARD):
-        if page.sampleformat != 1 or (page.planarconfig == 2 and page.samplesperpixel > 1):
-            raise ValueError("a TIFF of floats or of separate planes, compressed by LZW or Zstandard")
-        with open_content(content) as image:                # turns a TIFF itself
-            stored = raw_mode(image).replace("a", "A")      # the numbers, though alpha may be within them
-            return np.asarray(image)[..., None] if image.mode == "I;16" else both_bytes(content, stored)
-    if any(map(lambda start, size: start + size > len(content), page.dataoffsets, page.databytecounts)):
-        raise ValueError("the file is cut off")
-    numbers = page.asarray()
-    numbers = np.moveaxis(numbers, 0, -1) if page.axes == "SYX" else numbers
-    return upright(numbers.reshape(*numbers.shape[:2], -1), orientation)
+        exif, orientation = describe(lambda: tiff_tags(file), remarks)
+        inches = X_RESOLUTION in tags and tags.valueof(RESOLUTION_UNIT, default=2) in (2, 3)
+        metadata = as_metadata(exif, tags.valueof(ICC_PROFILE), page.get_resolution(2) if inches else None)
+        return Picture(upright(pixels, orientation), metadata, remarks, "TIFF", len(file.pages))
 
 
 def tiff_tags(file: tifffile.TiffFile) -> Image.Exif:
