@@ -36,7 +36,8 @@ def test_every_option_file_is_valid_and_opens_with_its_command(path):
 def test_the_networks_options_are_its_arguments():
     arguments = {name: argument.default for name, argument in inspect.signature(BaryIR).parameters.items()}
     network = dataclasses.asdict(options.Network())
-    assert {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()} == arguments
+    as_given = {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
+    assert as_given == arguments
 
 
 def test_defaults_are_the_papers_values(tmp_path):
