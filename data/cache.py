@@ -22,20 +22,12 @@ class DecodedImages:
         self.file, self.shapes = file, shapes
         starts = np.cumsum([0, *map(math.prod, shapes.values())]).tolist()
         self.starts = dict(zip(shapes, starts, strict=False))
-        self.pixels = np.memmap(file, np.uint8, mode="r")
 
     def __contains__(self, path: Path) -> bool:
         return path in self.shapes
 
     def __getitem__(self, path: Path) -> np.ndarray:
-        start, shape = self.starts[path], self.shapes[path]
-        return self.pixels[start:start + math.prod(shape)].reshape(shape)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "pixels": None}                # a worker that is not forked would get a copy
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ = {**state, "pixels": np.memmap(state["file"], np.uint8, mode="r")}
+        return np.memmap(self.file, np.uint8, "r", self.starts[path], tuple(self.shapes[path]))
 
 
 def decode_all(sets: Sequence[ImageSet], file: Path) -> DecodedImages:
@@ -44,7 +36,7 @@ def decode_all(sets: Sequence[ImageSet], file: Path) -> DecodedImages:
     The first process decodes, the others wait. A file that an earlier run left is used again where it holds
     the same images. InputError at the first unreadable one.
     """
-    paths = sorted({path for images in sets for path in images.used_files})
+    paths = sorted({path for images in sets for path in images.files})
     index = file.with_suffix(".json")
     if distributed.rank() == 0:
         stamps = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in paths]

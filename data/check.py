@@ -1,10 +1,10 @@
-"""Check the data of an option file before a run, every file of it.
+"""Check the data of an option file before a run, every file that the run reads.
 
     python -m data.check --opt options/train_5d.yml [--set root=PATH] [--hash]
 
 For each source and test set: folder, images, pairs, sizes in pixels, and what a run does not use of a file;
-then what is wrong: an absent folder, another number of images than the complete set has (METHOD section 4),
-unreadable files, pairs of unequal size or of equal images, names without partner. Exits non-zero where a run
+then what is wrong: an absent folder, another number of images than the complete set has, unreadable
+files, pairs of unequal size or of equal images, names without partner. Exits non-zero where a run
 would not be the one that the option file describes.
 """
 
@@ -21,27 +21,23 @@ import numpy as np
 from tqdm import tqdm
 
 from data.datasets import ImageSet
-from data.pairs import MissingFolder, list_others
+from data.pairs import MissingFolder
 from utils.errors import InputError, count, first_few, one_line_errors, printable
 from utils.files import write_atomically
 from utils.images import read_picture
-from utils.options import TestSet, TrainOptions, load_any
-
-LOSSY = ("JPEG", "MPO")         # formats, in Pillow's words
-LOSSY_NAMES = (".jpg", ".jpeg", ".jpe", ".jfif")
+from utils.options import TrainOptions, load_any
 
 
 @dataclass
 class File:
     """What was found of an image file.
 
-    size: width and height in pixels, None where it cannot be read; error: why. format: in Pillow's words.
-    digest: SHA-256 of the file; pixels: of the pixels that a run sees. remarks: what it does not see.
+    error: why it cannot be read. size: width and height in pixels. digest: SHA-256 of the file; pixels: of
+    the pixels that a run sees. remarks: what it does not see.
     """
 
-    size: tuple[int, int] | None
     error: str = ""
-    format: str = ""
+    size: tuple[int, int] | None = None
     digest: str = ""
     pixels: str = ""
     remarks: list[str] = field(default_factory=list)
@@ -52,7 +48,7 @@ def examine(path: Path) -> File:
     try:
         picture = read_picture(path, still=True)
     except InputError as error:
-        return File(None, str(error))
+        return File(str(error))
     if picture.alpha is not None and (picture.alpha < np.iinfo(picture.alpha.dtype).max).any():
         picture.remarks.append("transparency, which is left out")
     pixels = picture.rgb()
@@ -60,7 +56,7 @@ def examine(path: Path) -> File:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     remarks = [f"{path}: {remark}" for remark in picture.remarks]
-    return File((width, height), "", picture.format, digest, hashlib.sha256(pixels).hexdigest(), remarks)
+    return File("", (width, height), digest, hashlib.sha256(pixels).hexdigest(), remarks)
 
 
 def entries(options) -> Iterator[tuple[str, object]]:
@@ -77,14 +73,14 @@ def entries(options) -> Iterator[tuple[str, object]]:
 def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
     """Print what was found of a set."""
     sizes = [files[path].size for path in images.files if files[path].size]
+    spans = ["-".join(map(str, sorted({min(side), max(side)}))) for side in zip(*sizes, strict=True)]
     found = f"{images.describe()}; {count(len(images.files), 'file')}"
-    print(f"{where}: {found}" + (f", {size_range(sizes)}" if sizes else ""))
+    print(f"{where}: {found}" + (f", {' x '.join(spans)} pixels" if sizes else ""))
     if images.options.expected:
         print(f"    {count(images.complete, 'image')} of {images.options.expected} expected")
-    if images.paired and (shared := len(images.pairs) - len({pair.clean for pair in images.pairs})):
-        print(f"    {count(len(images.pairs) - shared, 'clean image')} for {len(images.pairs)} degraded ones")
-    if others := list_others(images.folder) if not images.options.bundled else []:
-        print(printable(f"    {count(len(others), 'file')} of other kinds: {first_few(map(str, others))}"))
+    clean = {pair.clean for pair in images.pairs}
+    if images.paired and len(clean) < len(images.pairs):
+        print(f"    {count(len(clean), 'clean image')} for {len(images.pairs)} degraded ones")
     if remarks := [remark for path in images.files for remark in files[path].remarks]:
         print(printable(f"    {count(len(remarks), 'remark')} on what is not used: {first_few(remarks)}"))
 
@@ -95,20 +91,19 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File], training
     found, expected = images.complete, images.options.expected
     if expected and found != expected:
         problems.append(f"{where}: {count(found, 'pair' if images.paired else 'image')}, expected {expected}")
-    pairs = [(pair.degraded, pair.clean) for pair in images.pairs if pair.degraded and pair.clean]
-    named = [str(path) for path in images.files
-             if files[path].format in LOSSY and path.suffix.lower() not in LOSSY_NAMES]
-    lossy = [f"{clean}, of {degraded}" for degraded, clean in pairs
-             if files[clean].format in LOSSY and files[degraded].format not in ("", *LOSSY)]
-    repeats = repeated(images, files) if isinstance(images.options, TestSet) else []    # in training a weight
-    findings = [
-        ("unreadable file", "", [files[path].error for path in images.files if files[path].error]),
-        ("pair", " of unequal size", unequal_sizes(pairs, files)),
-        ("pair", " of equal images", [] if images.options.degradation else equal_images(pairs, files)),
-        ("clean image", " in JPEG beside a lossless degraded one", lossy),
-        ("file", " with JPEG data under another format's name", named),
-        ("image", " there more than once", repeats),
-    ]
+    unreadable = [files[path].error for path in images.files if files[path].error]
+    unequal, equal = [], []
+    for pair in images.pairs if images.paired else []:
+        size, other = files[pair.degraded].size, files[pair.clean].size
+        if size and other and size != other:
+            unequal.append("{} is {}x{} but {} is {}x{}".format(pair.degraded, *size, pair.clean, *other))
+        elif size and other and files[pair.degraded].pixels == files[pair.clean].pixels:
+            same = " (the same file)" if os.path.samefile(pair.degraded, pair.clean) else ""
+            equal.append(f"{pair.degraded} = {pair.clean}{same}")
+    if images.options.degradation:                          # comes on top of equal images
+        equal = []
+    findings = [("unreadable file", "", unreadable), ("pair", " of unequal size", unequal),
+                ("pair", " of equal images", equal)]
     problems += [f"{where}: {count(len(names), thing)}{what}: {first_few(names)}"
                  for thing, what, names in findings if names]
     if images.selected < len(images) and not training:      # a validation may be short
@@ -116,67 +111,31 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File], training
     return problems
 
 
-def unequal_sizes(pairs: list[tuple[Path, Path]], files: dict[Path, File]) -> list[str]:
-    """Pairs whose two images differ in size."""
-    sizes = [(degraded, files[degraded].size, clean, files[clean].size) for degraded, clean in pairs]
-    return [f"{degraded} is {size[0]}x{size[1]} but {clean} is {other[0]}x{other[1]}"
-            for degraded, size, clean, other in sizes if size and other and size != other]
-
-
-def equal_images(pairs: list[tuple[Path, Path]], files: dict[Path, File]) -> list[str]:
-    """Pairs of which nothing is degraded: one file on both sides, or equal pixels."""
-    def seen(path: Path) -> tuple:
-        return files[path].size, files[path].pixels
-
-    return [f"{degraded} = {clean}{' (the same file)' if os.path.samefile(degraded, clean) else ''}"
-            for degraded, clean in pairs if files[degraded].size and seen(degraded) == seen(clean)]
-
-
-def repeated(images: ImageSet, files: dict[Path, File]) -> list[str]:
-    """Images of a set whose files are equal to the byte."""
-    same: dict[str, list[Path]] = {}
-    for pair in images.pairs:
-        if files[pair.path].digest:
-            same.setdefault(files[pair.path].digest, []).append(pair.path)
-    return [" = ".join(map(str, paths)) for paths in same.values() if len(paths) > 1]
-
-
 def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool) -> list[str]:
     """Compare the files with a manifest, lines of sha256sum; where there is none yet, write it if `write`."""
-    below = sorted(file for file in files if root in file.parents and files[file].digest)
-    digests = {file.relative_to(root).as_posix(): files[file].digest for file in below}
+    digests = {path.relative_to(root).as_posix(): file.digest for path, file in files.items()
+               if root in path.parents and file.digest}
     if not path.exists():
         if not write:
             return [f"{path}: not written, for the problems above"]
-        text = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
+        text = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
         write_atomically(path, lambda temporary: Path(temporary).write_bytes(os.fsencode(text)))
-        print(f"manifest {path}: written, {count(len(digests), 'file')}; "
-              f"verify with the same command, or below {root} with sha256sum -c")
+        print(f"manifest {path}: written, {count(len(digests), 'file')}")
         return []
     recorded = {}
     for number, line in enumerate(os.fsdecode(path.read_bytes()).splitlines(), 1):
-        digest, separator, file = line.partition("  ")
+        digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise InputError(f"{path}: line {number}: {line[:80]!r}, "
                              "expected a SHA-256, two blanks and a file name")
-        recorded[file] = digest
-    print(f"manifest {path}: {count(len(recorded), 'file')}")
+        recorded[name] = digest
     changes = {
-        "changed": [file for file in recorded if file in digests and digests[file] != recorded[file]],
-        "gone": [file for file in recorded if file not in digests],
-        "new": [file for file in digests if file not in recorded],
+        "changed": [name for name in recorded if digests.get(name, recorded[name]) != recorded[name]],
+        "gone": [name for name in recorded if name not in digests],
+        "new": [name for name in digests if name not in recorded],
     }
     return [f"{path}: {count(len(names), 'file')} {kind} since it was written: {first_few(names)}"
             for kind, names in changes.items() if names]
-
-
-def size_range(sizes: list[tuple[int, int]]) -> str:
-    """Smallest and largest width and height."""
-    def spread(numbers: tuple[int, ...]) -> str:
-        return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)}-{max(numbers)}"
-
-    width, height = zip(*sizes, strict=True)
-    return f"{spread(width)} x {spread(height)} pixels"
 
 
 def main() -> None:
@@ -199,7 +158,7 @@ def main() -> None:
         try:
             sets.append((where, ImageSet(description, options.root, where, strict=False)))
         except MissingFolder as error:
-            if getattr(description, "optional", False) and not error.similar:
+            if getattr(description, "optional", False):
                 print(f"left out (optional): {error}")
             else:
                 problems.append(str(error))

@@ -61,9 +61,9 @@ class ImageSet:
     """
 
     def __init__(self, options: Images, root: str, where: str, strict: bool = True) -> None:
-        self.name, self.options, self.where, self.problems = options.name, options, where, []
-        self.folder = self.clean_folder = None
-        degraded, clean = self._bundled() if options.bundled else self._find_sides(Path(root))
+        self.name, self.options, self.root, self.where = options.name, options, Path(root), where
+        self.folder, self.clean_folder, self.problems = None, None, []
+        degraded, clean = self._find_bundled() if options.bundled else self._find_sides()
         self.paired = bool(clean and degraded)
         if self.paired:
             self.pairs = self._match(degraded, clean)
@@ -73,12 +73,12 @@ class ImageSet:
         self.unused_clean = len(set(clean) - {pair.clean for pair in self.pairs})
         if options.holdout:
             self._hold_out()
-        self.layers, self.depths = self._find_parts(root)
-        self.files = sorted({*clean, *degraded, *self.layers, *self.depths.values()})
+        self.layers = self._images_in(options.layers, "layers")[1] if options.layers else []
+        self.depths = self._find_depths() if options.depth else {}
         if self.problems and strict:
             raise InputError(self.problems[0])
 
-    def _bundled(self) -> tuple[list[Path], list[Path]]:
+    def _find_bundled(self) -> tuple[list[Path], list[Path]]:
         """Degraded and clean photographs of scikit-image: clean where a degradation is made of them."""
         self.folder = bundled_folder()
         paths = [self.folder / name for name in self.options.bundled]
@@ -87,47 +87,51 @@ class ImageSet:
                 raise InputError(f"{self.where}.bundled: scikit-image ships no {path.name}")
         return ([], paths) if self.options.degradation else (paths, [])
 
-    def _find_sides(self, root: Path) -> tuple[list[Path], list[Path]]:
+    def _images_in(self, folders: str | list[str], option: str) -> tuple[Path, list[Path]]:
+        """The first of an option's folders that exists, and its images."""
+        where = f"{self.where}.{option}"
+        folder = find_folder(self.root, folders, where)
+        return folder, find_images(folder, where)
+
+    def _find_sides(self) -> tuple[list[Path], list[Path]]:
         """Degraded and clean files in the options' folders or those of the set's type; empty where none."""
         options, layout = self.options, LAYOUTS.get(self.options.type, {})
-        degraded_folder = options.degraded or layout.get("degraded")
-        clean_folder = options.clean or (layout.get("clean") if not options.degraded else None)
+        degraded_folders = options.degraded or layout.get("degraded")
+        clean_folders = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded, clean = [], []
-        if degraded_folder:
-            self.folder = find_folder(root, degraded_folder, f"{self.where}.degraded")      # names the images
-            degraded = find_images(self.folder, f"{self.where}.degraded")
-        if clean_folder:
+        if degraded_folders:
+            self.folder, degraded = self._images_in(degraded_folders, "degraded")
+        if clean_folders:
             try:
-                self.clean_folder = find_folder(root, clean_folder, f"{self.where}.clean")
+                self.clean_folder, clean = self._images_in(clean_folders, "clean")
             except MissingFolder as error:                      # beside degraded images, no absent set
                 raise (InputError(str(error)) if degraded else error) from None
-            self.folder = self.folder or self.clean_folder
-            clean = find_images(self.clean_folder, f"{self.where}.clean")
+        self.folder = self.folder or self.clean_folder          # names the images
         if options.file_list:
-            if Path(options.file_list).is_absolute() or ".." in Path(options.file_list).parts:
-                raise InputError(f"{self.where}.file_list: {options.file_list} leads out of root {root}, "
-                                 "expected a file below it")
-            listed = self._listed(root / options.file_list, degraded or clean)
+            listed = self._listed(degraded or clean)
             degraded, clean = (listed, clean) if degraded else ([], listed)
         return degraded, clean
 
-    def _listed(self, path: Path, files: list[Path]) -> list[Path]:
-        """The files that a file list names."""
-        listed, absent = read_file_list(path, self.folder, files, f"{self.where}.file_list")
+    def _listed(self, files: list[Path]) -> list[Path]:
+        """The files that the file list names."""
+        where, name = f"{self.where}.file_list", Path(self.options.file_list)
+        if name.is_absolute() or ".." in name.parts:
+            raise InputError(f"{where}: {name} leads out of root {self.root}, expected a file below it")
+        listed, absent = read_file_list(self.root / name, self.folder, files, where)
         if absent:
-            names = [file.relative_to(self.folder).as_posix() for file in files]
-            missing = first_few(f"{name}{near_miss(name, names)}" for name in absent)
-            self.problems.append(f"{self.where}.file_list: {len(absent)} of {len(listed) + len(absent)} "
-                                 f"names in {path} are not in {self.folder}: {missing}")
+            there = [file.relative_to(self.folder).as_posix() for file in files]
+            missing = first_few(f"{path}{near_miss(path, there)}" for path in absent[:4])
+            self.problems.append(f"{where}: {len(absent)} of {len(listed) + len(absent)} names in "
+                                 f"{self.root / name} are not in {self.folder}: {missing}")
         return listed
 
     def _match(self, degraded: list[Path], clean: list[Path]) -> list[Pair]:
         """Pairs of degraded and clean files by their names."""
         matching = match_pairs(degraded, clean, self.options.pairing, self.folder, self.clean_folder)
         if matching.unpaired:
-            names = [path.name for path in clean]
-            missing = first_few(f"{path} (expected {wanted}.*{near_miss(f'{wanted.name}.*', names)})"
-                                for path, wanted in matching.unpaired)
+            there = [path.name for path in clean]
+            missing = first_few(f"{path} (expected {wanted}.*{near_miss(f'{wanted.name}.*', there)})"
+                                for path, wanted in matching.unpaired[:4])
             self.problems.append(f"{self.where}: {len(matching.unpaired)} of {len(degraded)} degraded images "
                                  f"have no clean partner: {missing}")
         for path, one, other in matching.ambiguous:
@@ -146,30 +150,24 @@ class ImageSet:
             raise InputError(f"{self.where}.holdout: {', '.join(patterns)} leaves no image of {self.folder}")
         self.pairs = [pair for pair, out in zip(self.pairs, held, strict=True) if out == testing]
 
-    def _find_parts(self, root: str) -> tuple[list[Path], dict[Path, Path]]:
-        """Rain layers, and the depth image of each clean one: recorded parts of the degradation."""
-        layers, depths = [], {}
-        if self.options.layers:
-            where = f"{self.where}.layers"
-            layers = find_images(find_folder(root, self.options.layers, where), where)
-        if self.options.depth:
-            folder = find_folder(root, self.options.depth, f"{self.where}.depth")
-            by_stem = {path.stem: path for path in find_images(folder, f"{self.where}.depth")}
-            images = [pair.clean for pair in self.pairs]
-            depths = {clean: by_stem[clean.stem] for clean in images if clean.stem in by_stem}
-            if absent := [str(clean) for clean in images if clean not in depths]:
-                self.problems.append(f"{self.where}.depth: {folder} has none for {len(absent)} of "
-                                     f"{len(self)} images: {first_few(absent)}")
-        return layers, depths
+    def _find_depths(self) -> dict[Path, Path]:
+        """The depth image of each clean one."""
+        folder, files = self._images_in(self.options.depth, "depth")
+        by_stem = {path.stem: path for path in files}
+        absent = [str(pair.clean) for pair in self.pairs if pair.clean.stem not in by_stem]
+        if absent:
+            self.problems.append(f"{self.where}.depth: {folder} has none for {len(absent)} of {len(self)} "
+                                 f"images: {first_few(absent)}")
+        return {pair.clean: by_stem[pair.clean.stem] for pair in self.pairs if pair.clean.stem in by_stem}
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
-    def used_files(self) -> list[Path]:
-        """The files that the set reads: less than `files` where a folder holds more."""
+    def files(self) -> list[Path]:
+        """The files that the set reads, each once."""
         sides = [path for pair in self.pairs for path in (pair.degraded, pair.clean) if path]
-        return [*sides, *self.layers, *self.depths.values()]
+        return list(dict.fromkeys([*sides, *self.layers, *self.depths.values()]))
 
     @property
     def selected(self) -> int:
@@ -182,19 +180,18 @@ class ImageSet:
 
     def describe(self) -> str:
         """What was found, in one line."""
+        options = self.options
         if self.paired:
             found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
             kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
-            found = f"{len(self)} {kind} {'of scikit-image' if self.options.bundled else f'in {self.folder}'}"
-        if self.options.degradation:
-            strengths = (", ".join(f"{level:g}" for level in self.options.levels)
-                         or " to ".join(f"{end:g}" for end in self.options.range))
-            more = [f"{len(self.layers)} layers"] * bool(self.layers) + ["recorded depth"] * bool(self.depths)
-            made = f"{self.options.degradation} {strengths}".strip()
-            found = ", ".join([found, f"{made} on the fly", *more])
-        if self.options.expected and self.complete != self.options.expected:
-            found += f" (the complete set has {self.options.expected})"
+            found = f"{len(self)} {kind} in {self.folder}"
+        if options.degradation:
+            strengths = (", ".join(f"{level:g}" for level in options.levels)
+                         or " to ".join(f"{end:g}" for end in options.range))
+            found += f", {f'{options.degradation} {strengths}'.strip()} on the fly"
+        if options.expected and self.complete != options.expected:
+            found += f" (the complete set has {options.expected})"
         return found + f" ({self.unused_clean} clean images without a degraded one)" * bool(self.unused_clean)
 
     def read(self, index: int, read: Reader = read_image) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -300,11 +297,6 @@ class TrainingSet(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The number of an index's entry, and of its image there: each is listed `repeat` times an epoch."""
-        entry = int(np.searchsorted(self.ends, index, side="right"))
-        return entry, index % len(self.entries[entry])
-
     def describe(self, lambdas: Sequence[float]) -> list[str]:
         """What each entry holds, a line each, with its source's weight lambda_k."""
         return [f"source {self.names[source]}: {images.describe()}; x {images.options.repeat} = "
@@ -317,8 +309,9 @@ class TrainingSet(Dataset):
     def __getitem__(self, request: tuple[int, int, int]) -> tuple[Tensor, Tensor, int]:
         index, position, patch = request
         rng = np.random.default_rng([self.seed, 0, position])
-        entry, number = self.place(index)
+        entry = int(np.searchsorted(self.ends, index, side="right"))
         images = self.entries[entry]
+        number = index % len(images)
         if self.clean_share and rng.random() < self.clean_share:
             degraded = clean = self.clean_patch(images, number, patch, rng)
         else:

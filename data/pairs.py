@@ -14,7 +14,7 @@ from utils.errors import InputError, first_few
 from utils.files import list_files
 from utils.images import EXTENSIONS
 
-# The public data sets' folders below the root, as PromptIR, AdaIR and BaryIR have them (METHOD section 4).
+# The public data sets' folders below the root, as PromptIR, AdaIR and BaryIR have them.
 LAYOUTS = {
     "denoise": {"clean": "Train/Denoise"},
     "derain": {"degraded": "Train/Derain/rainy", "clean": "Train/Derain/gt"},
@@ -48,45 +48,21 @@ class Pair:
 
 
 class MissingFolder(InputError):
-    """A folder of an option file is absent; `similar` where another one looks like it."""
-
-    similar = False
+    """A folder of an option file is absent."""
 
 
-def find_folder(root: str, folders: str | list[str], where: str) -> Path:
-    """The first of an option's folders that is below root; else MissingFolder, with what looks like it."""
-    candidates = [Path(root) / folder for folder in ([folders] if isinstance(folders, str) else folders)]
+def find_folder(root: Path, folders: str | list[str], where: str) -> Path:
+    """The first of an option's folders that is below root; else MissingFolder, with a similar one."""
+    candidates = [root / folder for folder in ([folders] if isinstance(folders, str) else folders)]
     for folder in candidates:
         if folder.is_dir():
             return folder
-    hints = [folder_hint(Path(root), folder) for folder in candidates]
-    similar = next((hint for hint in hints if hint.startswith(", did you mean")), "")
-    error = MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{similar or hints[0]}")
-    error.similar = bool(similar)
-    raise error
-
-
-def folder_hint(root: Path, folder: Path) -> str:
-    """", did you mean X?" if a folder's first absent part resembles one below root; else what is there."""
-    absent = folder
-    while absent != root and root in absent.parents and not absent.parent.is_dir():
-        absent = absent.parent
-    if absent == root or root not in absent.parents:
-        return ""
-    there = {path.name.lower(): path for path in sorted(absent.parent.iterdir())
-             if path.is_dir() and not path.name.startswith(".")}
-    name = absent.name.lower()
-    near = (difflib.get_close_matches(name, there, n=1)
-            or [other for other in there if name in other or other in name])
-    if near:
-        return f", did you mean {there[near[0]]}?"
-    return f"; {absent.parent} holds {first_few(path.name for path in there.values())}" if there else ""
-
-
-def list_others(folder: Path) -> list[Path]:
-    """Files of a folder that are no images by their extension, hidden ones left out."""
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in files if path.suffix.lower() not in EXTENSIONS)
+    there = {path.name.lower(): path for folder in candidates if folder.parent.is_dir()
+             for path in folder.parent.iterdir() if path.is_dir()}
+    names = (folder.name.lower() for folder in candidates)
+    near = [there[match] for name in names for match in difflib.get_close_matches(name, there, cutoff=0.5)]
+    hint = f", did you mean {near[0]}?" if near else ""
+    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
 
 
 def find_images(folder: Path, where: str) -> list[Path]:
@@ -98,11 +74,10 @@ def find_images(folder: Path, where: str) -> list[Path]:
 
 
 def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
-    """The files of a folder that a list names, in the list's order, and its entries that are not there.
+    """The files of a folder that a list names, in the list's order, and its names that are not there.
 
     A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a
-    line that is no name, what follows the first blank is not read. InputError where a name is listed twice,
-    or leads out of the folder.
+    line that is no name, what follows the first blank is not read. InputError where a name is listed twice.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file {path}")
@@ -114,29 +89,27 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
     names = [line if line in known else line.split()[0] for line in lines if line]
     if not names:
         raise InputError(f"{where}: {path} is empty, expected one file name a line")
-    if outside := [name for name in names if ".." in Path(name).parts]:
-        raise InputError(f"{where}: {path} lists {first_few(outside)}, expected names below {folder}")
-    counts = Counter(known.get(name, name) for name in names)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise InputError(f"{where}: {path} lists {first_few(map(str, twice))} more than once")
-    return [known[name] for name in names if name in known], [name for name in names if name not in known]
+    listed = [known[name] for name in names if name in known]
+    if twice := [str(file) for file, times in Counter(listed).items() if times > 1]:
+        raise InputError(f"{where}: {path} lists {first_few(twice)} more than once")
+    return listed, [name for name in names if name not in known]
 
 
 def near_miss(name: str, there: Iterable[str]) -> str:
-    """", but X is there: ..." for an absent file, where a known trap explains it (METHOD section 4).
+    """", but X is there: ..." for an absent file whose name in a copy of the set differs in a known way.
 
     Lists write BSD's 123.jpg as a123.jpg; a copy has .png for .jpg, or other capitals.
     """
-    stem, there = Path(name).stem, list(there)
-    by_stem = {Path(other).stem: other for other in there}
-    if stem in by_stem:
-        return f", but {by_stem[stem]} is there: another extension"
-    for near in (stem.removeprefix("a"), f"a{stem}"):
-        if near in by_stem:
-            return f", but {by_stem[near]} is there: one of the two has a prefix a"
-    by_lower_case = {other.lower(): by_stem[other] for other in by_stem}
-    near = by_lower_case.get(stem.lower())
-    return f", but {near} is there: other capitals" if near else ""
+    differences: dict[str, Callable[[str], str]] = {
+        "another extension": lambda stem: stem,
+        "one of the two has a prefix a": lambda stem: stem.removeprefix("a"),
+        "other capitals": lambda stem: stem.lower(),
+    }
+    for difference, common in differences.items():
+        for other in there:
+            if common(Path(other).stem) == common(Path(name).stem):
+                return f", but {other} is there: {difference}"
+    return ""
 
 
 @dataclass

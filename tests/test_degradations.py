@@ -167,7 +167,7 @@ def test_what_a_source_holds_out_makes_a_validation_set(tree):
     noise = dict(clean="clean", degradation="noise", range=[5, 50])
     source = image_set(tree, name="noise", **noise, holdout=["[13].png"])
     held = image_set(tree, options.TestSet, name="held", **noise, holdout=["[13].png"])
-    names = [path.name for images in (source, held) for path in images.used_files]
+    names = [path.name for images in (source, held) for path in images.files]
     assert names == ["0.png", "2.png", "1.png", "3.png"]
     assert np.array_equal(degraded_and_clean(held, 0)[0], degraded_and_clean(held, 0)[0])
     for pattern, message in (("x*", "names no image"), ("*", "leaves no image")):
