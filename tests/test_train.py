@@ -207,7 +207,7 @@ def test_interrupted_run_resumes_bit_by_bit(tmp_path, monkeypatch, number):
     run(opt, "--resume")
     whole, resumed = state(tmp_path, "whole"), state(tmp_path)
     assert [key for key in whole if not same(whole[key], resumed[key])] == ["options"]      # their names
-    for name, columns in (("losses.csv", train.TERMS), ("validation.csv", ("step", "set", "psnr"))):
+    for name, columns in (("losses.csv", runs.TERMS), ("validation.csv", ("step", "set", "psnr"))):
         ours, theirs = (rows(tmp_path / "out" / folder / name) for folder in ("run", "whole"))
         if name == "losses.csv":                                    # means over log_every steps, 1 here
             assert [row["step"] for row in ours] == [str(step) for step in range(1, 13)]
@@ -504,7 +504,7 @@ def test_penalty_and_other_options_run(tmp_path):
                     potentials={"congruence": "penalty"}, objective={"lambdas": "uniform"}))
     (first, second) = rows(tmp_path / "out/run/losses.csv")
     assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
-    assert all(float(row[term]) == float(row[term]) for row in (first, second) for term in train.TERMS
+    assert all(float(row[term]) == float(row[term]) for row in (first, second) for term in runs.TERMS
                if term != "transport_gradient_norm")
 
 
