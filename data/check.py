@@ -3,16 +3,15 @@
     python -m data.check --opt options/train_5d.yml [--set root=PATH] [--hash]
 
 For each source and test set: folder, images, pairs, sizes in pixels, and what a run does not use of a file;
-then what is wrong: an absent folder, another number of images than the complete set has, unreadable
-files, pairs of unequal size or of equal images, names without partner. Exits non-zero where a run
-would not be the one that the option file describes.
+then what is wrong: an absent folder, another number of images than the complete set has, unreadable files,
+pairs of unequal size or of equal images, names without partner. Exits non-zero where a run would not be the
+one that the option file describes.
 """
 
 import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from data.pairs import MissingFolder
 from utils.errors import InputError, count, first_few, one_line_errors, printable
 from utils.files import write_atomically
 from utils.images import read_picture
-from utils.options import TrainOptions, load_any
+from utils.options import TestOptions, TrainOptions, load_any
 
 
 @dataclass
@@ -59,15 +58,26 @@ def examine(path: Path) -> File:
     return File("", (width, height), digest, hashlib.sha256(pixels).hexdigest(), remarks)
 
 
-def entries(options) -> Iterator[tuple[str, object]]:
-    """The sources and test sets of an option file, each with its place there."""
+def find_sets(options: TrainOptions | TestOptions) -> tuple[dict[str, ImageSet], list[str]]:
+    """The sources and test sets of an option file by their place there; what is wrong with the others."""
     if isinstance(options, TrainOptions):
         lists = {"sources": options.sources, "validation.sets": options.validation.sets}
     else:
         lists = {"sets": options.sets}
-    for key, sets in lists.items():
-        for i, images in enumerate(sets):
-            yield f"{options.file}: {key}[{i}] {images.name}", images
+    places = {f"{options.file}: {key}[{i}] {entry.name}": entry
+              for key, entries in lists.items() for i, entry in enumerate(entries)}
+    sets, problems = {}, []
+    for where, entry in places.items():
+        try:
+            sets[where] = ImageSet(entry, options.root, where, strict=False)
+        except InputError as error:
+            if isinstance(error, MissingFolder) and getattr(entry, "optional", False):
+                print(f"left out (optional): {error}")
+            else:
+                problems.append(str(error))
+    if not sets:
+        problems.append(f"{options.file}: none of its sets is there, root {options.root}")
+    return sets, problems
 
 
 def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
@@ -78,14 +88,11 @@ def report(where: str, images: ImageSet, files: dict[Path, File]) -> None:
     print(f"{where}: {found}" + (f", {' x '.join(spans)} pixels" if sizes else ""))
     if images.options.expected:
         print(f"    {count(images.complete, 'image')} of {images.options.expected} expected")
-    clean = {pair.clean for pair in images.pairs}
-    if images.paired and len(clean) < len(images.pairs):
-        print(f"    {count(len(clean), 'clean image')} for {len(images.pairs)} degraded ones")
     if remarks := [remark for path in images.files for remark in files[path].remarks]:
         print(printable(f"    {count(len(remarks), 'remark')} on what is not used: {first_few(remarks)}"))
 
 
-def set_problems(where: str, images: ImageSet, files: dict[Path, File], training: bool) -> list[str]:
+def set_problems(where: str, images: ImageSet, files: dict[Path, File]) -> list[str]:
     """What is wrong with a set, once its files are examined."""
     problems = list(images.problems)
     found, expected = images.complete, images.options.expected
@@ -94,21 +101,19 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File], training
     unreadable = [files[path].error for path in images.files if files[path].error]
     unequal, equal = [], []
     for pair in images.pairs if images.paired else []:
-        size, other = files[pair.degraded].size, files[pair.clean].size
-        if size and other and size != other:
-            unequal.append("{} is {}x{} but {} is {}x{}".format(pair.degraded, *size, pair.clean, *other))
-        elif size and other and files[pair.degraded].pixels == files[pair.clean].pixels:
+        degraded, clean = files[pair.degraded], files[pair.clean]
+        if degraded.error or clean.error:
+            continue
+        if degraded.size != clean.size:
+            sizes = ["{}x{}".format(*file.size) for file in (degraded, clean)]
+            unequal.append(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}")
+        elif degraded.pixels == clean.pixels and not images.options.degradation:    # which comes on top
             same = " (the same file)" if os.path.samefile(pair.degraded, pair.clean) else ""
             equal.append(f"{pair.degraded} = {pair.clean}{same}")
-    if images.options.degradation:                          # comes on top of equal images
-        equal = []
     findings = [("unreadable file", "", unreadable), ("pair", " of unequal size", unequal),
                 ("pair", " of equal images", equal)]
-    problems += [f"{where}: {count(len(names), thing)}{what}: {first_few(names)}"
-                 for thing, what, names in findings if names]
-    if images.selected < len(images) and not training:      # a validation may be short
-        problems.append(f"{where}: its option limit leaves {images.selected} of {len(images)} images")
-    return problems
+    return problems + [f"{where}: {count(len(names), thing)}{what}: {first_few(names)}"
+                       for thing, what, names in findings if names]
 
 
 def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool) -> list[str]:
@@ -152,29 +157,15 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_any(flags.opt, flags.set)
 
-    # Find the files of all sets, then decode each file once.
-    sets, problems = [], []
-    for where, description in entries(options):
-        try:
-            sets.append((where, ImageSet(description, options.root, where, strict=False)))
-        except MissingFolder as error:
-            if getattr(description, "optional", False):
-                print(f"left out (optional): {error}")
-            else:
-                problems.append(str(error))
-        except InputError as error:
-            problems.append(str(error))
-    paths = sorted({path for _, images in sets for path in images.files})
+    sets, problems = find_sets(options)
+    paths = sorted({path for images in sets.values() for path in images.files})
     with ThreadPoolExecutor() as pool:
         examined = tqdm(pool.map(examine, paths), "decoding", len(paths), leave=False, dynamic_ncols=True)
         files = dict(zip(paths, examined, strict=True))
-
-    for where, images in sets:
+    for where, images in sets.items():
         report(where, images, files)
-        problems += set_problems(where, images, files, training=isinstance(options, TrainOptions))
-    if not sets:
-        problems.append(f"{options.file}: none of its sets is there, root {options.root}")
-    elif flags.hash is not None:
+        problems += set_problems(where, images, files)
+    if flags.hash is not None:
         manifest = Path(flags.hash or Path(options.root, f"manifest_{options.name}.sha256"))
         problems += check_manifest(manifest, Path(options.root), files, write=not problems)
     for problem in problems:

@@ -15,16 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, plain_patch
-from data.pairs import (
-    LAYOUTS,
-    MissingFolder,
-    Pair,
-    find_folder,
-    find_images,
-    match_pairs,
-    near_miss,
-    read_file_list,
-)
+from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, match_pairs, near_miss, read_file_list
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, first_few
 from utils.images import read_image
@@ -73,7 +64,7 @@ class ImageSet:
         self.unused_clean = len(set(clean) - {pair.clean for pair in self.pairs})
         if options.holdout:
             self._hold_out()
-        self.layers = self._images_in(options.layers, "layers")[1] if options.layers else []
+        self.layers = find_images(self.root, options.layers, f"{where}.layers")[1] if options.layers else []
         self.depths = self._find_depths() if options.depth else {}
         if self.problems and strict:
             raise InputError(self.problems[0])
@@ -87,12 +78,6 @@ class ImageSet:
                 raise InputError(f"{self.where}.bundled: scikit-image ships no {path.name}")
         return ([], paths) if self.options.degradation else (paths, [])
 
-    def _images_in(self, folders: str | list[str], option: str) -> tuple[Path, list[Path]]:
-        """The first of an option's folders that exists, and its images."""
-        where = f"{self.where}.{option}"
-        folder = find_folder(self.root, folders, where)
-        return folder, find_images(folder, where)
-
     def _find_sides(self) -> tuple[list[Path], list[Path]]:
         """Degraded and clean files in the options' folders or those of the set's type; empty where none."""
         options, layout = self.options, LAYOUTS.get(self.options.type, {})
@@ -100,10 +85,10 @@ class ImageSet:
         clean_folders = options.clean or (layout.get("clean") if not options.degraded else None)
         degraded, clean = [], []
         if degraded_folders:
-            self.folder, degraded = self._images_in(degraded_folders, "degraded")
+            self.folder, degraded = find_images(self.root, degraded_folders, f"{self.where}.degraded")
         if clean_folders:
             try:
-                self.clean_folder, clean = self._images_in(clean_folders, "clean")
+                self.clean_folder, clean = find_images(self.root, clean_folders, f"{self.where}.clean")
             except MissingFolder as error:                      # beside degraded images, no absent set
                 raise (InputError(str(error)) if degraded else error) from None
         self.folder = self.folder or self.clean_folder          # names the images
@@ -142,17 +127,16 @@ class ImageSet:
     def _hold_out(self) -> None:
         """Leave out the images that `holdout` names, or, in a test set, all others."""
         patterns, testing = self.options.holdout, isinstance(self.options, TestSet)
-        names = [pair.path.relative_to(self.folder).as_posix() for pair in self.pairs]
+        names = [self.name_of(index).as_posix() for index in range(len(self))]
         held = [any(fnmatch(name, pattern) for pattern in patterns) for name in names]
-        if not any(held):
-            raise InputError(f"{self.where}.holdout: {', '.join(patterns)} names no image in {self.folder}")
-        if all(held) and not testing:
-            raise InputError(f"{self.where}.holdout: {', '.join(patterns)} leaves no image of {self.folder}")
+        if not any(held) or all(held) and not testing:
+            what = "leaves no image of" if any(held) else "names no image in"
+            raise InputError(f"{self.where}.holdout: {', '.join(patterns)} {what} {self.folder}")
         self.pairs = [pair for pair, out in zip(self.pairs, held, strict=True) if out == testing]
 
     def _find_depths(self) -> dict[Path, Path]:
         """The depth image of each clean one."""
-        folder, files = self._images_in(self.options.depth, "depth")
+        folder, files = find_images(self.root, self.options.depth, f"{self.where}.depth")
         by_stem = {path.stem: path for path in files}
         absent = [str(pair.clean) for pair in self.pairs if pair.clean.stem not in by_stem]
         if absent:

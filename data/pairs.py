@@ -51,26 +51,23 @@ class MissingFolder(InputError):
     """A folder of an option file is absent."""
 
 
-def find_folder(root: Path, folders: str | list[str], where: str) -> Path:
-    """The first of an option's folders that is below root; else MissingFolder, with a similar one."""
+def find_images(root: Path, folders: str | list[str], where: str) -> tuple[Path, list[Path]]:
+    """The first of an option's folders that is below root, and its images, at least one.
+
+    MissingFolder where none is there, with a folder of a similar name. `where` names the option.
+    """
     candidates = [root / folder for folder in ([folders] if isinstance(folders, str) else folders)]
     for folder in candidates:
         if folder.is_dir():
-            return folder
+            if files := list_files(folder, EXTENSIONS):
+                return folder, files
+            raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     there = {path.name.lower(): path for folder in candidates if folder.parent.is_dir()
              for path in folder.parent.iterdir() if path.is_dir()}
     names = (folder.name.lower() for folder in candidates)
     near = [there[match] for name in names for match in difflib.get_close_matches(name, there, cutoff=0.5)]
     hint = f", did you mean {near[0]}?" if near else ""
     raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
-
-
-def find_images(folder: Path, where: str) -> list[Path]:
-    """All images of a folder; InputError where it holds none. `where` names the option."""
-    files = list_files(folder, EXTENSIONS)
-    if not files:
-        raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
-    return files
 
 
 def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
