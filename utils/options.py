@@ -118,7 +118,7 @@ class Source(Images):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.name = self.name or self.type
+        self.name = self.name or self.source or self.type
         require(self.type or self.bundled or (self.clean and (self.degraded or self.degradation)),
                 "type: none given, expected one, or the folders degraded and clean, or bundled images")
         require(self.degradation or not self.bundled, "degradation: none given for bundled images")
