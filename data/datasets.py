@@ -169,7 +169,7 @@ class ImageSet:
             found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
         else:
             kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
-            found = f"{len(self)} {kind} in {self.folder}"
+            found = f"{len(self)} {kind} {'of scikit-image' if options.bundled else f'in {self.folder}'}"
         if options.degradation:
             strengths = (", ".join(f"{level:g}" for level in options.levels)
                          or " to ".join(f"{end:g}" for end in options.range))
