@@ -123,7 +123,7 @@ def test_what_is_absent_is_said_before_any_image_is_restored(tmp_path, checkpoin
     packages[metric].write_bytes(b"broken")
     assert f"{packages[metric]} cannot be read" in refusal()
     packages[metric].unlink()
-    assert f"are not at {packages[metric]}, expected the file from https://" in refusal()
+    assert f"{packages[metric]} cannot be read (FileNotFoundError), expected the file from https://" in refusal()
     for name in list(sys.modules):
         if name.partition(".")[0] == package.replace("-", "_"):
             monkeypatch.setitem(sys.modules, name, None)                            # import fails as for an absent package
