@@ -15,8 +15,8 @@ from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
-from utils.errors import InputError, out_of_memory
-from utils.metrics import Metrics, crop_for
+from utils.errors import InputError, naming, out_of_memory
+from utils.metrics import Metrics, crop_for, means
 
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
@@ -116,15 +116,12 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
                            for image in degraded_and_clean(images, index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
-        if min(height, width) < smallest:
-            purpose = "restore" if clean is None else (
-                f"measure {', '.join(metrics.names)}, expected at least {smallest}x{smallest}")
-            raise InputError(f"{path}: {width}x{height} pixels are left by protocol {protocol}, "
-                             f"too few to {purpose}")
-        try:
+        with naming(str(path)):
+            if min(height, width) < smallest:
+                raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
+                                 f"measure {', '.join(metrics.names)}, expected at least "
+                                 f"{smallest}x{smallest}")
             restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []
@@ -138,10 +135,11 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
 def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -> Row:
     """A set's row: metrics per image, then the mean, and those of the set as a whole."""
     measured = [result for result in results if result.scores or result.features]
-    input_features = [(r.features[0], r.features[2]) for r in measured if r.features]
-    inputs = metrics.of_set([r.scores_in for r in measured], input_features)
-    restored = metrics.of_set([r.scores for r in measured], [r.features[1:] for r in measured if r.features])
-    return Row(images.name, len(results), images.options.expected, inputs, restored)
+    features = zip(*(result.features for result in measured), strict=True)
+    inputs, restored, clean = [*features] or [(), (), ()]
+    return Row(images.name, len(results), images.options.expected,
+               metrics.of_set([result.scores_in for result in measured], inputs, clean),
+               metrics.of_set([result.scores for result in measured], restored, clean))
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
@@ -149,10 +147,9 @@ def average_row(rows: Sequence[Row]) -> Row | None:
     measured = [row for row in rows if row.scores]
     if not measured:
         return None
-    inputs, restored = ({name: float(np.mean([scores[name] for scores in side])) for name in side[0]}
-                        for side in ([row.scores_in for row in measured], [row.scores for row in measured]))
     expected = sum(row.expected or row.images for row in measured)
-    return Row("average", sum(row.images for row in measured), expected, inputs, restored)
+    return Row("average", sum(row.images for row in measured), expected,
+               means([row.scores_in for row in measured]), means([row.scores for row in measured]))
 
 
 def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metrics | None = None,

@@ -20,10 +20,9 @@ from utils.errors import InputError
 from utils.images import to_uint8
 
 ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-LPIPS_SMALLEST = 32        # pixels: AlexNet's strides leave nothing of less
 INCEPTION = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
              "weights-inception-2015-12-05-6726825d.pth")
-SSIM_WINDOW = 7        # pixels, scikit-image's default: the field's uniform window
+SMALLEST = {"ssim": 7, "lpips": 32}     # pixels: the field's uniform window; AlexNet's strides
 
 
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
@@ -45,18 +44,16 @@ def values_for(protocol: str, image: np.ndarray) -> tuple[np.ndarray, int]:
     return (image.clip(0, 1), 1) if protocol == "promptir" else (to_uint8(image), 255)
 
 
-def psnr(protocol: str, image: np.ndarray, clean: np.ndarray) -> float:
-    """PSNR in dB against the ground truth, both [H,W,3] floats in [0, 1] (clipped here); inf where equal."""
-    (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
+def psnr(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
+    """PSNR in dB against the ground truth, [H,W,3] each; inf where they are equal."""
     if np.array_equal(image, clean):
         return np.inf
     return float(peak_signal_noise_ratio(clean, image, data_range=data_range))
 
 
-def ssim(protocol: str, image: np.ndarray, clean: np.ndarray) -> float:
-    """SSIM of an image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""
-    (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
-    return float(structural_similarity(clean, image, win_size=SSIM_WINDOW, data_range=data_range,
+def ssim(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
+    """SSIM against the ground truth, [H,W,3] each."""
+    return float(structural_similarity(clean, image, win_size=SMALLEST["ssim"], data_range=data_range,
                                        channel_axis=2))
 
 
@@ -65,51 +62,49 @@ class Metrics:
 
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
         self.names = tuple(names)
-        sides = {"ssim": SSIM_WINDOW, "lpips": LPIPS_SMALLEST}
-        self.smallest = max(sides.get(name, 1) for name in names)               # side in pixels
-        self.lpips = load_lpips(device) if "lpips" in names else None
+        self.smallest = max(SMALLEST.get(name, 1) for name in names)            # side in pixels
+        self.per_image = {"psnr": psnr, "ssim": ssim}
+        if "lpips" in names:
+            self.per_image["lpips"] = load_lpips(device)
         self.inception = load_inception(device) if "fid" in names else None
 
     def of_image(self, protocol: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
-        """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1]."""
-        def lpips() -> float:
-            sides = (values_for(protocol, side) for side in (image, clean))
-            return self.lpips(*(values / data_range for values, data_range in sides))
-
-        compute = {"psnr": lambda: psnr(protocol, image, clean), "ssim": lambda: ssim(protocol, image, clean),
-                   "lpips": lpips}
-        return {name: compute[name]() for name in self.names if name in compute}
+        """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""
+        (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
+        return {name: self.per_image[name](image, clean, data_range)
+                for name in self.names if name in self.per_image}
 
     def features(self, *images: np.ndarray) -> list[np.ndarray]:
         """What fid needs of images, [H,W,3] in [0, 1], rounded to 8 bit: Inception features [2048] each."""
         return [self.inception(to_uint8(image)) for image in images] if self.inception else []
 
-    def of_set(self, scores: Sequence[dict[str, float]],
-               features: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    def of_set(self, scores: Sequence[dict[str, float]], features: Sequence[np.ndarray],
+               clean: Sequence[np.ndarray]) -> dict[str, float]:
         """A set's metrics: means over its images, and FID between features of images and ground truths."""
-        if not scores:
-            return {}
-        means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-        if self.inception:
-            means["fid"] = frechet_distance(*(np.stack(side) for side in zip(*features, strict=True)))
-        return {name: means[name] for name in self.names}
+        found = means(scores)
+        if self.inception and scores:
+            found["fid"] = frechet_distance(np.stack(features), np.stack(clean))
+        return {name: found[name] for name in self.names if name in found}
 
 
-def load_lpips(device: torch.device | str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1) of two images, [H,W,3] in [0, 1] each."""
+def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over images or sets that all have the same; empty without any."""
+    return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else ())}
+
+
+def load_lpips(device: torch.device | str) -> Callable[..., float]:
+    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1) of [H,W,3] in [0, data_range] each."""
     lpips = _package("lpips", "lpips")
-    weights = _weights(ALEXNET, "lpips: the weights of AlexNet")
+    _, weights = _weights(ALEXNET, "lpips: the weights of AlexNet")
     with warnings.catch_warnings(action="ignore"):              # of torchvision, about how it is called
         net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)    # its linear layers, AlexNet random
-    layers = {name.split(".", 1)[1]: name for name in net.net.state_dict()}     # 3.weight -> slice2.3.weight
-    trunk = {layers[name.removeprefix("features.")]: tensor
-             for name, tensor in weights.items() if name.startswith("features.")}
-    net.net.load_state_dict(trunk)
+    trunk = [tensor for name, tensor in weights.items() if name.startswith("features.")]
+    net.net.load_state_dict(dict(zip(net.net.state_dict(), trunk, strict=True)))
     net = net.to(device).eval()
 
     @torch.inference_mode()
-    def distance(image: np.ndarray, clean: np.ndarray) -> float:
-        return net(*(2 * _batch(x).float().to(device) - 1 for x in (image, clean))).item()
+    def distance(image: np.ndarray, clean: np.ndarray, data_range: int = 1) -> float:
+        return net(*(2 * _batch(x / data_range).float().to(device) - 1 for x in (image, clean))).item()
 
     return distance
 
@@ -117,9 +112,9 @@ def load_lpips(device: torch.device | str) -> Callable[[np.ndarray, np.ndarray],
 def load_inception(device: torch.device | str) -> Callable[[np.ndarray], np.ndarray]:
     """The features that FID compares: [H,W,3] uint8 -> [2048], of the Inception of TensorFlow's FID."""
     extractors = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
-    _weights(INCEPTION, "fid: the weights of Inception")        # read safely first: the package unpickles it
+    path, _ = _weights(INCEPTION, "fid: the weights of Inception")  # read safely first: the package unpickles
     net = extractors.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"],
-                                                 feature_extractor_weights_path=str(_path(INCEPTION)))
+                                                 feature_extractor_weights_path=str(path))
     net = net.to(device).eval()
 
     @torch.inference_mode()
@@ -149,27 +144,19 @@ def _batch(image: np.ndarray) -> Tensor:
 def _package(module: str, package: str) -> ModuleType:
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        needs = "" if missing == module.partition(".")[0] else f" with {missing}, which it needs"
-        raise InputError((f"metrics: {package} is not installed{needs}, expected after: pip install "
-                          f"{package} {missing if needs else ''}").rstrip()) from None
     except Exception as error:                                  # a torchvision that does not fit torch, say
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"metrics: {package} cannot be imported ({reason})") from None
+        raise InputError(f"metrics: {package} is not installed, expected after: pip install {package} "
+                         f"({reason})") from None
 
 
-def _path(url: str) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-
-
-def _weights(url: str, what: str) -> dict[str, Tensor]:
-    """The state dict that torch.hub would have downloaded from a URL."""
-    path = _path(url)
+def _weights(url: str, what: str) -> tuple[Path, dict[str, Tensor]]:
+    """The file that torch.hub would have downloaded from a URL, and the state dict in it."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         raise InputError(f"{what} are not at {path}, expected the file from {url}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                                  # broken files raise nearly anything
+        return path, torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                                  # absent; broken files raise nearly anything
         raise InputError(f"{what}: {path} cannot be read ({type(error).__name__}), "
                          f"expected the file from {url}") from None

@@ -23,15 +23,19 @@ Lines = list[list[str]]         # a table's cells, its header first
 
 
 def read_published(table: str, where: str) -> dict:
-    """A published table: its reference row's name, its sets, and its rows [[psnr, ssim], ...] by method."""
+    """A published table: the name of its reference row, its sets, and its rows: scores by method and set."""
     tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
     if table not in tables:
         raise InputError(f"{where}: {table!r}, expected a table of {PUBLISHED.name}: {', '.join(tables)}")
-    return tables[table]
+    content = tables[table]
+    for method, pairs in content["rows"].items():
+        scores = [dict(zip(PUBLISHED_DIGITS, pair, strict=True)) for pair in pairs]
+        content["rows"][method] = dict(zip(content["sets"], scores, strict=True))
+    return content
 
 
 def scores_cell(scores: dict[str, float]) -> str:
-    return " / ".join(f"{value:.{DIGITS[name]}f}" for name, value in scores.items()) if scores else "-"
+    return " / ".join(f"{value:.{DIGITS[name]}f}" for name, value in scores.items()) or "-"
 
 
 def pair_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
@@ -55,10 +59,9 @@ def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None =
     return lines
 
 
-def difference(ours: dict[str, float], published: Sequence[float]) -> dict[str, float]:
+def difference(ours: dict[str, float], published: dict[str, float]) -> dict[str, float]:
     """Ours minus the published PSNR and SSIM, of those that we measured."""
-    pairs = zip(PUBLISHED_DIGITS, published, strict=True)
-    return {name: ours[name] - value for name, value in pairs if name in ours}
+    return {name: ours[name] - value for name, value in published.items() if name in ours}
 
 
 def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
@@ -68,25 +71,22 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
     """
     ours = comparable(rows, published)
     lines = [["method (dB / SSIM)", *published["sets"]]]
-    for method, figures in published["rows"].items():
-        cells = [pair_cell(dict(zip(PUBLISHED_DIGITS, pair, strict=True))) for pair in figures]
-        lines.append([method, *cells])
+    lines += [[method, *map(pair_cell, figures.values())] for method, figures in published["rows"].items()]
     cells, differences = [], []
-    reference = published["rows"][published["reference"]]
-    for name, figures in zip(published["sets"], reference, strict=True):
-        row = ours.get(name)
-        mark = "*" if row and row.incomplete else ""
-        cells.append(pair_cell(row.scores if row else {}, mark))
-        differences.append(pair_cell(difference(row.scores if row else {}, figures), mark, sign="+"))
+    for name, figures in published["rows"][published["reference"]].items():
+        scores = ours[name].scores if name in ours else {}
+        mark = "*" if name in ours and ours[name].incomplete else ""
+        cells.append(pair_cell(scores, mark))
+        differences.append(pair_cell(difference(scores, figures), mark, sign="+"))
     return [*lines, ["ours", *cells], [f"ours - {published['reference']}", *differences]]
 
 
 def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
     """Our rows that have a column in a published table; the average beside all of its sets and no other."""
-    ours = {row.set: row for row in rows if row.scores and row.set != "average"}
-    if set(ours) == set(published["sets"]) - {"average"}:
-        ours |= {row.set: row for row in rows if row.set == "average"}
-    return {name: row for name, row in ours.items() if name in published["sets"]}
+    ours = {row.set: row for row in rows if row.scores}
+    if ours.keys() | {"average"} != set(published["sets"]):
+        ours.pop("average", None)
+    return {name: ours[name] for name in published["sets"] if name in ours}
 
 
 def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str,
@@ -138,12 +138,11 @@ def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, proto
     lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference",
               "protocol", "checkpoint"]]
     for method, figures in published["rows"].items():
-        for name, pair in zip(published["sets"], figures, strict=True):
-            delta = difference(ours[name].scores, pair) if name in ours else {}
+        for name, scores in figures.items():
+            delta = difference(ours[name].scores, scores) if name in ours else {}
             deltas = [delta.get(metric, "") for metric in PUBLISHED_DIGITS]
-            lines.append([method, name, "", "", *pair, *deltas, "published", ""])
-    for name in published["sets"]:
-        if row := ours.get(name):
-            pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
-            lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
+            lines.append([method, name, "", "", *scores.values(), *deltas, "published", ""])
+    for name, row in ours.items():
+        pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
+        lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
     write_csv(path, lines)
