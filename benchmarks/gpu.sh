@@ -6,7 +6,7 @@
 # (a) the tests marked cuda, (b) speeds against the textbook form, (c) for the rest of the time, training: options/train_lite.yml on
 # DATA.tar (python -m benchmarks.pack ROOT DATA.tar), from WEIGHTS.pth where it is given, with a large batch. What fails does not
 # keep the rest from running; the exit status says that something did. OUT gets at most 8 files, each below 16 MB.
-# Settings by environment: MINUTES, in all, and SPEED_MINUTES, of them for (b); DEVICE; BATCH; SPEED, TRAIN and TESTS, arguments instead.
+# Settings by environment: MINUTES, in all, and SPEED_MINUTES, of them for (b); DEVICE; BATCH; STEPS instead of an estimate; SPEED, TRAIN and TESTS, arguments instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "$1") data=$(realpath "$2") weights=${3:+$(realpath "$3")}
@@ -35,7 +35,7 @@ train() {   # NAME STEPS: a run of so many steps on the packed images
 probe=${PROBE:-60}
 train probe "$probe" log_every=$((probe / 2)) validation.sets=[] > "$out/train.txt" 2>&1 || failed=1
 rate=$(awk -F, 'NR == 2 {s = $1; t = $2} END {if ($2 > t) print ($1 - s) / ($2 - t)}' "$work/probe/losses.csv")
-steps=$(awk -v rate="${rate:-0}" -v left="$(left)" 'BEGIN {print int(rate * (left - 60) * 0.9)}')
+steps=${STEPS:-$(awk -v rate="${rate:-0}" -v left="$(left)" 'BEGIN {print int(rate * (left - 60) * 0.9)}')}
 note "${rate:-no} steps a second: $steps steps"
 if [ "$steps" -gt "$probe" ]; then
     train trained "$steps" ema=0.99 log_every=$((steps / 20 + 1)) >> "$out/train.txt" 2>&1 || failed=1

@@ -74,7 +74,7 @@ def unseen_batches(training_set: TrainingSet, options: TrainOptions, count: int)
     starts, batches = np.cumsum([0, *counts]), []
     for _ in range(count):
         sources = (np.arange(options.batch) % len(counts) if options.balanced
-                   else rng.choice(len(counts), options.batch, p=drawn))
+                   else rng.choice(len(counts), options.batch, p=np.divide(counts, sum(counts))))
         requests = [(int(starts[k] + rng.integers(counts[k])), 2**62 + int(rng.integers(2**62)),
                      options.patch) for k in sources]
         degraded, _, source = default_collate([training_set[request] for request in requests])

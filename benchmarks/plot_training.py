@@ -45,7 +45,7 @@ def main() -> None:
     def points(column: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column where it has any."""
         rows = [(int(row["step"]), float(row[column])) for row in losses
-                if not math.isnan(float(row[column]))]
+                if not math.isnan(float(row.get(column, "nan")))]
         return [step for step, _ in rows], [value for _, value in rows]
 
     def draw(axis, column: str, **style) -> None:

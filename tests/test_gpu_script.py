@@ -24,7 +24,7 @@ def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.Compl
         archive.add(write_image(tmp_path / "a.png"), "a.png")
     train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16",
              "cache=false", *TINY_NETWORK]
-    environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "2", "PROBE": "4", "SPEED": "--help",
+    environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "5", "PROBE": "4", "STEPS": "6", "SPEED": "--help",
                    "TESTS": "tests/test_cuda.py", "TRAIN": " ".join(train), "OMP_NUM_THREADS": "1",
                    "CUDA_VISIBLE_DEVICES": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments]
@@ -33,7 +33,7 @@ def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.Compl
 
 
 def test_dry_run(tmp_path):
-    result = script(tmp_path, MINUTES="1.6")
+    result = script(tmp_path)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert result.returncode == 0, result.stdout + result.stderr
     assert files == {"summary.txt", "tests.txt", "speed.txt", "train.txt", "losses.csv", "validation.csv",
@@ -46,7 +46,7 @@ def test_dry_run(tmp_path):
 
 def test_a_failure_is_told_and_does_not_end_the_rest(tmp_path):
     path = write_image(tmp_path / "no_checkpoint.png")
-    result = script(tmp_path, str(path), MINUTES="1", TESTS="tests/nowhere.py")
+    result = script(tmp_path, str(path), TESTS="tests/nowhere.py")
     summary = (tmp_path / "out/summary.txt").read_text()
     assert result.returncode == 1 and "failed: 1" in summary and "training" in summary
     assert "no_checkpoint.png: cannot be read as a checkpoint" in (tmp_path / "out/train.txt").read_text()

@@ -133,7 +133,8 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
         refuse(" ".join(str(error).split())[:300])
     found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
                      for side in (weights, expected))
-    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    names = found.keys() | wanted.keys()
+    wrong = sorted((name for name in names if found.get(name) != wanted.get(name)), key=str)
     if wrong:
         refuse(f"{len(wrong)} of {len(expected)} tensors; " + first_few(
             f"{name}: {found.get(name, ['missing'])[0]}, expected {wanted.get(name, ['none'])[0]}"
@@ -161,8 +162,8 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
         torch.set_rng_state(saved["random"])
         if device.type == "cuda" and saved["random_cuda"] is not None:
             torch.cuda.set_rng_state(saved["random_cuda"], device)
-        measures = ("validation.sets", "validation.protocol")
-        best = -float("inf") if any(text.startswith(measures) for text in changed) else float(saved["best"])
+        measured_otherwise = any(text.startswith("validation.sets") for text in changed)
+        best = -float("inf") if measured_otherwise else float(saved["best"])
     except InputError:
         raise
     except KeyError as error:

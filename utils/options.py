@@ -104,6 +104,7 @@ class Images:
                     f"{name}: {shown(ends)}, expected two numbers [low, high] from 0 to {most}")
         require(kind != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
                 f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
+        require(self.clean or not self.depth, "depth: given without the folder clean")
         for name, owner in (("layers", "rain"), ("depth", "haze")):
             require(not getattr(self, name) or kind == owner and self.range,
                     f"{name}: given without a degradation {owner} by range")
