@@ -182,7 +182,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Setup data:
     entries = open_sources(options)
-    sets = open_test_sets(options.validation.sets, options.root, f"{options.file}: validation.sets", run.log)
+    where = f"{options.file}: validation.sets"
+    sets = open_test_sets(options.validation.sets, options.root, where, run.log, required=False)
     if flags.dry_run:
         check_all(entries + sets)
     cache = decode_all(entries, run.folder / "decoded.bin") if options.cache and not flags.dry_run else None

@@ -236,8 +236,12 @@ def open_sources(options: TrainOptions) -> list[ImageSet]:
             for k, entry in enumerate(options.sources)]
 
 
-def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None]) -> list[ImageSet]:
-    """The test sets of an option file's list `where`; absent optional ones are reported and left out."""
+def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None],
+                   required: bool = True) -> list[ImageSet]:
+    """The test sets of an option file's list `where`; absent optional ones are reported and left out.
+
+    required: InputError where none is left.
+    """
     sets = []
     for i, images in enumerate(options):
         try:
@@ -247,7 +251,7 @@ def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[s
                 raise InputError(f"{error}; put the data there, set root=PATH, "
                                  "or mark the set optional: true") from None
             report(f"left out (optional): {error}")
-    if options and not sets:
+    if required and options and not sets:
         raise InputError(f"{where}: none of them is there, root {root}; set root=PATH")
     return sets
 

@@ -130,3 +130,10 @@ def test_dumped_options_load_to_the_same(tmp_path):
     loaded = load(tmp_path, MINIMAL)
     (tmp_path / "some.yml").write_text(dump(loaded))
     assert load_options(options.TrainOptions, str(tmp_path / "some.yml")) == loaded
+
+
+def test_shipped_weights_are_found_from_any_folder(tmp_path, monkeypatch):
+    """REVIEW 9."""
+    monkeypatch.chdir(tmp_path)
+    loaded = load_options(options.TestOptions, str(REPOSITORY / "options/test_real.yml"))
+    assert Path(loaded.checkpoint).is_file()

@@ -265,6 +265,9 @@ class TestOptions(Options):
 
     def __post_init__(self) -> None:
         require_different("sets", [images.name for images in self.sets])
+        shipped = Path(__file__).parent.parent / self.checkpoint        # found from any working directory
+        if not Path(self.checkpoint).exists() and shipped.is_file():
+            self.checkpoint = str(shipped)
 
 
 # Reading.
