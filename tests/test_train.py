@@ -557,8 +557,8 @@ def test_a_run_goes_without_an_optional_validation_set(tmp_path):
     """REVIEW 1: train_single.yml has one, for those who have test pairs."""
     for side in ("degraded", "target"):
         write_image(tmp_path / f"Train/single/{side}/a.png")
-    changes = [f"root={tmp_path}", "device=cpu", f"output={tmp_path / 'out'}", "steps=1", "batch=1", "patch=16",
-               "workers=0", "precision=float32", *TINY_NETWORK]
+    changes = [f"root={tmp_path}", f"output={tmp_path / 'out'}", "device=cpu", "steps=1", "batch=1",
+               "patch=16", "workers=0", "precision=float32", *TINY_NETWORK]
     result = run_script("train.py", "--opt", "options/train_single.yml", "--set", *changes)
     assert result.returncode == 0, result.stderr
     assert "left out (optional)" in result.stdout and (tmp_path / "out/baryir_single/last.pth").exists()
