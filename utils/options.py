@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import reprlib
 import types
@@ -265,9 +266,9 @@ class TestOptions(Options):
 
     def __post_init__(self) -> None:
         require_different("sets", [images.name for images in self.sets])
-        shipped = Path(__file__).parent.parent / self.checkpoint        # found from any working directory
-        if not Path(self.checkpoint).exists() and shipped.is_file():
-            self.checkpoint = str(shipped)
+        shipped = os.path.join(Path(__file__).parent.parent, self.checkpoint)       # from any folder
+        if not os.path.exists(self.checkpoint) and os.path.isfile(shipped):
+            self.checkpoint = shipped
 
 
 # Reading.
