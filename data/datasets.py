@@ -188,12 +188,12 @@ class ImageSet:
                              "expected the same size")
         return degraded, clean
 
-    def read_depth(self, index: int, read: Reader = read_image) -> np.ndarray | None:
+    def read_depth(self, index: int, clean: np.ndarray, read: Reader = read_image) -> np.ndarray | None:
         """The recorded depth [H,W] float32 in [0, 1] of a clean image, resized to it bilinearly, or None."""
         path = self.depths.get(self.pairs[index].clean)
         if not path:
             return None
-        height, width = read(self.pairs[index].clean).shape[:2]
+        height, width = clean.shape[:2]
         depth = Image.fromarray(read(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(depth) / np.float32(255)
 
@@ -310,7 +310,8 @@ class TrainingSet(Dataset):
     def degraded_pair(self, images: ImageSet, number: int, patch: int,
                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
-        planes = [*images.read(number, self.read), images.read_depth(number, self.read)]
+        degraded, clean = images.read(number, self.read)
+        planes = [degraded, clean, images.read_depth(number, clean, self.read)]
         planes = [plane for plane in planes if plane is not None]
         planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
         degraded, clean = planes[0], planes[int(images.paired)]

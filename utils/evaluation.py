@@ -62,7 +62,7 @@ def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.nda
     degraded, clean = images.read(index)
     if images.options.degradation:
         name, level = images.pairs[index].path.name, (images.options.levels or [0])[0]
-        depth = bundled_depth(name) if images.options.bundled else images.read_depth(index)
+        depth = bundled_depth(name) if images.options.bundled else images.read_depth(index, clean)
         image = clean if degraded is None else degraded
         degraded = images.degrade(image, file_rng(name, level), level, depth)
     return degraded, clean
