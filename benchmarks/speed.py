@@ -159,7 +159,7 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     run()
     reset_peak_memory(device)
     times = []
-    for _ in range(1 if what == "inference" else PASSES):
+    for _ in range(20 if device.startswith("cuda") else 1 if what == "inference" else PASSES):
         start = time.perf_counter()
         run()
         if device.startswith("cuda"):
@@ -168,8 +168,9 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     return {"seconds": statistics.median(times), "gigabytes": peak_memory(device) / 1e9}
 
 
-def floors(size: int, device: str) -> str:
-    """Seconds that a forward pass cannot beat: operations and bytes at the measured matrix and copy rates."""
+def floors(size: int, taken: float, device: str) -> str:
+    """What a forward pass of `taken` seconds cannot beat: operations and bytes at the rates of a large matrix
+    product and of a large copy, both of bfloat16."""
     def seconds(run: Callable[[], object]) -> float:
         times = []
         for _ in range(10):
@@ -184,9 +185,10 @@ def floors(size: int, device: str) -> str:
     x = torch.rand(2**28, device=device)
     flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
     traffic = 2 * maps_read_and_written(size)                                   # bfloat16
-    by_operations, by_bytes = 1e12 * gflop(BaryIR, size) / flops, 1e3 * traffic / bandwidth
-    return (f"floors of the forward pass at {size}x{size}: {by_operations:.2f} ms by operations "
-            f"({flops / 1e12:.0f} TFLOP/s), {by_bytes:.2f} ms by bytes ({bandwidth / 1e12:.2f} TB/s)")
+    shares = [(1e9 * gflop(BaryIR, size) / flops, f"operations ({flops / 1e12:.0f} TFLOP/s)"),
+              (traffic / bandwidth, f"bytes ({bandwidth / 1e12:.2f} TB/s)")]
+    return "floor by " + ", by ".join(f"{what} {1e3 * least:.2f} ms ({least / taken:.0%} of its time)"
+                                      for least, what in shares)
 
 
 def maps_read_and_written(size: int) -> int:
@@ -234,6 +236,7 @@ def main() -> None:
         raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on, "
                          "--sizes that are multiples of 8")
     distributed.setup(flags.device)
+    on_cuda = flags.device.startswith("cuda")
     torch.set_num_threads(flags.threads)
     if flags.alone:
         if flags.keep:
@@ -243,6 +246,8 @@ def main() -> None:
         return
 
     def alone(side: str, what: str, size: int) -> dict[str, float]:
+        if on_cuda:                                             # whose allocator no earlier run disturbs
+            return measure(side, what, size, flags)
         command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size),
                    "--device", flags.device, "--dtype", flags.dtype, "--batch", str(flags.batch),
                    "--threads", str(flags.threads), *["--keep"] * flags.keep, "--workers", str(flags.workers),
@@ -275,10 +280,13 @@ def main() -> None:
                 print(f"{rates} pairs a second with {flags.workers} workers", file=sys.stderr, flush=True)
             write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
     print(as_text(lines))
-    if flags.device.startswith("cuda"):
-        print(floors(256, flags.device))
+    if on_cuda:
+        for what, size, *_, ours, _ in rows:
+            if what in ("forward", "forward_compiled", "inference"):
+                print(f"{what} {size}: ours {1 / ours:.1f} images a second; "
+                      f"{floors(size, ours, flags.device)}")
     where = f"{platform.machine()} CPU, {flags.threads} threads"
-    if flags.device.startswith("cuda"):
+    if on_cuda:
         where = torch.cuda.get_device_name(flags.device)
     print(f"{flags.dtype}, batch {flags.batch} in the steps, {where}, torch {torch.__version__}, "
           f"{date.today()}; {flags.out}")
