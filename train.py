@@ -12,6 +12,7 @@ The two sides of   max_f min_T  sum_k lambda_k E_k[ C_i - f_k(b_i) ],   sum_k la
     separate   transport     T                      sum_k lambda_k E_k[ C_i - f_k(b_i) ], latents standardised
                restoration   encoder, decoder       mean|restored - clean|
     both       potential     f_1..f_K               sum_k lambda_k E_k[ f_k(b_i) ]
+    reconstruction   restoration step alone: encoder, T, decoder, without transport (an ablation)
 
 The layer norm that ends z and b belongs to the encoder.
 """
@@ -127,7 +128,8 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     return {**terms, "transport_gradient_norm": norm}, samples
 
 
-# Restoration step (scheme separate): encoder and decoder descend, through T, which is frozen.
+# Restoration step (scheme separate): encoder and decoder descend, through T, which is frozen; in scheme
+# reconstruction, it is one of the side's.
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
     _, clean, _, _ = batch
@@ -145,16 +147,21 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,
                    options: TrainOptions) -> tuple[Terms, Terms]:
-    """Scheme separate: `map_steps` transport steps and a potential step on z, then a restoration step."""
+    """Scheme separate: `map_steps` transport steps and a potential step on z, then a restoration step.
+
+    In scheme reconstruction there is the last one alone.
+    """
     sides["restoration"].thaw()
     with autocast(batch[0], options):
         z, skips = net.encode(batch[0])
     sides["restoration"].freeze()               # z keeps its graph; nothing of the encoder moves in between
-    latents = z.detach().float()
-    potentials.standardize.update(latents)
-    for _ in range(options.map_steps):
-        terms, samples = transport_step(net, potentials, sides["transport"], batch, options, latents)
-    terms |= potential_step(net, potentials, sides["potential"], batch, options, latents)
+    terms, samples = {}, {}
+    if options.scheme == "separate":
+        latents = z.detach().float()
+        potentials.standardize.update(latents)
+        for _ in range(options.map_steps):
+            terms, samples = transport_step(net, potentials, sides["transport"], batch, options, latents)
+        terms |= potential_step(net, potentials, sides["potential"], batch, options, latents)
     terms |= restoration_step(net, sides["restoration"], batch, options, z.float(), skips)
     return terms, samples
 
@@ -165,6 +172,8 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions) -> di
     if options.scheme == "joint":
         return {"map": make_side(net.parameters(), kind, rate),
                 "potential": make_side(potentials.parameters(), kind, potential_rate)}
+    if options.scheme == "reconstruction":
+        return {"restoration": make_side(net.parameters(), kind, rate)}
     of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
     return {"restoration": make_side(others, kind, rate),
             "transport": make_side(of_transport, kind, options.transport_learning_rate, TRANSPORT_BETAS),

@@ -1,6 +1,6 @@
 """What the barycenter is worth on images: sources lie apart in z; do they in b, and does r tell them apart?
 
-    python -m benchmarks.latent_report --opt options/test_5d.yml [--checkpoint PATH] [--set root=PATH]
+    python -m benchmarks.latent_report --opt options/study/matched.yml [--checkpoint PATH] [--set root=PATH]
 
 Each test set of the option file is a source. As many patches of each, spread over its images, go through
 encoder and barycenter map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and
@@ -9,13 +9,21 @@ of z of the *clean* patches:
     distance    squared Bures-Wasserstein distance between two sources' latent pixels (vectors of 8C channels,
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
                 mean over all pairs, the mean over halves of one source's images: what scenes alone make
+    variance    of all latent pixels, divided by that of z
     probe       accuracy of a linear classifier that guesses the source from the mean of a patch's pixels, on
                 images that it was not fitted to (five folds of images); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
 
-Sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches shows: no degradation
-is left there to tell. Writes the figures as CSV and, with matplotlib, a picture of the patches' mean latents:
-t-SNE where scikit-learn is installed, as in the paper's figure 5, else the first two principal components.
+Where the sets are *matched scenes*, the same clean photographs degraded in different ways, content cannot
+tell the source, and two more figures say whether b is shared and still holds the content:
+
+    same scene  mean distance between two sources' latents of one patch, ||b_j - b_k||, divided by that of z
+    retrieval   share of patches whose nearest latent in another source is of the same scene
+
+With other sets, the sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches
+shows: no degradation is left there to tell. Writes the figures as CSV and, with matplotlib, a picture of the
+patches' mean latents, lines between those of one scene: t-SNE where scikit-learn is installed, as in the
+paper's figure 5, else the first two principal components.
 """
 
 import itertools
@@ -131,8 +139,63 @@ def plane(features: Tensor) -> tuple[str, Tensor]:
     return "t-SNE", torch.from_numpy(projection.fit_transform(features.numpy()))
 
 
-def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[str]) -> str:
-    """Draw the patches' mean latents of each space, one colour a source; returns what was done, as a line."""
+def retrieval(sources: list[Tensor]) -> float:
+    """Share of latents [P,N] whose nearest one in another source, mean over pairs, is of the same place P."""
+    same = torch.arange(len(sources[0]))
+    pairs = itertools.permutations(sources, 2)
+    return mean([float((torch.cdist(a, b).argmin(1) == same).float().mean()) for a, b in pairs])
+
+
+def apart(sources: list[Tensor]) -> float:
+    """Mean distance between two sources' latents [P,N] of the same place P."""
+    return mean([float((a - b).norm(dim=1).mean()) for a, b in itertools.combinations(sources, 2)])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def are_matched(sets: list[ImageSet]) -> bool:
+    """Whether the sets show the same clean photographs, in one order."""
+    scenes = [[pair.clean for pair in images.pairs[:images.selected]] for images in sets]
+    return all(of_set == scenes[0] for of_set in scenes)
+
+
+def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[list[list], dict[str, Tensor]]:
+    """Rows [quantity, of z, b, r, z of clean], "" where there is none, and the mean latents, [K*count,8C]."""
+    with tqdm(total=len(sets) * count, desc="latents", leave=False, dynamic_ncols=True) as progress:
+        found, groups = zip(*(latents(net, images, count, size, progress) for images in sets), strict=True)
+    source = torch.arange(len(sets)).repeat_interleave(count)
+    fold = torch.cat(groups) % FOLDS
+    by_space = {space: [of_source[space] for of_source in found] for space in SPACES}
+    pooled = {space: torch.cat([of_source.mean(1) for of_source in by_space[space]]) for space in SPACES}
+    flat = {space: [of_source.flatten(1) for of_source in by_space[space]] for space in SPACES}
+    between, within = {}, {}
+    for space in SPACES:
+        between[space], within[space] = distances(by_space[space], list(groups))
+    variance = {space: moments(torch.cat(by_space[space]))[1].trace() for space in SPACES}
+    z, b, r = (torch.cat(flat[space]) for space in "zbr")
+    rows = [["distance between sources", *(mean(between[space]) for space in SPACES)],
+            ["distance within a source", *(mean(within[space]) for space in SPACES)],
+            ["variance", *(float(variance[space] / variance["z"]) for space in SPACES)],
+            ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
+            ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
+            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""]]
+    if are_matched(sets):
+        unit = apart(flat["z"])
+        rows += [["same scene", *(apart(flat[space]) / unit for space in "zbr"), ""],
+                 ["retrieval", *(retrieval(flat[space]) for space in "zbr"), ""]]
+    pairs = itertools.combinations([images.name for images in sets], 2)
+    rows += [[f"distance {' - '.join(pair)}", *(between[space][i] for space in SPACES)]
+             for i, pair in enumerate(pairs)]
+    return rows, pooled
+
+
+def plot(path: Path, features: dict[str, Tensor], names: list[str], matched: bool) -> str:
+    """Draw the patches' mean latents [K*P,C] of each space, a colour a source; returns what was done, a line.
+
+    matched: thin lines join the latents of one scene.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -143,8 +206,11 @@ def plot(path: Path, features: dict[str, Tensor], source: Tensor, names: list[st
     figure, axes = pyplot.subplots(1, len(features), figsize=(3.4 * len(features), 3.6), layout="constrained")
     for axis, (space, of_space) in zip(axes, features.items(), strict=True):
         projection, points = plane(of_space)
-        for k, name in enumerate(names):
-            axis.scatter(*points[source == k].T, s=8, label=name)
+        by_source = points.unflatten(0, (len(names), -1))                       # [K,P,2]
+        if matched:
+            axis.plot(*by_source.permute(2, 0, 1), color="0.8", linewidth=0.4, zorder=0)
+        for name, of_source in zip(names, by_source, strict=True):
+            axis.scatter(*of_source.T, s=8, label=name)
         axis.set(title=SPACES[space], xticks=[], yticks=[])
     axes[0].legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,34 +244,14 @@ def main() -> None:
                              f"expected at least {FOLDS}, with ground truth")
     net = load_network(options.checkpoint, distributed.setup(options.device)[2])
 
-    with tqdm(total=len(sets) * flags.patches, desc="latents", dynamic_ncols=True) as progress:
-        found, groups = zip(*(latents(net, images, flags.patches, flags.size, progress) for images in sets),
-                            strict=True)
-    names = [images.name for images in sets]
-    source = torch.arange(len(sets)).repeat_interleave(flags.patches)
-    fold = torch.cat(groups) % FOLDS
-    pooled = {space: torch.cat([of_source[space].mean(1) for of_source in found]) for space in SPACES}
-    between, within = {}, {}
-    for space in SPACES:
-        between[space], within[space] = distances([of_source[space] for of_source in found], list(groups))
-    z, b, r = (torch.cat([of_source[space].flatten(1) for of_source in found]) for space in "zbr")
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    rows = [["distance between sources", *(mean(between[space]) for space in SPACES)],
-            ["distance within a source", *(mean(within[space]) for space in SPACES)],
-            ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
-            ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
-            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""]]
-    rows += [[f"distance {' - '.join(pair)}", *(between[space][i] for space in SPACES)]
-             for i, pair in enumerate(itertools.combinations(names, 2))]
+    rows, pooled = measure(net, sets, flags.patches, flags.size)
     write_csv(flags.out, [["quantity", *SPACES], *rows])
     cells = [[name, *(f"{value:.3f}" if value != "" else "-" for value in values)] for name, *values in rows]
     print(as_text([["", *SPACES.values()], *cells]))
     print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each "
           f"source, checkpoint {options.checkpoint}, option file {options.file}, {date.today()}; {flags.out}")
-    print(plot(flags.out.with_suffix(".png"), pooled, source, names))
+    names = [images.name for images in sets]
+    print(plot(flags.out.with_suffix(".png"), pooled, names, are_matched(sets)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 from torchvision.utils import make_grid
 
@@ -80,7 +81,31 @@ def jpeg(clean: np.ndarray, level: float, rng: Generator, depth: np.ndarray | No
     return _jpeg(clean, round(level), subsampling=2)
 
 
-BY_LEVEL = {"noise": noise, "rain": rain, "blur": blur, "haze": haze, "lowlight": lowlight, "jpeg": jpeg}
+def poisson(clean: np.ndarray, level: float, rng: Generator, depth: np.ndarray | None = None) -> np.ndarray:
+    """Shot noise of `level` photons at full value: Poisson(level J / 255) 255 / level, rounded to 8 bit."""
+    return truncate(rng.poisson(clean * (level / 255)) * (255 / level) + 0.5)
+
+
+def gaussian_blur(clean: np.ndarray, level: float, rng: Generator,
+                  depth: np.ndarray | None = None) -> np.ndarray:
+    """Blur by a Gaussian of standard deviation `level` in pixels, of the 8-bit values."""
+    return truncate(gaussian_filter(clean.astype(np.float32), (level, level, 0), mode="reflect") + 0.5)
+
+
+def underwater(clean: np.ndarray, level: float, rng: Generator,
+               depth: np.ndarray | None = None) -> np.ndarray:
+    """Underwater cast I_c = J_c t_c + B_c (1 - t_c), t_c = exp(-level beta_c d): red goes first, blue stays.
+
+    Depth d is a smooth random field in [0.5, 1.5] where there is none.
+    """
+    d = 0.5 + smooth_field(clean.shape[:2], rng) if depth is None else depth
+    beta, light = np.float32([0.8, 0.3, 0.2]), np.float32([0.05, 0.45, 0.5])
+    transmission = np.exp(-level * beta * d[..., None])
+    return truncate(clean * transmission + 255 * light * (1 - transmission) + 0.5)
+
+
+BY_LEVEL = {"noise": noise, "rain": rain, "blur": blur, "haze": haze, "lowlight": lowlight, "jpeg": jpeg,
+            "poisson": poisson, "gaussian_blur": gaussian_blur, "underwater": underwater}
 
 
 def _shift_sum(image: np.ndarray, angle: float, length: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import run_script, write_image
 from data.datasets import ImageSet, TrainingSet
-from data.degradations import BY_RANGE, LIGHT, Parts, path_kernel, plain_patch, recorded_layer
+from data.degradations import BY_LEVEL, BY_RANGE, LIGHT, Parts, path_kernel, plain_patch, recorded_layer
 from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
@@ -202,3 +202,16 @@ def test_contact_sheet(tmp_path):
     result = run_script("data/degradations.py", tmp_path / "a.png", tmp_path / "sheet.png")
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "sheet.png").size == (3 * 68 + 4, len(BY_RANGE) * 52 + 4)
+
+
+def test_levels_of_unseen_types():
+    clean = np.full((64, 64, 3), 128, np.uint8)
+    rng = np.random.default_rng(0)
+    shot = BY_LEVEL["poisson"](clean, 30, rng)
+    assert abs(shot.mean() - 128) < 1.5 and abs(shot.std() - 255 * (128 / 255 / 30) ** 0.5) < 2
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+    blurred = BY_LEVEL["gaussian_blur"](point, 2, rng).astype(float)
+    assert blurred[20, 20, 0] == pytest.approx(255 / (2 * np.pi * 4), abs=1)
+    red, green, blue = BY_LEVEL["underwater"](clean, 1, rng).reshape(-1, 3).mean(axis=0)
+    assert red < green < 128 and red < blue < 132

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from benchmarks.gaussians import squared_bures_wasserstein
-from benchmarks.latent_report import distances, probe_accuracy
+from benchmarks.latent_report import apart, distances, probe_accuracy, retrieval
 from conftest import run_script, write_image
 
 
@@ -38,6 +38,14 @@ def test_probe_accuracy():
     assert probe_accuracy(features, source, fold) < 0.5             # nothing to find: chance is 1/3
     features[:, 2] += 8 * source
     assert probe_accuracy(features, source, fold) > 0.95
+
+
+def test_matched_scenes():
+    generator = torch.Generator().manual_seed(0)
+    scenes = torch.randn(30, 64, generator=generator)
+    shared = [scenes + 0.01 * torch.randn(30, 64, generator=generator) for _ in range(3)]
+    assert retrieval(shared) == 1 and apart(shared) == pytest.approx(0.01 * (2 * 64) ** 0.5, rel=0.05)
+    assert retrieval([torch.randn(30, 64, generator=generator) for _ in range(3)]) < 0.2
 
 
 def test_report(tmp_path, checkpoint):

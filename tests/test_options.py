@@ -33,6 +33,17 @@ def test_every_option_file_is_valid_and_opens_with_its_command(path):
     assert len(text.splitlines()) <= 60
 
 
+def test_a_file_over_its_base(tmp_path):
+    (tmp_path / "base.yml").write_text(yaml.safe_dump({**MINIMAL, "objective": {"gamma": 0, "tau": 1}}))
+    loaded = load(tmp_path, {"base": "base.yml", "name": "y", "objective": {"tau": 2}}, "batch=7")
+    assert (loaded.name, loaded.steps, loaded.batch) == ("y", 10, 7)
+    assert (loaded.objective.gamma, loaded.objective.tau) == (0, 2)
+    for base, message in (("some.yml", "some.yml: base: 'some.yml', expected the name of another file"),
+                          ("none.yml", "none.yml: no such file")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, {"base": base})
+
+
 def test_the_networks_options_are_its_arguments():
     arguments = {name: argument.default for name, argument in inspect.signature(BaryIR).parameters.items()}
     network = dataclasses.asdict(options.Network())

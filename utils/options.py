@@ -79,7 +79,8 @@ class Images:
     bundled: list[str] = field(default_factory=list)        # photographs of scikit-image, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
-    degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "clean"] = ""
+    degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "poisson",
+                         "gaussian_blur", "underwater", "clean"] = ""
     levels: Levels = field(default_factory=list)            # strengths; noise: sigma of 255, jpeg: quality
     # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the
     # camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
@@ -99,6 +100,8 @@ class Images:
                                                     "expected for example [15, 25, 50], or a range")
         require(not self.levels or kind not in ("defocus", "clean"),
                 f"levels: given for degradation {kind}, expected a range")
+        require(not self.range or kind not in ("poisson", "gaussian_blur", "underwater"),
+                f"range: given for degradation {kind}, expected levels")
         require(not (self.levels and self.range), "range: given beside levels, expected one of them")
         for name, ends, most in (("range", self.range or [0, 0], math.inf), ("airlight", self.airlight, 1)):
             require(len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most,
@@ -213,7 +216,8 @@ class TrainOptions(Options):
     objective: Objective = field(default_factory=Objective)
     # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in
     # standardised latents, `map_steps` times a batch; encoder and decoder by the reconstruction alone.
-    scheme: Literal["joint", "separate"] = "joint"
+    # reconstruction: all of the network by the reconstruction, no transport.
+    scheme: Literal["joint", "separate", "reconstruction"] = "joint"
     epochs: NotNegative[float] = 0                          # epochs or steps, not both
     steps: NotNegative[int] = 0
     batch: Positive[int] = 3                                # per process
@@ -277,20 +281,38 @@ class TestOptions(Options):
 def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
     """Read an option file with `key=value` overrides (dotted keys; list entries by number).
 
-    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
+    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter. A file's
+    `base: FILE`, beside it, gives what it does not say.
     """
+    content = read_file(path)
     with naming(path):
-        try:
-            content = read_yaml(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(error.strerror.lower()) from None
-        require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
         for change in overrides:
             with naming(f"--set {change}"):
                 override(content, change)
         options = parse(kind or (TrainOptions if "sources" in content else TestOptions), content, "")
     options.file = path
     return options
+
+
+def read_file(path: str) -> dict:
+    """The content of an option file, over that of its base, if it names one."""
+    with naming(path):
+        try:
+            content = read_yaml(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(error.strerror.lower()) from None
+        require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
+        base = content.pop("base", None)
+        require(base is None or base != Path(path).name and isinstance(base, str),
+                f"base: {shown(base)}, expected the name of another file")
+    return merged(read_file(os.path.join(os.path.dirname(path), base)), content) if base else content
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested mappings of options, the changes over the base."""
+    both = {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
+            else value for key, value in changes.items()}
+    return {**base, **both}
 
 
 def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:

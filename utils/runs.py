@@ -289,9 +289,10 @@ class LossTable:
         run.begin_table("losses.csv", columns)
 
     def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
-        """A step's terms, the cost and potential of its samples [B], their source [B]."""
+        """A step's terms, the cost and potential of its samples [B], if any, their source [B]."""
         self.means.add(terms)
-        self.of_sources.add(samples["cost"], samples["potential"], source)
+        if samples:
+            self.of_sources.add(samples["cost"], samples["potential"], source)
         norms = [value for name, value in terms.items() if name.endswith("gradient_norm")]
         self.norms.append(torch.stack(norms).sum())
 

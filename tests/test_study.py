@@ -1,0 +1,80 @@
+"""The study: equal conditions of its rows, its statistics on what is known, a run from begin to end."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks import study
+from conftest import REPOSITORY, write_image
+from utils.errors import InputError
+from utils.options import TrainOptions, load_options
+
+NETWORK = {"width": 8, "encoder_blocks": [1, 1], "latent_blocks": 1, "transport_blocks": 1,
+           "decoder_blocks": [1, 1], "residual_blocks": [1], "refinement_blocks": 0, "heads": [1, 2, 4]}
+
+
+def test_rows_differ_in_one_thing_alone():
+    allowed = {"a": {"scheme", "network"}, "b": {"scheme", "network"}, "c": {"scheme"}, "d": {"scheme"},
+               "e": set(), "f": {"objective"}, "g": {"network"}, "h": {"network"}}
+    base = dataclasses.asdict(load_options(TrainOptions, str(REPOSITORY / "options/study/base.yml")))
+    files = sorted((REPOSITORY / "options/study").glob("[a-z]_*.yml"))
+    assert [path.stem[0] for path in files] == list(allowed)
+    for path in files:
+        options = dataclasses.asdict(load_options(TrainOptions, str(path)))
+        assert {key for key in options if options[key] != base[key]} == allowed[path.stem[0]] | {"name"}
+
+
+def test_difference_of_a_known_gain():
+    rng = np.random.default_rng(0)
+    theirs = {name: 30 + rng.normal(size=(3, 40)) * 0.1 + rng.normal(size=40) * 5 for name in ("x", "y")}
+    ours = {name: values + 0.5 for name, values in theirs.items()}
+    gain, low, high = study.difference(ours, theirs, ["x", "y"], rng)
+    assert gain == pytest.approx(0.5) and 0.3 < low < 0.5 < high < 0.7
+    nothing, low, high = study.difference(theirs, theirs, ["x", "y"], rng)
+    assert nothing == 0 and low < 0 < high
+
+
+@pytest.fixture
+def small_study(tmp_path: Path, monkeypatch) -> Path:
+    """Two rows of two tiny sources, in the place of options/study."""
+    for n in range(5):
+        write_image(tmp_path / f"data/clean/{n}.png", 48, 40, seed=n)
+    sets = [{"name": name, "clean": "clean", "degradation": "noise", "levels": [level]}
+            for name, level in (("seen_noise", 20), ("type_noise", 40))]
+    base = {"name": "base", "steps": 2, "batch": 2, "patch": 16, "workers": 0, "network": NETWORK,
+            "potentials": {"width": 4}, "scheme": "reconstruction",
+            "sources": [{"source": f"{level}", "clean": "clean", "degradation": "noise", "levels": [level]}
+                        for level in (10, 30)]}
+    content = {"base": base, "b_one": {"base": "base.yml", "name": "b_one"},
+               "e_other": {"base": "b_one.yml", "name": "e_other", "scheme": "separate"},
+               "test": {"name": "test", "checkpoint": "none", "sets": sets},
+               "matched": {"name": "matched", "checkpoint": "none", "sets": sets}}
+    for name, options in content.items():
+        (tmp_path / f"options/{name}.yml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"options/{name}.yml").write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(study, "OPTIONS", tmp_path / "options")
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(REPOSITORY)
+    return tmp_path
+
+
+def test_runs_and_tables(small_study):
+    with pytest.raises(InputError, match="no runs.csv yet"):
+        study.tables()
+    for name in study.option_files():
+        study.run(name, 0, str(small_study / "data"), small_study / "runs")
+    study.collect(small_study / "runs")
+    text = study.tables()
+    assert "e_other" in text and "type_noise" in text and "retrieval" in text
+    runs = study.read(small_study / "results/runs.csv")
+    assert [line["row"] for line in runs] == ["b", "e"] and len({line["samples_hash"] for line in runs}) == 1
+    images = study.read(small_study / "results/images.csv")
+    by_set = [float(line["psnr"]) for line in images if line["row"] == "e" and line["set"] == "seen_noise"]
+    row = next(line for line in study.read(small_study / "results/sets.csv") if line["row"] == "e")
+    assert len(by_set) == 5 and row["group"] == "seen"
+    assert float(row["psnr"]) == pytest.approx(np.mean(by_set))
+    study.collect(small_study / "nowhere")                      # what is there stays
+    assert study.read(small_study / "results/runs.csv") == runs
