@@ -1,17 +1,34 @@
-"""The BaryIR network (Tang et al., arXiv 2505.21637 and 2602.23169) on the Restormer backbone.
+"""The BaryIR network (Tang et al., arXiv 2505.21637 and 2602.23169) on a backbone, and the backbone alone.
 
     encode:     degraded image y          -> source latent z, skips
     transport:  z                         -> barycenter latent b = T(z)
     decode:     b, residual r = z - b     -> restored image
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.restormer import Down, LayerNorm, TransformerBlock, Up
+
+
+class Backbone(NamedTuple):
+    """What BaryIR needs from a backbone. For another one, write these two and name them in BACKBONES.
+
+    block: (channels, heads, expansion) -> the module [B,C,H,W] -> [B,C,H,W] that all stages are chains of.
+    prompts: (width C, levels, heads) -> for the maps of 2C, 4C, ... and for the latent, a module that appends
+        `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py); None for none.
+    """
+
+    block: Callable[[int, int, float], nn.Module]
+    prompts: Callable[[int, int, int], Sequence[nn.Module]] | None = None
+
+
+BACKBONES = {"restormer": Backbone(TransformerBlock)}
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -48,6 +65,9 @@ class BaryIR(nn.Module):
         bridge_heads: heads of the single blocks that fuse b with r, and that lead from a level to the next.
         expansion: hidden width of the feed-forward networks.
         residual_scale: factor of the residual branch where it joins the encoder's skip (0.8 in the release).
+        backbone: a name of BACKBONES.
+        barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
+        latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
     """
 
     compiled = False                # by compile_stages
@@ -65,6 +85,9 @@ class BaryIR(nn.Module):
         bridge_heads: int = 4,
         expansion: float = 2.66,
         residual_scale: float = 0.8,
+        backbone: str = "restormer",
+        barycenter: bool = True,
+        latents: str = "both",
     ) -> None:
         super().__init__()
         levels = len(encoder_blocks)
@@ -78,17 +101,30 @@ class BaryIR(nn.Module):
             raise ValueError(f"width: {width}, expected an even number")
         if transport_blocks < 1:
             raise ValueError(f"transport_blocks: {transport_blocks}, expected at least 1")
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone: {backbone}, expected one of {', '.join(BACKBONES)}")
+        if latents not in ("both", "barycenter", "residual") or latents != "both" and not barycenter:
+            raise ValueError(f"latents: {latents}, expected both{', barycenter or residual' * barycenter}")
+        block, prompts = BACKBONES[backbone]
+        prompts = prompts(width, levels, bridge_heads) if prompts else [None] * levels
 
         def blocks(count: int, channels: int, heads: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(channels, heads, expansion) for _ in range(count)))
+            return nn.Sequential(*(block(channels, heads, expansion) for _ in range(count)))
 
         def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
             return nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
+        def interaction(channels_in: int, channels_out: int, prompt: nn.Module | None) -> nn.Sequential:
+            """The prompt appended, if any; one block, 1x1 convolution. Only the prompt has a name."""
+            parts = {} if prompt is None else {"prompt": prompt}
+            channels_in += 0 if prompt is None else prompt.prompt_channels
+            parts |= {"0": blocks(1, channels_in, bridge_heads), "1": conv1x1(channels_in, channels_out)}
+            return nn.Sequential(OrderedDict(parts))
+
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
         self.multiple = 2**levels
-        self.residual_scale = residual_scale
+        self.residual_scale, self.barycenter, self.latents = residual_scale, barycenter, latents
         self.width, self.widest = width, 2 * int(expansion * 2 * width)     # channels of maps at full size
 
         # Setup encoder: image -> z.
@@ -96,27 +132,33 @@ class BaryIR(nn.Module):
         self.encoder = nn.ModuleList(map(blocks, encoder_blocks, channels, heads))
         self.down = nn.ModuleList(map(Down, channels))
         self.latent = blocks(latent_blocks, latent, heads[-1])
-        self.latent_norm = LayerNorm(latent)                        # gives z, and b: the same norm for both
+        # It gives z, and b: the same norm for both.
+        self.latent_norm = LayerNorm(latent) if barycenter else nn.Identity()
 
         # Setup barycenter map: z -> b.
-        self.transport_map = blocks(transport_blocks, latent, heads[-1])
+        self.transport_map = blocks(transport_blocks if barycenter else 0, latent, heads[-1])
 
-        # Setup decoder: b, r -> image. Lists run from level 1 (full size) to the coarsest.
-        self.fuse = nn.Sequential(blocks(1, 2 * latent, bridge_heads), conv1x1(2 * latent, channels[-1]))
-        self.residual_in = conv1x1(latent, latent)
-        self.up = nn.ModuleList(Up(c) for c in channels[1:] + channels[-1:])
-        self.residual_up = nn.ModuleList(Up(2 * c) for c in channels)
+        # Setup decoder: b, r -> image. Lists run from level 1 (full size) to the coarsest. A plain backbone
+        # has no residual branch and, without prompts, no interaction blocks.
+        interacting = barycenter or prompts[-1] is not None
+        decoded, fused = latent * (1 + barycenter), channels[-1] if interacting else latent
+        self.fuse = interaction(decoded, fused, prompts[-1]) if interacting else nn.Identity()
+        self.residual_in = conv1x1(latent, latent) if barycenter else nn.Identity()
+        self.up = nn.ModuleList(Up(c) for c in [*channels[1:], fused])
+        self.residual_up = nn.ModuleList(Up(2 * c) for c in channels if barycenter)
         # At the entry of a level of c channels, the main branch brings c (the coarsest: c/2), the skip c.
-        entering = [2 * c for c in channels[1:-1]] + [channels[-1] * 3 // 2]
+        entering = [2 * c for c in channels[1:-1]] + [fused // 2 + channels[-1]]
         self.reduce = nn.ModuleList([nn.Identity(), *map(conv1x1, entering, channels[1:])])
         decoder_channels = [2 * width] + channels[1:]               # level 1 keeps both halves
         self.decoder = nn.ModuleList(map(blocks, decoder_blocks, decoder_channels, heads))
         self.bridge = nn.ModuleList(
-            nn.Sequential(blocks(1, c, bridge_heads), conv1x1(c, c)) for c in channels[1:]
+            interaction(c, c, prompt) if interacting else nn.Identity()
+            for c, prompt in zip(channels[1:], prompts[:-1], strict=True)
         )
-        self.residual_reduce = nn.ModuleList(conv1x1(c, c) for c in channels[1:])
-        self.residual_decoder = nn.ModuleList(map(blocks, residual_blocks, channels[1:], heads[1:]))
-        self.residual_bridge = nn.ModuleList(conv1x1(c, c) for c in channels[1:])
+        beside = channels[1:] if barycenter else []                 # of the residual branch
+        self.residual_reduce = nn.ModuleList(conv1x1(c, c) for c in beside)
+        self.residual_decoder = nn.ModuleList(map(blocks, residual_blocks, beside, heads[1:]))
+        self.residual_bridge = nn.ModuleList(conv1x1(c, c) for c in beside)
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
@@ -140,7 +182,9 @@ class BaryIR(nn.Module):
         return self.latent_norm(self.latent(x)), skips                      # [B,8C,h,w], h = H/8, w = W/8
 
     def transport(self, z: Tensor) -> Tensor:
-        """Barycenter map T: source latent z -> barycenter latent b, both [B,8C,h,w]."""
+        """Barycenter map T: source latent z -> barycenter latent b, both [B,8C,h,w]; a plain backbone: z."""
+        if not self.barycenter:
+            return z
         # A copy, as strips overwrite the map that a block is given, and z is needed again.
         return self.latent_norm(self.transport_map(z.clone()))              # [B,8C,h,w]
 
@@ -150,17 +194,22 @@ class BaryIR(nn.Module):
         free_skips: take each skip from the list when it is used, which bounds the memory of large images.
         """
         skips = skips if free_skips else list(skips)
-        x = self.fuse(torch.cat([b, r], dim=1))                             # [B,4C,h,w]
+        b = torch.zeros_like(b) if self.latents == "residual" else b
+        r = torch.zeros_like(r) if self.latents == "barycenter" else r
+        x = self.fuse(torch.cat([b, r], dim=1) if self.barycenter else b)   # [B,4C,h,w]
         residual = self.residual_in(r)                                      # [B,8C,h,w]
         for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1
             x = self.up[level](x)                                           # [B,c,H,W] (first: c/2)
-            residual = self.residual_up[level](residual)                    # [B,c,H,W]
-            x = torch.cat([x, skips.pop().add(residual, alpha=self.residual_scale)], dim=1)    # [B,2c,H,W]
+            if self.barycenter:
+                residual = self.residual_up[level](residual)                # [B,c,H,W]
+                skips[-1] = skips[-1].add(residual, alpha=self.residual_scale)
+            x = torch.cat([x, skips.pop()], dim=1)                          # [B,2c,H,W]
             x = self.decoder[level](self.reduce[level](x))                  # [B,c,H,W] (last: 2c)
             if level > 0:                                                   # on to the next finer level
+                x = self.bridge[level - 1](x)                               # [B,c,H,W]
+            if level > 0 and self.barycenter:
                 residual = self.residual_reduce[level - 1](residual)        # [B,c,H,W]
                 residual = self.residual_decoder[level - 1](residual)       # [B,c,H,W]
-                x = self.bridge[level - 1](x)                               # [B,c,H,W]
                 residual = self.residual_bridge[level - 1](residual)        # [B,c,H,W]
         x = self.output(self.refinement(x))                                 # [B,3,H,W], H and W padded
         degraded, = skips                                                   # [B,3,H,W]

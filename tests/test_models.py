@@ -16,6 +16,9 @@ from models.potentials import Potentials
 from models.restormer import TransformerBlock
 from utils.convert_official import official_name
 
+RESTORMER = {(0, 0, 0, 0): -1.940802, (0, 1, 31, 47): 0.753103,
+             (1, 2, 63, 95): 0.047942, (1, 0, 10, 80): 0.672781}
+
 
 @pytest.fixture(scope="module")
 def paper_net() -> BaryIR:
@@ -37,6 +40,32 @@ def test_outputs_of_the_authors_network(paper_net):
     ):
         for index, value in values.items():
             assert output[index].item() == pytest.approx(value, abs=1e-4 * output.abs().max().item())
+
+
+def test_outputs_of_the_public_restormer():
+    """The plain backbone, against numbers of the public network under the same rule."""
+    net = BaryIR(barycenter=False).eval()
+    fill_reference(net)
+    degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
+    with torch.no_grad():
+        restored, z, b = net(degraded)
+    assert b is z and sum(p.numel() for p in net.parameters()) == 26_126_644
+    for index, value in RESTORMER.items():
+        assert restored[index].item() == pytest.approx(value, abs=1e-4 * restored.abs().max().item())
+
+
+@pytest.mark.parametrize("latents", ["barycenter", "residual"])
+def test_the_decoder_without_one_of_the_latents(latents):
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 24, 40)
+    z, skips = net.encode(degraded)
+    b = net.transport(z)
+    kept = (b, 0 * b) if latents == "barycenter" else (0 * b, z - b)
+    ablated = BaryIR(**SMALL, latents=latents)
+    ablated.load_state_dict(net.state_dict())
+    restored, z_too, b_too = ablated(degraded)
+    assert torch.equal(restored, net.decode(*kept, skips)) and not torch.allclose(restored, net(degraded)[0])
+    assert torch.equal(z, z_too) and torch.equal(b, b_too)
 
 
 def test_parameter_count_and_official_names(paper_net):
@@ -146,6 +175,10 @@ def test_other_depth_and_wrong_arguments():
         BaryIR(transport_blocks=0)
     with pytest.raises(ValueError, match="cannot be split into 5 heads"):
         BaryIR(heads=[1, 2, 5, 8])
+    with pytest.raises(ValueError, match="backbone: resnet, expected one of restormer"):
+        BaryIR(backbone="resnet")
+    with pytest.raises(ValueError, match="latents: residual, expected both$"):
+        BaryIR(barycenter=False, latents="residual")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

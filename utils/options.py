@@ -63,6 +63,9 @@ class Network:
     bridge_heads: Positive[int] = 4
     expansion: Positive[float] = 2.66
     residual_scale: float = 0.8
+    backbone: Literal["restormer", "promptir"] = "restormer"
+    barycenter: bool = True                                 # false: the plain backbone
+    latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
 
 
 @dataclass(kw_only=True)
