@@ -209,19 +209,20 @@ def tables() -> str:
     text = ["Equal conditions", as_text([list(TABLES["runs"]), *([*line.values()] for line in runs)])]
     sets = sorted({name for of_row in by_row.values() for name in of_row},
                   key=lambda name: (GROUPS.index(group(name)), name))
-    of_group = {part: [name for name in sets if group(name) == part] for part in GROUPS}
+    of_group = {part: [name for name in sets if group(name) == part] for part in map(group, sets)}
 
-    lines = [["PSNR in dB, mean over seeds (spread: standard deviation over seeds)", *GROUPS, "seeds"]]
+    lines = [["PSNR in dB, mean over seeds (spread: standard deviation over seeds)", *of_group, "seeds"]]
     for row, found in by_row.items():
         of_seeds = [np.mean([found[name].mean(axis=1) for name in of_group[part]], axis=0)
-                    for part in GROUPS]
+                    for part in of_group]
         lines.append([names.get(row, row), *(f"{x.mean():.2f}" + f" ({x.std(ddof=1):.2f})" * (len(x) > 1)
                                              for x in of_seeds), str(len(of_seeds[0]))])
     text += ["", as_text(lines)]
     if BASELINE in by_row:
         rng = np.random.default_rng(0)
-        lines = [[f"paired difference to {names[BASELINE]} in dB, 95 % interval", *GROUPS, "type and mixed"]]
-        groups = [*of_group.values(), of_group["type"] + of_group["mixed"]]
+        title = f"paired difference to {names[BASELINE]} in dB, 95 % interval"
+        lines = [[title, *of_group, "type and mixed"]]
+        groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
         for row, found in by_row.items():
             if row != BASELINE:
                 cells = ("{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[BASELINE], part, rng))
