@@ -97,6 +97,20 @@ def test_16_bit_tiffs_compressed_by_lzw(tmp_path):
         assert "rgb.tif: cannot be read as an image" in str(error) and "imagecodecs" in str(error)
 
 
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize("stored", [DEEP[..., 0], (DEEP[..., 0] / 65535).astype(np.float32), RGB[..., 0]],
+                         ids=str)
+def test_grey_tiffs_compressed_by_lzw(tmp_path, stored, predictor):
+    """They need no further package."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(stored).save(path, compression="tiff_lzw", tiffinfo={317: predictor, 0x0112: 6})
+    expected = RGB if stored.dtype == np.uint8 else DEEP
+    assert np.array_equal(read_picture(path).pixels, np.rot90(expected[..., :1], -1))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="a.tif: cannot be read as an image"):
+        read_picture(path)
+
+
 def test_alpha_that_is_multiplied_into_16_bit_colours(tmp_path):
     alpha = np.maximum(DEEP[..., 3:], 20000)
     stored = np.concatenate([(DEEP[..., :3] * (alpha / 65535) + 0.5).astype(np.uint16), alpha], axis=2)

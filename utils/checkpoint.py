@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few, one_line_errors
+from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, TrainOptions, parse
 
@@ -41,8 +41,9 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
     try:
         write_atomically(path, write, read_checkpoint, previous)
     except RuntimeError as error:                               # what torch raises on a full disk
-        free, reason = shutil.disk_usage(path.parent).free / 1e6, " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be written ({reason}); {free:.0f} MB are free there") from None
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise InputError(f"{path}: cannot be written ({one_line(error)}); "
+                         f"{free:.0f} MB are free there") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -130,7 +131,7 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
         with torch.device("meta"):
             expected = BaryIR(**network).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        refuse(" ".join(str(error).split())[:300])
+        refuse(one_line(error))
     found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
                      for side in (weights, expected))
     names = found.keys() | wanted.keys()
@@ -170,7 +171,7 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
         raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, "
                          "not weights only") from None
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), "
+        raise InputError(f"{path}: cannot be resumed from ({one_line(error)}), "
                          "expected a checkpoint of train.py") from None
     return step, best, [f"changed {text}" for text in changed]
 

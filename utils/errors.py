@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def one_line(error: Exception | str, most: int = 300) -> str:
+    """A text that may have several lines as one of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA or a CPU, oneDNN's."""
     return any(text in repr(error) for text in ("MemoryError", "DefaultCPUAllocator", "Unable to allocate",
@@ -63,8 +68,8 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        text = " ".join(str(error).split())[-200:]
-        message = f"not enough memory ({text}), expected a smaller network, patch, batch or image"
+        message = f"not enough memory ({one_line(str(error)[-200:])}), expected a smaller network, patch, " \
+                  "batch or image"
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     sys.stderr.write(f"error: {printable(message)}\n")

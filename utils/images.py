@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from utils.errors import InputError, count
+from utils.errors import InputError, count, one_line
 from utils.files import write_atomically
 
 EXTENSIONS = frozenset((
@@ -99,7 +99,7 @@ def read_picture(path: Path, still: bool = False) -> Picture:
         picture = deep_tiff or read_by_pillow(content)
     except Exception as error:                              # broken files raise nearly anything
         unknown = isinstance(error, UnidentifiedImageError)             # its text names a place in memory
-        reason = "" if unknown else " ".join(str(error).split())
+        reason = "" if unknown else one_line(error)
         raise InputError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
     if still and picture.frames > 1:
         raise InputError(f"{path}: {picture.frames} frames, expected a still image")
@@ -253,8 +253,9 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_deep_tiff(content: bytes) -> Picture | None:
-    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one of 8 bits, which is for Pillow.
+    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one that Pillow reads as it is.
 
+    Those are TIFFs of 8 bits, and grey ones whose compression tifffile may lack (LZW, Zstandard, ...).
     ValueError where neither library reads a file rightly, or where its numbers could mean several things.
     """
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -268,6 +269,9 @@ def read_deep_tiff(content: bytes) -> Picture | None:
                 or page.samplesperpixel != channels or page.extrasamples not in ((), (1,), (2,))):
             raise ValueError(f"a TIFF of {page.dtype}, {count(page.samplesperpixel, 'channel')}, photometric "
                              f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits, or of floats")
+        compressed = page.compression != tifffile.COMPRESSION.NONE
+        if compressed and channels == page.photometric == 1 and page.dtype in (np.uint16, np.float32):
+            return None
         if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{page.imagewidth}x{page.imagelength} pixels, could be a decompression bomb")
         if any(page.dataoffsets[i] + size > len(content) for i, size in enumerate(page.databytecounts)):
@@ -337,4 +341,4 @@ def save_image(image: Image.Image, path: Path, **metadata) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:      # of the file system, not of the format
             raise
-        raise InputError(f"{path}: cannot be written as {name} ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: cannot be written as {name} ({one_line(error)})") from None

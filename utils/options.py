@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import InputError, naming
+from utils.errors import InputError, naming, one_line
 
 T = TypeVar("T")
 
@@ -337,7 +337,7 @@ def read_yaml(text: bytes | str) -> Any:
     try:
         return yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
-        raise InputError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"not valid YAML: {one_line(error)}") from None
 
 
 def override(content: dict, change: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.evaluation import Row
 from utils.files import write_csv
 
@@ -117,7 +117,7 @@ def as_text(lines: Lines) -> str:
 
 def markdown(text: str) -> str:
     """Text as Markdown that shows it as it is, also where a name holds Markdown or HTML."""
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(one_line(text, 10_000), quote=False))
 
 
 def as_markdown(lines: Lines) -> str:
