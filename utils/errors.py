@@ -1,8 +1,10 @@
 """Errors that a user can mend: the scripts print one line and exit with non-zero status, no traceback."""
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -35,6 +37,13 @@ def first_few(names: Iterable[str], count: int = 3) -> str:
     """The first of many names, for one line."""
     names = list(names)
     return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
+
+
+def did_you_mean(name: str | Path, there: Iterable[str | Path]) -> str:
+    """", did you mean X?" for a name that is not there, or nothing; names are compared without folders."""
+    by_name = {Path(other).name.lower(): other for other in there}
+    near = difflib.get_close_matches(Path(name).name.lower(), by_name, n=1, cutoff=0.5)
+    return f", did you mean {by_name[near[0]]}?" if near else ""
 
 
 def count(number: int, thing: str) -> str:

@@ -6,7 +6,6 @@ names the file and the key.
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import InputError, naming, one_line
+from utils.errors import InputError, did_you_mean, naming, one_line
 
 T = TypeVar("T")
 
@@ -378,7 +377,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             choices = ", ".join(filter(None, arguments))
-            raise InputError(f"{found}, expected one of {choices}{nearest(value, arguments)}")
+            raise InputError(f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
         return value
     if kind is float and type(value) in (int, str):         # PyYAML reads 2e-4 as a string
         with contextlib.suppress(ValueError, OverflowError):
@@ -396,7 +395,7 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
     known = inspect.signature(kind).parameters
     for key in content:
         if key not in known:
-            raise InputError(f"{where}{str(key)[:80]}: unknown option{nearest(key, known)}")
+            raise InputError(f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
     for key, parameter in known.items():
         require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
     values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}
@@ -409,11 +408,6 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
 def dump(options: Any) -> str:
     """Resolved options as YAML that load_options reads."""
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
-
-
-def nearest(key: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return f", did you mean {near[0]}?" if near else ""
 
 
 def shown(value: Any) -> str:
