@@ -3,7 +3,6 @@
 import csv
 import os
 import secrets
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,11 +95,10 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
     return columns
 
 
-def remove_partial(folder: Path, seconds: float = 0) -> None:
-    """Remove what killed processes left half-written in a folder, older than `seconds`."""
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
     for path in folder.glob(f"{PARTIAL}*"):
-        if time.time() - path.stat().st_mtime >= seconds:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def list_files(folder: Path, extensions: Collection[str] | None = None,
