@@ -23,7 +23,7 @@ from data.datasets import ImageSet
 from data.pairs import MissingFolder
 from utils.errors import InputError, count, first_few, one_line_errors, printable
 from utils.images import read_picture
-from utils.options import TestOptions, TrainOptions, load_any
+from utils.options import TestOptions, TrainOptions, load_options
 
 
 @dataclass
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override options, keys dotted")
     flags = parser.parse_args()
-    options = load_any(flags.opt, flags.set)
+    options = load_options(None, flags.opt, flags.set)
 
     sets, problems = find_sets(options)
     paths = sorted({path for images in sets.values() for path in images.files})

@@ -14,7 +14,7 @@ from conftest import run_script, write_image
 from data.datasets import ImageSet
 from test_images import refuse_to_list
 from utils.errors import InputError
-from utils.options import load_any
+from utils.options import load_options
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_what_cannot_be_read_rightly_is_a_problem(option_file, public_tree, monk
     (found,) = problems(check(option_file, "--set", "validation.sets.0.expected=3"))
     assert "2 unreadable files: " in found and "3.png: no regular file" in found
     assert "2.tif: cannot be read as an image (pixels that are infinite or not a number)" in found
-    images = ImageSet(load_any(str(option_file), []).validation.sets[0], str(public_tree), "here")
+    images = ImageSet(load_options(None, str(option_file)).validation.sets[0], str(public_tree), "here")
     with pytest.raises(InputError, match="2.tif: cannot be read as an image"):
         images.read(1)
     refuse_to_list(monkeypatch, low)

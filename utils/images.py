@@ -48,7 +48,6 @@ class Picture:
     pixels: np.ndarray
     metadata: dict
     remarks: list[str]
-    format: str
     frames: int
 
     @property
@@ -132,9 +131,9 @@ def open_content(content: bytes) -> Image.Image:
     Only the formats of EXTENSIONS: Pillow knows more, some of which run other programs.
     """
     known = Image.registered_extensions()
-    formats = {known[extension] for extension in EXTENSIONS & known.keys()}
-    Image.open(io.BytesIO(content), formats=list(formats)).verify()
-    return Image.open(io.BytesIO(content), formats=list(formats))
+    formats = list({known[extension] for extension in EXTENSIONS & known.keys()})
+    Image.open(io.BytesIO(content), formats=formats).verify()
+    return Image.open(io.BytesIO(content), formats=formats)
 
 
 def read_by_pillow(content: bytes) -> Picture:
@@ -142,8 +141,8 @@ def read_by_pillow(content: bytes) -> Picture:
     image = open_content(content)
     how = image.tile[0].args if image.tile else ""
     stored = str(how[0] if isinstance(how, tuple) and how else how)     # RGB;16B, L;4, ... in Pillow's words
-    name, remarks = image.format, left_out(image, stored, content)
-    frames = 1 if name == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
+    remarks = left_out(image, stored, content)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
     image.load()
     exif, orientation = describe(lambda: exif_of(image), remarks)
     profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
@@ -161,7 +160,7 @@ def read_by_pillow(content: bytes) -> Picture:
     if key is not None:             # one colour that is transparent, in the numbers that the file stores
         seen = (pixels != np.atleast_1d(key) * {"L;2": 85, "L;4": 17}.get(stored, 1)).any(axis=2)
         pixels = np.dstack([pixels, seen.astype(pixels.dtype) * np.iinfo(pixels.dtype).max])
-    return Picture(upright(pixels, orientation), as_metadata(exif, profile, dpi), remarks, name, frames)
+    return Picture(upright(pixels, orientation), as_metadata(exif, profile, dpi), remarks, frames)
 
 
 def left_out(image: Image.Image, stored: str, content: bytes) -> list[str]:
@@ -287,7 +286,7 @@ def read_deep_tiff(content: bytes) -> Picture | None:
         exif, orientation = describe(lambda: tiff_tags(file), remarks)
         inches = X_RESOLUTION in tags and tags.valueof(RESOLUTION_UNIT, default=2) in (2, 3)
         metadata = as_metadata(exif, tags.valueof(ICC_PROFILE), page.get_resolution(2) if inches else None)
-        return Picture(upright(pixels, orientation), metadata, remarks, "TIFF", len(file.pages))
+        return Picture(upright(pixels, orientation), metadata, remarks, len(file.pages))
 
 
 def tiff_tags(file: tifffile.TiffFile) -> Image.Exif:

@@ -43,8 +43,8 @@ def require(condition: Any, message: str) -> None:
 
 def require_different(key: str, names: list[str]) -> None:
     """InputError about an option unless each of its entries has a name of its own."""
-    different = "" not in names and len(set(names)) == len(names)
-    require(different, f"{key}: names {shown(names)}, expected a different name for each")
+    require("" not in names and len(set(names)) == len(names),
+            f"{key}: names {shown(names)}, expected a different name for each")
 
 
 @dataclass
@@ -283,8 +283,7 @@ class TestOptions(Options):
 def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
     """Read an option file with `key=value` overrides (dotted keys; list entries by number).
 
-    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter. A file's
-    `base: FILE`, beside it, gives what it does not say.
+    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
     """
     content = read_file(path)
     with naming(path):
@@ -296,8 +295,12 @@ def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> 
     return options
 
 
-def read_file(path: str) -> dict:
-    """The content of an option file, over that of its base, if it names one."""
+def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
+    """The content of an option file. `base: FILE`, beside it, gives what it does not say.
+
+    above: names of the files whose base this one is.
+    """
+    above = (*above, Path(path).name)
     with naming(path):
         try:
             content = read_yaml(Path(path).read_bytes())
@@ -305,9 +308,9 @@ def read_file(path: str) -> dict:
             raise InputError(error.strerror.lower()) from None
         require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
         base = content.pop("base", None)
-        require(base is None or base != Path(path).name and isinstance(base, str),
+        require(base is None or isinstance(base, str) and base not in above,
                 f"base: {shown(base)}, expected the name of another file")
-    return merged(read_file(os.path.join(os.path.dirname(path), base)), content) if base else content
+    return merged(read_file(str(Path(path).parent / base), above), content) if base else content
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -315,11 +318,6 @@ def merged(base: dict, changes: dict) -> dict:
     both = {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
             else value for key, value in changes.items()}
     return {**base, **both}
-
-
-def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
-    """load_options for a file of train.py or test.py."""
-    return load_options(None, path, overrides)
 
 
 class UniqueKeys(yaml.SafeLoader):
