@@ -1,6 +1,6 @@
 """Check the data of an option file before a run, every file that the run reads.
 
-    python -m data.check --opt options/train_5d.yml [--set root=PATH] [--hash]
+    python -m data.check --opt options/train_5d.yml [--set root=PATH]
 
 For each source and test set: folder, images, pairs, sizes in pixels, and what a run does not use of a file;
 then what is wrong: an absent folder, another number of images than the complete set has, unreadable files,
@@ -22,23 +22,21 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from data.pairs import MissingFolder
 from utils.errors import InputError, count, first_few, one_line_errors, printable
-from utils.files import write_atomically
 from utils.images import read_picture
-from utils.options import TestOptions, TrainOptions, load_any
+from utils.options import TestOptions, TrainOptions, load_options
 
 
 @dataclass
 class File:
     """What was found of an image file.
 
-    error: why it cannot be read. size: width and height in pixels. digest: SHA-256 of the file; pixels: of
-    the pixels that a run sees. remarks: what it does not see.
+    error: why it cannot be read. size: width and height in pixels. digest: SHA-256 of the pixels that a run
+    sees. remarks: what it does not see.
     """
 
     error: str = ""
     size: tuple[int, int] | None = None
     digest: str = ""
-    pixels: str = ""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -52,10 +50,8 @@ def examine(path: Path) -> File:
         picture.remarks.append("transparency, which is left out")
     pixels = picture.rgb()
     height, width = pixels.shape[:2]
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     remarks = [f"{path}: {remark}" for remark in picture.remarks]
-    return File("", (width, height), digest, hashlib.sha256(pixels).hexdigest(), remarks)
+    return File("", (width, height), hashlib.sha256(pixels).hexdigest(), remarks)
 
 
 def find_sets(options: TrainOptions | TestOptions) -> tuple[dict[str, ImageSet], list[str]]:
@@ -107,40 +103,13 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File]) -> list[
         if degraded.size != clean.size:
             sizes = ["{}x{}".format(*file.size) for file in (degraded, clean)]
             unequal.append(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}")
-        elif degraded.pixels == clean.pixels and not images.options.degradation:    # which comes on top
+        elif degraded.digest == clean.digest and not images.options.degradation:    # which comes on top
             same = " (the same file)" if os.path.samefile(pair.degraded, pair.clean) else ""
             equal.append(f"{pair.degraded} = {pair.clean}{same}")
     findings = [("unreadable file", "", unreadable), ("pair", " of unequal size", unequal),
                 ("pair", " of equal images", equal)]
     return problems + [f"{where}: {count(len(names), thing)}{what}: {first_few(names)}"
                        for thing, what, names in findings if names]
-
-
-def check_manifest(path: Path, root: Path, files: dict[Path, File], write: bool) -> list[str]:
-    """Compare the files with a manifest, lines of sha256sum; where there is none yet, write it if `write`."""
-    digests = {path.relative_to(root).as_posix(): file.digest for path, file in files.items()
-               if root in path.parents and file.digest}
-    if not path.exists():
-        if not write:
-            return [f"{path}: not written, for the problems above"]
-        text = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-        write_atomically(path, lambda temporary: Path(temporary).write_bytes(os.fsencode(text)))
-        print(f"manifest {path}: written, {count(len(digests), 'file')}")
-        return []
-    recorded = {}
-    for number, line in enumerate(os.fsdecode(path.read_bytes()).splitlines(), 1):
-        digest, separator, name = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise InputError(f"{path}: line {number}: {line[:80]!r}, "
-                             "expected a SHA-256, two blanks and a file name")
-        recorded[name] = digest
-    changes = {
-        "changed": [name for name in recorded if digests.get(name, recorded[name]) != recorded[name]],
-        "gone": [name for name in recorded if name not in digests],
-        "new": [name for name in digests if name not in recorded],
-    }
-    return [f"{path}: {count(len(names), 'file')} {kind} since it was written: {first_few(names)}"
-            for kind, names in changes.items() if names]
 
 
 def main() -> None:
@@ -151,11 +120,8 @@ def main() -> None:
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of train.py or test.py")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override options, keys dotted")
-    parser.add_argument("--hash", nargs="?", const="", metavar="MANIFEST",
-                        help="write the files' SHA-256 to a manifest, or verify them where it exists; "
-                             "default: ROOT/manifest_NAME.sha256")
     flags = parser.parse_args()
-    options = load_any(flags.opt, flags.set)
+    options = load_options(None, flags.opt, flags.set)
 
     sets, problems = find_sets(options)
     paths = sorted({path for images in sets.values() for path in images.files})
@@ -165,9 +131,6 @@ def main() -> None:
     for where, images in sets.items():
         report(where, images, files)
         problems += set_problems(where, images, files)
-    if flags.hash is not None:
-        manifest = Path(flags.hash or Path(options.root, f"manifest_{options.name}.sha256"))
-        problems += check_manifest(manifest, Path(options.root), files, write=not problems)
     for problem in problems:
         print(printable(f"problem: {problem}"))
     decoded = f"{count(len(files), 'file')} decoded"

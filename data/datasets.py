@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, plain_patch
-from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, match_pairs, near_miss, read_file_list
+from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, match_pairs, read_file_list
 from data.transforms import random_crop, random_dihedral
-from utils.errors import InputError, first_few
+from utils.errors import InputError, did_you_mean, first_few
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
 
@@ -104,8 +104,8 @@ class ImageSet:
             raise InputError(f"{where}: {name} leads out of root {self.root}, expected a file below it")
         listed, absent = read_file_list(self.root / name, self.folder, files, where)
         if absent:
-            there = [file.relative_to(self.folder).as_posix() for file in files]
-            missing = first_few(f"{path}{near_miss(path, there)}" for path in absent[:4])
+            there = [file.relative_to(self.folder) for file in set(files) - set(listed)]
+            missing = first_few(f"{path}{did_you_mean(path, there)}" for path in absent[:4])
             self.problems.append(f"{where}: {len(absent)} of {len(listed) + len(absent)} names in "
                                  f"{self.root / name} are not in {self.folder}: {missing}")
         return listed
@@ -114,8 +114,8 @@ class ImageSet:
         """Pairs of degraded and clean files by their names."""
         matching = match_pairs(degraded, clean, self.options.pairing, self.folder, self.clean_folder)
         if matching.unpaired:
-            there = [path.name for path in clean]
-            missing = first_few(f"{path} (expected {wanted}.*{near_miss(f'{wanted.name}.*', there)})"
+            there = {path.stem for path in clean} - {pair.clean.stem for pair in matching.pairs}
+            missing = first_few(f"{path} (expected {wanted}.*{did_you_mean(wanted, there)})"
                                 for path, wanted in matching.unpaired[:4])
             self.problems.append(f"{self.where}: {len(matching.unpaired)} of {len(degraded)} degraded images "
                                  f"have no clean partner: {missing}")

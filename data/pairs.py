@@ -3,14 +3,13 @@
 Pairs are made by key, never by position in sorted lists. What is missing is named with what is there instead.
 """
 
-import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import InputError, first_few
+from utils.errors import InputError, did_you_mean, first_few
 from utils.files import list_files
 from utils.images import EXTENSIONS
 
@@ -62,11 +61,9 @@ def find_images(root: Path, folders: str | list[str], where: str) -> tuple[Path,
             if files := list_files(folder, EXTENSIONS):
                 return folder, files
             raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
-    there = {path.name.lower(): path for folder in candidates if folder.parent.is_dir()
-             for path in folder.parent.iterdir() if path.is_dir()}
-    names = (folder.name.lower() for folder in candidates)
-    near = [there[match] for name in names for match in difflib.get_close_matches(name, there, cutoff=0.5)]
-    hint = f", did you mean {near[0]}?" if near else ""
+    there = [path for folder in candidates if folder.parent.is_dir()
+             for path in folder.parent.iterdir() if path.is_dir()]
+    hint = next(filter(None, (did_you_mean(folder, there) for folder in candidates)), "")
     raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
 
 
@@ -90,23 +87,6 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
     if twice := [str(file) for file, times in Counter(listed).items() if times > 1]:
         raise InputError(f"{where}: {path} lists {first_few(twice)} more than once")
     return listed, [name for name in names if name not in known]
-
-
-def near_miss(name: str, there: Iterable[str]) -> str:
-    """", but X is there: ..." for an absent file whose name in a copy of the set differs in a known way.
-
-    Lists write BSD's 123.jpg as a123.jpg; a copy has .png for .jpg, or other capitals.
-    """
-    differences: dict[str, Callable[[str], str]] = {
-        "another extension": lambda stem: stem,
-        "one of the two has a prefix a": lambda stem: stem.removeprefix("a"),
-        "other capitals": lambda stem: stem.lower(),
-    }
-    for difference, common in differences.items():
-        for other in there:
-            if common(Path(other).stem) == common(Path(name).stem):
-                return f", but {other} is there: {difference}"
-    return ""
 
 
 @dataclass

@@ -28,7 +28,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
-def to_batch(images: Tensor, channels_last: bool = True) -> Tensor:
-    """[B,H,W,3] uint8 -> [B,3,H,W] float32 in [0, 1], on the device where the images are."""
-    images = images.permute(0, 3, 1, 2).float() / 255
-    return images if channels_last else images.contiguous()
+def to_batch(images: Tensor) -> Tensor:
+    """[B,H,W,3] uint8 -> [B,3,H,W] float32 in [0, 1], channels last, on the device where the images are."""
+    return images.permute(0, 3, 1, 2).float() / 255

@@ -14,7 +14,7 @@ from data.pairs import PAIRINGS, match_pairs
 from models.baryir import BaryIR, pad_to_multiple
 from utils.checkpoint import load_network, save_checkpoint
 from utils.errors import InputError
-from utils.options import TestOptions, TrainOptions, dump, load_any, parse
+from utils.options import TestOptions, TrainOptions, dump, load_options, parse
 
 OPTION_FILES = sorted(REPOSITORY.glob("options/*.yml"))
 VALUES = [None, True, -1, 0, 1, 3.5, 10**400, float("inf"), float("nan"), "", "x", "\0", "a\nb", "1e5",
@@ -24,7 +24,7 @@ PIECES = [*"{}[]:,-#&*!|>'\"%@`\t\n 0aé\u2028", "&a ", "*a", "!!python/object:o
 
 def loads_or_says_why(path: Path, *overrides: str) -> None:
     try:
-        options = load_any(str(path), list(overrides))
+        options = load_options(None, str(path), list(overrides))
     except InputError as error:
         text = str(error)
         assert "\n" not in text and len(text) < 2000 and (str(path) in text or "--set" in text), error
@@ -78,7 +78,7 @@ def test_option_files_that_attack(tmp_path, text):
             if text.startswith("a"):
                 parse(kind, {**yaml_or_empty(path), "file": ""}, f"{path}: ")
             else:
-                load_any(str(path))
+                load_options(None, str(path))
         assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 

@@ -97,6 +97,20 @@ def test_16_bit_tiffs_compressed_by_lzw(tmp_path):
         assert "rgb.tif: cannot be read as an image" in str(error) and "imagecodecs" in str(error)
 
 
+@pytest.mark.parametrize("predictor", [1, 2])
+@pytest.mark.parametrize("stored", [DEEP[..., 0], (DEEP[..., 0] / 65535).astype(np.float32), RGB[..., 0]],
+                         ids=str)
+def test_grey_tiffs_compressed_by_lzw(tmp_path, stored, predictor):
+    """They need no further package."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(stored).save(path, compression="tiff_lzw", tiffinfo={317: predictor, 0x0112: 6})
+    expected = RGB if stored.dtype == np.uint8 else DEEP
+    assert np.array_equal(read_picture(path).pixels, np.rot90(expected[..., :1], -1))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="a.tif: cannot be read as an image"):
+        read_picture(path)
+
+
 def test_alpha_that_is_multiplied_into_16_bit_colours(tmp_path):
     alpha = np.maximum(DEEP[..., 3:], 20000)
     stored = np.concatenate([(DEEP[..., :3] * (alpha / 65535) + 0.5).astype(np.uint16), alpha], axis=2)
@@ -497,7 +511,7 @@ def test_animations_are_no_still_images(tmp_path, name):
 def test_a_phone_that_adds_a_small_copy(tmp_path):
     image = Image.fromarray(RGB)
     image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[image.resize((8, 6))], quality=100)
-    assert read_picture(tmp_path / "a.jpg").format == "MPO"
+    assert Image.open(tmp_path / "a.jpg").n_frames == 2 and read_picture(tmp_path / "a.jpg").frames == 1
     assert read_image(tmp_path / "a.jpg").shape == RGB.shape
 
 

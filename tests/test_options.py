@@ -42,6 +42,9 @@ def test_a_file_over_its_base(tmp_path):
                           ("none.yml", "none.yml: no such file")):
         with pytest.raises(InputError, match=message):
             load(tmp_path, {"base": base})
+    (tmp_path / "base.yml").write_text("base: some.yml")
+    with pytest.raises(InputError, match="base.yml: base: 'some.yml', expected the name of another file"):
+        load(tmp_path, {"base": "base.yml"})                    # a circle
 
 
 def test_the_networks_options_are_its_arguments():

@@ -5,13 +5,10 @@
     step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth and previous.pth only: what a run needs to continue exactly
 
-    python -m utils.checkpoint IN.pth OUT.pth     makes one to give away: net in half precision, network, step
-
 A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of
 the network that it names, and its checksums, which torch writes and does not read, tell a damaged file.
 """
 
-import argparse
 import dataclasses
 import re
 import shutil
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few, one_line_errors
+from utils.errors import InputError, first_few, one_line
 from utils.files import write_atomically
 from utils.options import Network, TrainOptions, parse
 
@@ -41,14 +38,13 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
     try:
         write_atomically(path, write, read_checkpoint, previous)
     except RuntimeError as error:                               # what torch raises on a full disk
-        free, reason = shutil.disk_usage(path.parent).free / 1e6, " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be written ({reason}); {free:.0f} MB are free there") from None
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise InputError(f"{path}: cannot be written ({one_line(error)}); "
+                         f"{free:.0f} MB are free there") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dict on the CPU; InputError where the file is absent, damaged or something else."""
-    if path and Path(path).is_dir():
-        raise InputError(f"{path}: a folder, expected a checkpoint")
     if not Path(path).is_file():
         raise InputError(f"{path or '(empty path)'}: no such checkpoint")
     try:
@@ -130,7 +126,7 @@ def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -
         with torch.device("meta"):
             expected = BaryIR(**network).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        refuse(" ".join(str(error).split())[:300])
+        refuse(one_line(error))
     found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
                      for side in (weights, expected))
     names = found.keys() | wanted.keys()
@@ -145,12 +141,9 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
                state: Mapping, device: torch.device) -> tuple[int, float, list[str]]:
     """Put a run into its checkpoint's state; returns step, best validation PSNR in dB, options that differ.
 
+    facts: of the run beside its options, by name. state: what has a state_dict, by name.
     InputError where it is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a
     source is listed may change).
-
-    Args:
-        facts: further facts of the run beside its options, by name.
-        state: by name, what has a state_dict: networks, optimizers.
     """
     try:
         saved, step = checkpoint["train"], int(checkpoint["step"])
@@ -170,7 +163,7 @@ def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict,
         raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, "
                          "not weights only") from None
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:300]}), "
+        raise InputError(f"{path}: cannot be resumed from ({one_line(error)}), "
                          "expected a checkpoint of train.py") from None
     return step, best, [f"changed {text}" for text in changed]
 
@@ -206,22 +199,3 @@ def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str
             yield from differences(a, b, f"{name}[{i}]")
     elif then != now:
         yield name, then, now
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Make a checkpoint to give away: weights in half precision, nothing of its run.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    flags = parser.parse_args()
-    load_network(flags.checkpoint)                              # its checks
-    content = read_checkpoint(flags.checkpoint)
-    weights = {name: weight.half() for name, weight in content["net"].items()}
-    step = content.get("step", 0)
-    save_checkpoint(flags.out, {"net": weights, "network": content["network"], "step": step})
-    print(f"{flags.out}: {flags.out.stat().st_size / 2**20:.1f} MiB, step {step}")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()

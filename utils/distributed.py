@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 
 
 def setup(device: str) -> tuple[int, int, torch.device]:
@@ -99,7 +99,7 @@ def naming_dead_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        text = one_line(error, 2000)
         dead = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*?)(?: It is possible.*)?$", text)
         if dead:
             how = dead[1].strip(" .").removeprefix("is ")

@@ -1,8 +1,10 @@
 """Errors that a user can mend: the scripts print one line and exit with non-zero status, no traceback."""
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -20,6 +22,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def one_line(error: Exception | str, most: int = 300) -> str:
+    """A text that may have several lines as one of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device's memory ran out: NumPy's, torch's on CUDA or a CPU, oneDNN's."""
     return any(text in repr(error) for text in ("MemoryError", "DefaultCPUAllocator", "Unable to allocate",
@@ -30,6 +37,13 @@ def first_few(names: Iterable[str], count: int = 3) -> str:
     """The first of many names, for one line."""
     names = list(names)
     return "; ".join(names[:count]) + ("; ..." if len(names) > count else "")
+
+
+def did_you_mean(name: str | Path, there: Iterable[str | Path]) -> str:
+    """", did you mean X?" for a name that is not there, or nothing; names are compared without folders."""
+    by_name = {Path(other).name.lower(): other for other in there}
+    near = difflib.get_close_matches(Path(name).name.lower(), by_name, n=1, cutoff=0.5)
+    return f", did you mean {by_name[near[0]]}?" if near else ""
 
 
 def count(number: int, thing: str) -> str:
@@ -63,8 +77,8 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        text = " ".join(str(error).split())[-200:]
-        message = f"not enough memory ({text}), expected a smaller network, patch, batch or image"
+        message = f"not enough memory ({one_line(str(error)[-200:])}), expected a smaller network, patch, " \
+                  "batch or image"
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     sys.stderr.write(f"error: {printable(message)}\n")

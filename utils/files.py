@@ -1,9 +1,9 @@
 """Files that neither an interruption nor a full disk leaves half-written, and the files of a folder."""
 
 import csv
+import io
 import os
 import secrets
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,17 +46,16 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
 
 
 def flush(path: Path) -> None:
-    if os.name == "nt":                     # does not open folders, and flushes what it renames
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":                     # which does not open folders, and flushes what it renames
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: append_text(Path(temporary), text))
 
 
 def append_text(path: Path, text: str) -> None:
@@ -65,18 +64,19 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_csv(path: Path, lines: Iterable[Sequence]) -> None:
-    """Write a CSV file, its header first, whole or not at all."""
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines)
+def csv_text(rows: Iterable[Sequence]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
-    write_atomically(path, write)
+
+def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
+    """Write a CSV file, its header first, whole or not at all."""
+    write_text(path, csv_text(rows))
 
 
 def append_row(path: Path, row: Sequence) -> None:
-    with naming(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerow(row)
+    append_text(path, csv_text([row]))
 
 
 def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
@@ -87,20 +87,19 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
     rows, columns = [], list(columns)
     if step and path.exists():
         with open(path, newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-        columns += [name for name in header if name not in columns]
-        whole = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
-        kept = [row for row in whole if row.get("step", "").isdigit() and int(row["step"]) <= step]
+            table = csv.DictReader(file)                        # None stands for what a row has not
+            columns += [name for name in table.fieldnames if name not in columns]
+            whole = [row for row in table if None not in row and None not in row.values()]
+        kept = [row for row in whole if row["step"].isdigit() and int(row["step"]) <= step]
         rows = [[row.get(name, "nan") for name in columns] for row in kept]
     write_csv(path, [columns, *rows])
     return columns
 
 
-def remove_partial(folder: Path, seconds: float = 0) -> None:
-    """Remove what killed processes left half-written in a folder, older than `seconds`."""
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
     for path in folder.glob(f"{PARTIAL}*"):
-        if time.time() - path.stat().st_mtime >= seconds:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def list_files(folder: Path, extensions: Collection[str] | None = None,

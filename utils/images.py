@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from utils.errors import InputError, count
+from utils.errors import InputError, count, one_line
 from utils.files import write_atomically
 
 EXTENSIONS = frozenset((
@@ -48,7 +48,6 @@ class Picture:
     pixels: np.ndarray
     metadata: dict
     remarks: list[str]
-    format: str
     frames: int
 
     @property
@@ -99,7 +98,7 @@ def read_picture(path: Path, still: bool = False) -> Picture:
         picture = deep_tiff or read_by_pillow(content)
     except Exception as error:                              # broken files raise nearly anything
         unknown = isinstance(error, UnidentifiedImageError)             # its text names a place in memory
-        reason = "" if unknown else " ".join(str(error).split())
+        reason = "" if unknown else one_line(error)
         raise InputError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from None
     if still and picture.frames > 1:
         raise InputError(f"{path}: {picture.frames} frames, expected a still image")
@@ -132,9 +131,9 @@ def open_content(content: bytes) -> Image.Image:
     Only the formats of EXTENSIONS: Pillow knows more, some of which run other programs.
     """
     known = Image.registered_extensions()
-    formats = {known[extension] for extension in EXTENSIONS & known.keys()}
-    Image.open(io.BytesIO(content), formats=list(formats)).verify()
-    return Image.open(io.BytesIO(content), formats=list(formats))
+    formats = list({known[extension] for extension in EXTENSIONS & known.keys()})
+    Image.open(io.BytesIO(content), formats=formats).verify()
+    return Image.open(io.BytesIO(content), formats=formats)
 
 
 def read_by_pillow(content: bytes) -> Picture:
@@ -142,8 +141,8 @@ def read_by_pillow(content: bytes) -> Picture:
     image = open_content(content)
     how = image.tile[0].args if image.tile else ""
     stored = str(how[0] if isinstance(how, tuple) and how else how)     # RGB;16B, L;4, ... in Pillow's words
-    name, remarks = image.format, left_out(image, stored, content)
-    frames = 1 if name == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
+    remarks = left_out(image, stored, content)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)      # a phone adds a small copy
     image.load()
     exif, orientation = describe(lambda: exif_of(image), remarks)
     profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
@@ -161,7 +160,7 @@ def read_by_pillow(content: bytes) -> Picture:
     if key is not None:             # one colour that is transparent, in the numbers that the file stores
         seen = (pixels != np.atleast_1d(key) * {"L;2": 85, "L;4": 17}.get(stored, 1)).any(axis=2)
         pixels = np.dstack([pixels, seen.astype(pixels.dtype) * np.iinfo(pixels.dtype).max])
-    return Picture(upright(pixels, orientation), as_metadata(exif, profile, dpi), remarks, name, frames)
+    return Picture(upright(pixels, orientation), as_metadata(exif, profile, dpi), remarks, frames)
 
 
 def left_out(image: Image.Image, stored: str, content: bytes) -> list[str]:
@@ -253,8 +252,9 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_deep_tiff(content: bytes) -> Picture | None:
-    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one of 8 bits, which is for Pillow.
+    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one that Pillow reads as it is.
 
+    Those are TIFFs of 8 bits, and grey ones whose compression tifffile may lack (LZW, Zstandard, ...).
     ValueError where neither library reads a file rightly, or where its numbers could mean several things.
     """
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -268,6 +268,9 @@ def read_deep_tiff(content: bytes) -> Picture | None:
                 or page.samplesperpixel != channels or page.extrasamples not in ((), (1,), (2,))):
             raise ValueError(f"a TIFF of {page.dtype}, {count(page.samplesperpixel, 'channel')}, photometric "
                              f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits, or of floats")
+        compressed = page.compression != tifffile.COMPRESSION.NONE
+        if compressed and channels == page.photometric == 1 and page.dtype in (np.uint16, np.float32):
+            return None
         if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{page.imagewidth}x{page.imagelength} pixels, could be a decompression bomb")
         if any(page.dataoffsets[i] + size > len(content) for i, size in enumerate(page.databytecounts)):
@@ -283,7 +286,7 @@ def read_deep_tiff(content: bytes) -> Picture | None:
         exif, orientation = describe(lambda: tiff_tags(file), remarks)
         inches = X_RESOLUTION in tags and tags.valueof(RESOLUTION_UNIT, default=2) in (2, 3)
         metadata = as_metadata(exif, tags.valueof(ICC_PROFILE), page.get_resolution(2) if inches else None)
-        return Picture(upright(pixels, orientation), metadata, remarks, "TIFF", len(file.pages))
+        return Picture(upright(pixels, orientation), metadata, remarks, len(file.pages))
 
 
 def tiff_tags(file: tifffile.TiffFile) -> Image.Exif:
@@ -337,4 +340,4 @@ def save_image(image: Image.Image, path: Path, **metadata) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:      # of the file system, not of the format
             raise
-        raise InputError(f"{path}: cannot be written as {name} ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: cannot be written as {name} ({one_line(error)})") from None

@@ -16,7 +16,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.images import to_uint8
 
 ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -145,9 +145,8 @@ def _package(module: str, package: str) -> ModuleType:
     try:
         return import_module(module)
     except Exception as error:                                  # a torchvision that does not fit torch, say
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"metrics: {package} is not installed, expected after: pip install {package} "
-                         f"({reason})") from None
+                         f"({type(error).__name__}: {one_line(error)})") from None
 
 
 def _weights(url: str, what: str) -> tuple[Path, dict[str, Tensor]]:

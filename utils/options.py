@@ -6,7 +6,6 @@ names the file and the key.
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
-from utils.errors import InputError, naming
+from utils.errors import InputError, did_you_mean, naming, one_line
 
 T = TypeVar("T")
 
@@ -44,8 +43,8 @@ def require(condition: Any, message: str) -> None:
 
 def require_different(key: str, names: list[str]) -> None:
     """InputError about an option unless each of its entries has a name of its own."""
-    different = "" not in names and len(set(names)) == len(names)
-    require(different, f"{key}: names {shown(names)}, expected a different name for each")
+    require("" not in names and len(set(names)) == len(names),
+            f"{key}: names {shown(names)}, expected a different name for each")
 
 
 @dataclass
@@ -284,8 +283,7 @@ class TestOptions(Options):
 def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
     """Read an option file with `key=value` overrides (dotted keys; list entries by number).
 
-    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter. A file's
-    `base: FILE`, beside it, gives what it does not say.
+    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
     """
     content = read_file(path)
     with naming(path):
@@ -297,8 +295,12 @@ def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> 
     return options
 
 
-def read_file(path: str) -> dict:
-    """The content of an option file, over that of its base, if it names one."""
+def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
+    """The content of an option file. `base: FILE`, beside it, gives what it does not say.
+
+    above: names of the files whose base this one is.
+    """
+    above = (*above, Path(path).name)
     with naming(path):
         try:
             content = read_yaml(Path(path).read_bytes())
@@ -306,9 +308,9 @@ def read_file(path: str) -> dict:
             raise InputError(error.strerror.lower()) from None
         require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
         base = content.pop("base", None)
-        require(base is None or base != Path(path).name and isinstance(base, str),
+        require(base is None or isinstance(base, str) and base not in above,
                 f"base: {shown(base)}, expected the name of another file")
-    return merged(read_file(os.path.join(os.path.dirname(path), base)), content) if base else content
+    return merged(read_file(str(Path(path).parent / base), above), content) if base else content
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -316,11 +318,6 @@ def merged(base: dict, changes: dict) -> dict:
     both = {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
             else value for key, value in changes.items()}
     return {**base, **both}
-
-
-def load_any(path: str, overrides: list[str] = ()) -> TrainOptions | TestOptions:
-    """load_options for a file of train.py or test.py."""
-    return load_options(None, path, overrides)
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -337,7 +334,7 @@ def read_yaml(text: bytes | str) -> Any:
     try:
         return yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
-        raise InputError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"not valid YAML: {one_line(error)}") from None
 
 
 def override(content: dict, change: str) -> None:
@@ -378,7 +375,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             choices = ", ".join(filter(None, arguments))
-            raise InputError(f"{found}, expected one of {choices}{nearest(value, arguments)}")
+            raise InputError(f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
         return value
     if kind is float and type(value) in (int, str):         # PyYAML reads 2e-4 as a string
         with contextlib.suppress(ValueError, OverflowError):
@@ -396,7 +393,7 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
     known = inspect.signature(kind).parameters
     for key in content:
         if key not in known:
-            raise InputError(f"{where}{str(key)[:80]}: unknown option{nearest(key, known)}")
+            raise InputError(f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
     for key, parameter in known.items():
         require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
     values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}
@@ -409,11 +406,6 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
 def dump(options: Any) -> str:
     """Resolved options as YAML that load_options reads."""
     return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, default_flow_style=None, width=120)
-
-
-def nearest(key: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return f", did you mean {near[0]}?" if near else ""
 
 
 def shown(value: Any) -> str:

@@ -4,9 +4,7 @@ Each comes back with its name, depth, transparency, EXIF and ICC profile. What c
 the others are restored, and the exit status is 3. A folder that was interrupted goes on where it stopped.
 """
 
-import csv
 import errno
-import hashlib
 import os
 import struct
 import warnings
@@ -26,8 +24,18 @@ from tqdm import tqdm
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
 from utils.evaluation import restore
-from utils.files import append_row, append_text, list_files, remove_partial, write_atomically
-from utils.images import DAMAGED, EXTENSIONS, Picture, read_picture, require_format, save_image, to_uint8
+from utils.files import list_files, write_atomically
+from utils.images import (
+    DAMAGED,
+    DIRECTORIES,
+    EXTENSIONS,
+    ICC_PROFILE,
+    Picture,
+    read_picture,
+    require_format,
+    save_image,
+    to_uint8,
+)
 
 DEEP = (".png", ".tif", ".tiff")                            # formats that hold 16 bits a channel
 PORTABLE = (".bmp", ".ppm", ".pgm", ".pnm")                 # that hold colours alone: no alpha, EXIF, profile
@@ -41,8 +49,7 @@ class Photographs:
     """What one command restores: jobs, pairs of a photograph and where its result goes.
 
     others: files that are no images by their names. unreadable: folders that cannot be listed, a line each.
-    done: number of photographs that an earlier run restored. journal: restored.csv among a folder's results,
-    which says from which files and by which weights (the beginning of their SHA-256) they were restored.
+    done: number of results that are there already.
     """
 
     source: Path
@@ -51,41 +58,23 @@ class Photographs:
     others: list[Path]
     unreadable: list[str]
     done: int = 0
-    journal: Path | None = None
-    weights: str = ""
 
     def leave_done(self, checkpoint: str, overwrite: bool) -> None:
-        """Drop what an earlier run restored; InputError where anything else would be overwritten unasked."""
-        rows: set[tuple] = set()
-        if self.source.is_dir():
-            self.journal = self.target / "restored.csv"
-            with open(checkpoint, "rb") as file:
-                self.weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            if self.journal.exists():
-                with open(self.journal, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                    rows = {tuple(row) for row in csv.reader(file)}     # one that a kill cut off equals none
-        if overwrite:
-            return
-        there = [(source, target) for source, target in self.jobs if os.path.exists(target)]
-        done = {job for job in there if rows and os.path.exists(job[0]) and self.row(*job) in rows}
+        """Drop the jobs of a folder whose result is newer than the photograph and the weights.
+
+        InputError where anything else would be overwritten unasked.
+        """
+        def is_done(source: Path, target: Path) -> bool:
+            return self.source.is_dir() and all(
+                os.path.exists(path) and os.path.getmtime(target) > os.path.getmtime(path)
+                for path in (source, checkpoint))
+
+        there = [] if overwrite else [job for job in self.jobs if os.path.exists(job[1])]
+        done = {job for job in there if is_done(*job)}
         if others := [str(target) for source, target in there if (source, target) not in done]:
             raise InputError(f"--output {self.target}: {count(len(others), 'file')} there already: "
                              f"{first_few(others)}; expected --overwrite or another place")
         self.jobs, self.done = [job for job in self.jobs if job not in done], len(done)
-
-    def row(self, source: Path, target: Path) -> tuple[str, ...]:
-        """The journal's row for a result, which changes with the photograph and the weights."""
-        stat = source.stat()
-        names = source.relative_to(self.source).as_posix(), target.relative_to(self.target).as_posix()
-        return names[0], str(stat.st_size), str(stat.st_mtime_ns), self.weights, names[1]
-
-    def note(self, source: Path, target: Path) -> None:
-        """Add a row just before its result takes its place: no interruption leaves a result without one."""
-        if not self.journal.exists():
-            append_row(self.journal, ("input", "bytes", "modified_ns", "weights", "output"))
-        elif not self.journal.read_bytes().endswith(b"\n"):
-            append_text(self.journal, "\n")                 # after a row that a kill cut off
-        append_row(self.journal, self.row(source, target))
 
 
 def find_photographs(source: Path, target: Path, keep_format: bool) -> Photographs:
@@ -149,22 +138,17 @@ def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str,
 
     InputError with exit status 3, after all others, where some could not be restored.
     """
-    device, failures = next(net.parameters()).device, []
+    failures = []
     others = [f"left out: {path}, no photograph by its name" for path in photographs.others]
     for line in others + photographs.unreadable:
         print(printable(line))
-    if photographs.journal:
-        photographs.target.mkdir(parents=True, exist_ok=True)
-        remove_partial(photographs.target, seconds=3600)    # of killed runs, not of one that is at work
+    device = next(net.parameters()).device
     with tqdm(photographs.jobs, desc=f"restoring on {device}", dynamic_ncols=True) as bar:
         for source, target in bar:
             try:
                 photograph = read_photograph(source)
                 degraded = torch.from_numpy(photograph.floats()).permute(2, 0, 1)[None].to(device)
                 restored = restore(net, degraded, strip, precision)[0].permute(1, 2, 0).cpu().numpy()
-                if photographs.journal:
-                    target.unlink(missing_ok=True)
-                    photographs.note(source, target)
                 write_photograph(photograph, restored, target)
                 for remark in photograph.remarks:
                     bar.write(printable(f"{source}: {remark}"))
@@ -176,7 +160,7 @@ def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str,
                 failures.append(printable(text if named else f"{source}: {text}"))
                 bar.write(failures[-1])
             except KeyboardInterrupt:
-                again = "; the same command goes on where it stopped" if photographs.journal else ""
+                again = "; the same command goes on where it stopped" * photographs.source.is_dir()
                 raise InputError(f"interrupted before {source}{again}", status=130) from None
     report(photographs, failures)
 
@@ -186,7 +170,7 @@ def report(photographs: Photographs, failures: list[str]) -> None:
     restored, total = len(photographs.jobs) - len(failures), len(photographs.jobs) + photographs.done
     line = f"{restored} of {total} images restored" + (f", in {photographs.target}" if restored else "")
     if photographs.done:
-        line += f"; {photographs.done} by an earlier run"
+        line += f"; {photographs.done} there already, newer than photograph and weights"
     if photographs.others:
         line += f"; {count(len(photographs.others), 'file')} left out, no photographs"
     print(printable(line))
@@ -264,15 +248,14 @@ def save_tiff16(path: str, pixels: np.ndarray, metadata: dict) -> None:
     height, width, channels = pixels.shape
     exif, tags = Image.Exif(), ImageFileDirectory_v2()
     exif.load(metadata.get("exif", b""))
-    directories = 34665, 34853                              # of Exif and GPS
-    tags.update({tag: exif.get_ifd(tag) if tag in directories else exif[tag] for tag in exif})
+    tags.update({tag: exif.get_ifd(tag) if tag in DIRECTORIES else exif[tag] for tag in exif})
     tags.update({256: width, 257: height, 258: (16,) * channels, 277: channels,
                  259: 1, 262: 2 if channels > 2 else 1,     # not compressed; RGB or grey
                  273: 0, 278: height, 279: pixels.nbytes})  # one strip, behind the tags
     if channels in (2, 4):
         tags[338] = 2                                       # alpha, not multiplied into the colours
     if "icc_profile" in metadata:
-        tags[34675] = metadata["icc_profile"]
+        tags[ICC_PROFILE] = metadata["icc_profile"]
     if "dpi" in metadata:
         (tags[282], tags[283]), tags[296] = metadata["dpi"], 2
     with open(path, "wb") as file:

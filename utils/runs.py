@@ -224,14 +224,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 class Means:
-    """Means of named scalars since the last report, of those that are finite.
-
-    They are summed on the device, so that adding does not wait for it.
-    """
+    """Means of named scalars since the last report, of those that are finite; adding waits for no device."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        # Of the values, and of their number.
-        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
+        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}  # and number
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         for name, value in values.items():
@@ -241,18 +237,16 @@ class Means:
 
     def report(self) -> dict[str, float]:
         """The means over all processes of the names that have a value; starts anew."""
-        sums = distributed.average_(torch.stack(list(self.sums.values())))
-        means = {name: value / count
-                 for name, (value, count) in zip(self.sums, sums.tolist(), strict=True) if count}
-        self.__init__(list(self.sums), sums.device)
-        return means
+        sums = distributed.average_(torch.stack(list(self.sums.values()))).tolist()
+        for of_name in self.sums.values():
+            of_name.zero_()
+        return {name: value / count for name, (value, count) in zip(self.sums, sums, strict=True) if count}
 
 
 class SourceStatistics:
     """Mean transport cost C_i, mean and spread of f_{k_i}(b_i), by source, since the last report."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = names
         self.columns = [f"{quantity}_{name}" for name in names
                         for quantity in ("cost", "potential_mean", "potential_spread")]
         self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)              # 1, C, f, f^2
@@ -265,12 +259,10 @@ class SourceStatistics:
 
     def report(self) -> dict[str, float]:
         """The columns' values over all processes, nan for a source without a sample; starts anew."""
-        means = distributed.average_(self.sums)
-        self.sums = torch.zeros_like(means)
-        values = []
-        for count, cost, f, square in means.tolist():
-            spread = math.sqrt(max(0.0, square / count - (f / count) ** 2)) if count else math.nan
-            values += [cost / count, f / count, spread] if count else 3 * [math.nan]
+        count, cost, f, square = distributed.average_(self.sums).unbind(dim=1)
+        spread = (square / count - (f / count).square()).clamp(min=0).sqrt()
+        values = torch.stack([cost / count, f / count, spread], dim=1).flatten().tolist()
+        self.sums.zero_()
         return dict(zip(self.columns, values, strict=True))
 
 
@@ -284,7 +276,7 @@ class LossTable:
         self.run, self.start = run, time.monotonic()
         self.means, self.of_sources = Means(TERMS, device), SourceStatistics(sources, device)
         self.norms: list[Tensor] = []                           # of each step's gradients; nan: not applied
-        self.in_a_row = 0
+        self.in_a_row = 0                                       # of those not applied
         columns = ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped")
         run.begin_table("losses.csv", columns)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.evaluation import Row
 from utils.files import write_csv
 
@@ -35,15 +35,10 @@ def read_published(table: str, where: str) -> dict:
     return content
 
 
-def scores_cell(scores: dict[str, float]) -> str:
-    return " / ".join(f"{value:.{DIGITS[name]}f}" for name, value in scores.items()) or "-"
-
-
-def pair_cell(scores: dict[str, float], mark: str = "", sign: str = "") -> str:
-    """PSNR / SSIM as the published tables have them, - for one that was not measured."""
-    pair = [f"{scores[name]:{sign}.{digits}f}" if name in scores else "-"
-            for name, digits in PUBLISHED_DIGITS.items()]
-    return "-" if pair == ["-", "-"] else " / ".join(pair) + mark
+def scores_cell(scores: dict[str, float], digits: dict[str, int], mark: str = "", sign: str = "") -> str:
+    """The metrics that `digits` names, - for one that was not measured and for all if none was."""
+    cells = [f"{scores[name]:{sign}.{places}f}" if name in scores else "-" for name, places in digits.items()]
+    return " / ".join(cells) + mark if scores.keys() & digits.keys() else "-"
 
 
 def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
@@ -51,12 +46,13 @@ def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None =
 
     With `folder`, a last column says where a set's restored images are.
     """
-    names = " / ".join(NAMES[name] for name in metrics)
+    names, digits = " / ".join(NAMES[name] for name in metrics), {name: DIGITS[name] for name in metrics}
     lines = [["set", "images", f"input {names}", f"restored {names}", *["restored images"] * bool(folder)]]
     for row in rows:
         count = f"{row.images} of {row.expected}*" if row.incomplete else str(row.images)
         place = [str(folder / row.set) if row.set != "average" else ""] if folder else []
-        lines.append([row.set, count, scores_cell(row.scores_in), scores_cell(row.scores), *place])
+        cells = [scores_cell(scores, digits) for scores in (row.scores_in, row.scores)]
+        lines.append([row.set, count, *cells, *place])
     return lines
 
 
@@ -73,16 +69,17 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
     """
     ours = comparable(rows, published)
     lines = [["method (dB / SSIM)", *published["sets"]]]
-    lines += [[method, *map(pair_cell, figures.values())] for method, figures in published["rows"].items()]
+    lines += [[method, *(scores_cell(scores, PUBLISHED_DIGITS) for scores in figures.values())]
+              for method, figures in published["rows"].items()]
     cells, differences = [], []
     for name, figures in published["rows"][published["reference"]].items():
         scores = ours[name].scores if name in ours else {}
         mark = "*" if name in ours and ours[name].incomplete else ""
-        cells.append(pair_cell(scores, mark))
-        differences.append(pair_cell(difference(scores, figures), mark, sign="+"))
+        cells.append(scores_cell(scores, PUBLISHED_DIGITS, mark))
+        differences.append(scores_cell(difference(scores, figures), PUBLISHED_DIGITS, mark, sign="+"))
     average = ours["average"].scores.get("psnr", math.inf) if "average" in ours else math.inf
-    place = 1 + sum(figures.get("average", {}).get("psnr", 0) < average for figures in published["rows"].values())
-    lines.insert(place, ["ours", *cells])
+    averages = [figures.get("average", {}).get("psnr", 0) for figures in published["rows"].values()]
+    lines.insert(1 + sum(psnr < average for psnr in averages), ["ours", *cells])
     return [*lines, [f"ours - {published['reference']}", *differences]]
 
 
@@ -117,7 +114,7 @@ def as_text(lines: Lines) -> str:
 
 def markdown(text: str) -> str:
     """Text as Markdown that shows it as it is, also where a name holds Markdown or HTML."""
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(one_line(text, 10_000), quote=False))
 
 
 def as_markdown(lines: Lines) -> str:
