@@ -5,10 +5,13 @@
     step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth and previous.pth only: what a run needs to continue exactly
 
+    python -m utils.checkpoint IN.pth OUT.pth     makes one to give away: net in half precision, network, step
+
 A checkpoint may come from anyone: nothing in it is run, nothing is allocated before its shapes are those of
 the network that it names, and its checksums, which torch writes and does not read, tell a damaged file.
 """
 
+import argparse
 import dataclasses
 import re
 import shutil
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few, one_line
+from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, TrainOptions, parse
 
@@ -45,6 +48,8 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dict on the CPU; InputError where the file is absent, damaged or something else."""
+    if path and Path(path).is_dir():
+        raise InputError(f"{path}: a folder, expected a checkpoint")
     if not Path(path).is_file():
         raise InputError(f"{path or '(empty path)'}: no such checkpoint")
     try:
@@ -199,3 +204,22 @@ def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str
             yield from differences(a, b, f"{name}[{i}]")
     elif then != now:
         yield name, then, now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Make a checkpoint to give away: weights in half precision, nothing of its run.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    flags = parser.parse_args()
+    load_network(flags.checkpoint)                              # its checks
+    content = read_checkpoint(flags.checkpoint)
+    weights = {name: weight.half() for name, weight in content["net"].items()}
+    step = content.get("step", 0)
+    save_checkpoint(flags.out, {"net": weights, "network": content["network"], "step": step})
+    print(f"{flags.out}: {flags.out.stat().st_size / 2**20:.1f} MiB, step {step}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
