@@ -31,10 +31,10 @@ class Prompt(nn.Module):
         self.conv = nn.Conv2d(prompt_channels, prompt_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.linear(x[:, :self.channels].mean(dim=(2, 3))).softmax(dim=1)     # [B,N]
-        prompt = torch.tensordot(weights, self.prompts, dims=1)                         # [B,P,S,S]
-        prompt = self.conv(F.interpolate(prompt, x.shape[2:], mode="bilinear"))         # [B,P,H,W]
-        return torch.cat([x, prompt], dim=1)                                            # [B,C+P,H,W]
+        weights = self.linear(x[:, :self.channels].mean(dim=(2, 3))).softmax(dim=1)         # [B,N]
+        prompt = (weights @ self.prompts.flatten(1)).unflatten(1, self.prompts.shape[1:])   # [B,P,S,S]
+        prompt = self.conv(F.interpolate(prompt, x.shape[2:], mode="bilinear"))             # [B,P,H,W]
+        return torch.cat([x, prompt], dim=1)                                                # [B,C+P,H,W]
 
 
 def make_prompts(width: int, levels: int, heads: int) -> list[Prompt]:
