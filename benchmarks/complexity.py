@@ -2,11 +2,12 @@
 
     python -m benchmarks.complexity [--sizes 128 256 512] [--device cpu] [--out results/complexity.csv]
 
-For the shipped lite network, the paper's size, and the paper's size without barycenter map and residual
-branch, which is Restormer. FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix
-products). Time is the median of `--repeats` passes in float32, batch 1, inference mode. Each peak is measured
-in a process of its own, as the growth of its memory during the pass (CPU, on Linux: resident set; CUDA:
-allocated tensors), weights not included. The potentials exist in training only and are listed apart.
+For the shipped lite network and, at the paper's size, BaryIR on both backbones and the backbones alone.
+FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix products), of the textbook form as
+in published tables, and of ours, which multiplies attention and output projection once. Time is the median
+of `--repeats` passes in float32, batch 1, inference mode. Each peak is measured in a process of its own, as
+the growth of its memory during the pass (CPU, on Linux: resident set; CUDA: allocated tensors), weights not
+included. The potentials exist in training only and are listed apart.
 """
 
 import json
@@ -17,18 +18,20 @@ import subprocess
 import sys
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarks import plain
 from models.baryir import BaryIR
 from models.potentials import Potentials
-from models.restormer import Down, TransformerBlock, Up
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
 from utils.options import TrainOptions, load_options
@@ -37,57 +40,27 @@ from utils.tables import PUBLISHED, as_text
 LITE = Path(__file__).parent.parent / "options/train_lite.yml"
 
 
-class Restormer(nn.Module):
-    """Restormer (arXiv 2111.09881, section 3): BaryIR without barycenter map and residual branch."""
-
-    def __init__(self, width: int = 48, blocks: tuple[int, ...] = (4, 6, 6, 8), refinement: int = 4,
-                 heads: tuple[int, ...] = (1, 2, 4, 8)) -> None:
-        super().__init__()
-        channels = [width * 2 ** level for level in range(len(blocks))]
-
-        def stage(count: int, channels: int, heads: int) -> nn.Sequential:
-            return nn.Sequential(*(TransformerBlock(channels, heads) for _ in range(count)))
-
-        self.patch_embed = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.encoder = nn.ModuleList(map(stage, blocks, channels, heads))       # the last one is the latent's
-        self.down = nn.ModuleList(Down(c) for c in channels[:-1])
-        self.up = nn.ModuleList(Up(c) for c in channels[1:])
-        reductions = [nn.Conv2d(2 * c, c, 1, bias=False) for c in channels[1:-1]]
-        self.reduce = nn.ModuleList([nn.Identity(), *reductions])
-        decoder_channels = [2 * width, *channels[1:-1]]                         # level 1 keeps both halves
-        self.decoder = nn.ModuleList(map(stage, blocks[:-1], decoder_channels, heads))
-        self.refinement = stage(refinement, 2 * width, heads[0])
-        self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
-
-    def forward(self, degraded: Tensor) -> Tensor:
-        """Image [B,3,H,W], sides multiples of 8 -> restored image [B,3,H,W]."""
-        x, skips = self.patch_embed(degraded), []
-        for stage, down in zip(self.encoder, self.down, strict=False):
-            skips.append(stage(x))
-            x = down(skips[-1])
-        x = self.encoder[-1](x)
-        for level in reversed(range(len(skips))):
-            x = self.decoder[level](self.reduce[level](torch.cat([self.up[level](x), skips[level]], dim=1)))
-        return self.output(self.refinement(x)) + degraded
-
-
 def lite() -> BaryIR:
     return BaryIR(**vars(load_options(TrainOptions, str(LITE)).network))
 
 
-NETWORKS = {"lite": lite, "BaryIR": BaryIR, "Restormer": Restormer}         # the last two named as published
+NETWORKS = {                                                    # by their names in published.yml
+    "lite": lite, "BaryIR": BaryIR, "BaryIR (PromptIR)": partial(BaryIR, backbone="promptir"),
+    "Restormer": partial(BaryIR, barycenter=False),
+    "PromptIR": partial(BaryIR, backbone="promptir", barycenter=False),
+}
 
 
 def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def gflop(net_of: type[nn.Module], size: int) -> float:
-    """GFLOP of a forward pass at size x size, counted without computing anything."""
+def gflop(net_of: Callable[[], BaryIR], size: int, textbook: bool = False) -> float:
+    """GFLOP of a forward pass at size x size, ours or the textbook form's, without computing anything."""
     with torch.device("meta"):
         net, image = net_of(), torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
+        plain.network(net, image) if textbook else net(image)
     return counter.get_total_flops() / 1e9
 
 
@@ -161,7 +134,7 @@ def main() -> None:
         return
 
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
-    columns = ["network", "size", "parameters_million", "gflop", "seconds", "gigabytes",
+    columns = ["network", "size", "parameters_million", "gflop_textbook", "gflop", "seconds", "gigabytes",
                "published_parameters_million", "published_gflop"]
     rows = []
     for name, net_of in NETWORKS.items():
@@ -170,15 +143,17 @@ def main() -> None:
         for size in tqdm(flags.sizes, name, leave=False):
             measured = measure_alone(name, size, flags.device, flags.repeats, flags.threads)
             known = published.get(name, ["", ""])
-            rows.append([name, size, count, gflop(net_of, size), measured["seconds"], measured["gigabytes"],
+            rows.append([name, size, count, gflop(net_of, size, textbook=True), gflop(net_of, size),
+                         measured["seconds"], measured["gigabytes"],
                          known[0], known[1] if size == 256 else ""])
-    lines = [["network", "size", "parameters", "GFLOP", "seconds", "peak GB",
+    lines = [["network", "size", "parameters", "GFLOP", "ours", "seconds", "peak GB",
               "published parameters", "published GFLOP"]]
-    for name, size, count, flop, seconds, gigabytes, known_count, known_flop in rows:
-        lines.append([name, f"{size}x{size}", f"{count:.2f} M", f"{flop:.1f}", f"{seconds:.3g}",
-                      f"{gigabytes:.2f}", f"{known_count} M" if known_count else "-", str(known_flop or "-")])
+    for name, size, count, textbook, flop, seconds, gigabytes, known_count, known_flop in rows:
+        lines.append([name, f"{size}x{size}", f"{count:.2f} M", f"{textbook:.1f}", f"{flop:.1f}",
+                      f"{seconds:.3g}", f"{gigabytes:.2f}", f"{known_count} M" if known_count else "-",
+                      str(known_flop or "-")])
     for other in (name for name in published if name not in NETWORKS):
-        lines.append([other, "256x256", *["-"] * 4, f"{published[other][0]} M", str(published[other][1])])
+        lines.append([other, "256x256", *["-"] * 5, f"{published[other][0]} M", str(published[other][1])])
     print(as_text(lines))
     for sources in (3, 5):
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""BaryIR in its textbook form: the oracle of the tests and the baseline of benchmarks/speed.py.
+"""BaryIR and its backbones in their textbook form: oracle of the tests, baseline of benchmarks/speed.py.
 
 The blocks, the network and one training step as the authors' release computes them: layer norm on permuted
 tokens, normalised copies of queries and keys, loops over the samples in the losses, the whole network once
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.baryir import BaryIR
 from models.potentials import Potentials
+from models.promptir import Prompt
 from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock
 
 
@@ -47,10 +48,22 @@ def block(module: TransformerBlock, x: Tensor) -> Tensor:
     return x + feed_forward(module.feed_forward, layer_norm(module.norm2, x))
 
 
+def with_prompt(module: Prompt, x: Tensor) -> Tensor:
+    """Prompt generation (PromptIR, section 3): [B,C,H,W] -> [B,C+P,H,W]."""
+    prompt = torch.zeros((), device=x.device)
+    weights = module.linear(x[:, :module.channels].mean(dim=(-2, -1))).softmax(dim=1)
+    for n in range(len(module.prompts)):
+        prompt = prompt + weights[:, n, None, None, None] * module.prompts[n]
+    prompt = F.interpolate(prompt, x.shape[-2:], mode="bilinear")
+    return torch.cat([x, F.conv2d(prompt, module.conv.weight, padding=1)], dim=1)
+
+
 def run(modules: nn.Module, x: Tensor) -> Tensor:
-    """A chain of transformer blocks, convolutions and pixel (un)shuffles."""
+    """A chain of prompts, transformer blocks, convolutions and pixel (un)shuffles."""
     if isinstance(modules, TransformerBlock):
         return block(modules, x)
+    if isinstance(modules, Prompt):
+        return with_prompt(modules, x)
     if isinstance(modules, nn.Sequential):
         for module in modules:
             x = run(module, x)
@@ -58,12 +71,32 @@ def run(modules: nn.Module, x: Tensor) -> Tensor:
     return modules(x)
 
 
-def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the three levels, written out."""
+def encode(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image [B,3,H,W], sides multiples of 8 -> maps of the three levels, latent before its norm."""
     level1 = run(net.encoder[0], net.patch_embed(degraded))
     level2 = run(net.encoder[1], run(net.down[0], level1))
     level3 = run(net.encoder[2], run(net.down[1], level2))
-    z = layer_norm(net.latent_norm, run(net.latent, run(net.down[2], level3)))
+    return level1, level2, level3, run(net.latent, run(net.down[2], level3))
+
+
+def backbone(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain Restormer, whose fuse and bridges do nothing, or PromptIR -> restored image, z and z again."""
+    level1, level2, level3, z = encode(net, degraded)
+    x = torch.cat([run(net.up[2], run(net.fuse, z)), level3], dim=1)
+    x = run(net.bridge[1], run(net.decoder[2], net.reduce[2](x)))
+    x = torch.cat([run(net.up[1], x), level2], dim=1)
+    x = run(net.bridge[0], run(net.decoder[1], net.reduce[1](x)))
+    x = torch.cat([run(net.up[0], x), level1], dim=1)
+    x = run(net.refinement, run(net.decoder[0], x))
+    return net.output(x) + degraded, z, z
+
+
+def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the three levels, written out."""
+    if not net.barycenter:
+        return backbone(net, degraded)
+    level1, level2, level3, z = encode(net, degraded)
+    z = layer_norm(net.latent_norm, z)
     b = layer_norm(net.latent_norm, run(net.transport_map, z))
     r = z - b
 

@@ -37,7 +37,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain
-from benchmarks.complexity import gflop, peak_memory, reset_peak_memory
+from benchmarks.complexity import NETWORKS, gflop, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
@@ -54,11 +54,12 @@ PASSES = 3
 PAIRS = 480                                                     # that `loading` loads in a pass
 
 
-def forward(side: str, what: str, size: int, device: str, dtype: str) -> Callable[[], None]:
+def forward(side: str, what: str, size: int, flags: argparse.Namespace) -> Callable[[], None]:
     from models.baryir import compile_stages
     from utils.evaluation import restore
 
-    net, image = BaryIR().eval().to(device), torch.rand(1, 3, size, size, device=device)
+    device, dtype = flags.device, flags.dtype
+    net, image = NETWORKS[flags.network]().eval().to(device), torch.rand(1, 3, size, size, device=device)
     if side == "plain":
         return torch.inference_mode()(lambda: plain.network(net, image))
     net = net.to(memory_format=torch.channels_last)
@@ -153,7 +154,7 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     if what == "loading":
         run = loading(side, size, flags)
     elif what in ("forward", "forward_compiled", "inference"):
-        run = forward(side, what, size, device, dtype)
+        run = forward(side, what, size, flags)
     else:
         run = training(side, what, size, device, dtype, flags.batch)
     run()
@@ -168,7 +169,7 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     return {"seconds": statistics.median(times), "gigabytes": peak_memory(device) / 1e9}
 
 
-def floors(size: int, taken: float, device: str) -> str:
+def floors(net_of: Callable[[], BaryIR], size: int, taken: float, device: str) -> str:
     """What a forward pass of `taken` seconds cannot beat: operations and bytes at the rates of a large matrix
     product and of a large copy, both of bfloat16."""
     def seconds(run: Callable[[], object]) -> float:
@@ -184,14 +185,14 @@ def floors(size: int, taken: float, device: str) -> str:
     a = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16)
     x = torch.rand(2**28, device=device)
     flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
-    traffic = 2 * maps_read_and_written(size)                                   # bfloat16
-    shares = [(1e9 * gflop(BaryIR, size) / flops, f"operations ({flops / 1e12:.0f} TFLOP/s)"),
+    traffic = 2 * maps_read_and_written(net_of, size)                                 # bfloat16
+    shares = [(1e9 * gflop(net_of, size) / flops, f"operations ({flops / 1e12:.0f} TFLOP/s)"),
               (traffic / bandwidth, f"bytes ({bandwidth / 1e12:.2f} TB/s)")]
     return "floor by " + ", by ".join(f"{what} {1e3 * least:.2f} ms ({least / taken:.0%} of its time)"
                                       for least, what in shares)
 
 
-def maps_read_and_written(size: int) -> int:
+def maps_read_and_written(net_of: Callable[[], BaryIR], size: int) -> int:
     """Values that a forward pass reads and writes if each convolution, norm, matrix product does so once."""
     aten = torch.ops.aten
     counted = {aten.convolution.default, aten.native_layer_norm.default, aten.bmm.default, aten.mm.default}
@@ -207,7 +208,7 @@ def maps_read_and_written(size: int) -> int:
             return result
 
     with Count() as count, torch.no_grad():
-        BaryIR().to("meta")(torch.empty(1, 3, size, size, device="meta"))
+        net_of().to("meta")(torch.empty(1, 3, size, size, device="meta"))
     return count.values
 
 
@@ -217,6 +218,8 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048],
                         help="of the inference, multiples of 8")
+    parser.add_argument("--network", choices=NETWORKS, default="BaryIR",
+                        help="of forward, forward_compiled and inference; the steps are BaryIR's")
     parser.add_argument("--batch", type=int, default=3, help="of the steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--opt", default="", metavar="FILE", help="option file whose sources are loaded")
@@ -249,8 +252,9 @@ def main() -> None:
         if on_cuda:                                             # whose allocator no earlier run disturbs
             return measure(side, what, size, flags)
         command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size),
-                   "--device", flags.device, "--dtype", flags.dtype, "--batch", str(flags.batch),
-                   "--threads", str(flags.threads), *["--keep"] * flags.keep, "--workers", str(flags.workers),
+                   "--network", flags.network, "--device", flags.device, "--dtype", flags.dtype,
+                   "--batch", str(flags.batch), "--threads", str(flags.threads),
+                   "--workers", str(flags.workers), *["--keep"] * flags.keep,
                    "--opt", flags.opt, "--source", flags.source,
                    *(["--set", *flags.set] if flags.set else [])]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -284,12 +288,12 @@ def main() -> None:
         for what, size, *_, ours, _ in rows:
             if what in ("forward", "forward_compiled", "inference"):
                 print(f"{what} {size}: ours {1 / ours:.1f} images a second; "
-                      f"{floors(size, ours, flags.device)}")
+                      f"{floors(NETWORKS[flags.network], size, ours, flags.device)}")
     where = f"{platform.machine()} CPU, {flags.threads} threads"
     if on_cuda:
         where = torch.cuda.get_device_name(flags.device)
-    print(f"{flags.dtype}, batch {flags.batch} in the steps, {where}, torch {torch.__version__}, "
-          f"{date.today()}; {flags.out}")
+    print(f"{flags.network}, {flags.dtype}, batch {flags.batch} in the steps, {where}, "
+          f"torch {torch.__version__}, {date.today()}; {flags.out}")
 
 
 if __name__ == "__main__":

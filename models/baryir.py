@@ -13,22 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.promptir import make_prompts
 from models.restormer import Down, LayerNorm, TransformerBlock, Up
 
 
 class Backbone(NamedTuple):
     """What BaryIR needs from a backbone. For another one, write these two and name them in BACKBONES.
 
-    block: (channels, heads, expansion) -> the module [B,C,H,W] -> [B,C,H,W] that all stages are chains of.
+    block: (channels, heads, expansion) -> the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W].
     prompts: (width C, levels, heads) -> for the maps of 2C, 4C, ... and for the latent, a module that appends
-        `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py); None for none.
+        `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
     """
 
     block: Callable[[int, int, float], nn.Module]
     prompts: Callable[[int, int, int], Sequence[nn.Module]] | None = None
 
 
-BACKBONES = {"restormer": Backbone(TransformerBlock)}
+BACKBONES = {
+    "restormer": Backbone(TransformerBlock),
+    "promptir": Backbone(TransformerBlock, make_prompts),      # BaryIR on it: our reading of the paper
+}
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -105,21 +109,21 @@ class BaryIR(nn.Module):
             raise ValueError(f"backbone: {backbone}, expected one of {', '.join(BACKBONES)}")
         if latents not in ("both", "barycenter", "residual") or latents != "both" and not barycenter:
             raise ValueError(f"latents: {latents}, expected both{', barycenter or residual' * barycenter}")
-        block, prompts = BACKBONES[backbone]
-        prompts = prompts(width, levels, bridge_heads) if prompts else [None] * levels
+        kind = BACKBONES[backbone]
+        prompts = kind.prompts(width, levels, bridge_heads) if kind.prompts else [None] * levels
 
         def blocks(count: int, channels: int, heads: int) -> nn.Sequential:
-            return nn.Sequential(*(block(channels, heads, expansion) for _ in range(count)))
+            return nn.Sequential(*(kind.block(channels, heads, expansion) for _ in range(count)))
 
         def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
             return nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
         def interaction(channels_in: int, channels_out: int, prompt: nn.Module | None) -> nn.Sequential:
-            """The prompt appended, if any; one block, 1x1 convolution. Only the prompt has a name."""
-            parts = {} if prompt is None else {"prompt": prompt}
-            channels_in += 0 if prompt is None else prompt.prompt_channels
-            parts |= {"0": blocks(1, channels_in, bridge_heads), "1": conv1x1(channels_in, channels_out)}
-            return nn.Sequential(OrderedDict(parts))
+            """The prompt appended, if any, one block, 1x1 convolution (PromptIR's prompt interaction)."""
+            channels_in += prompt.prompt_channels if prompt else 0
+            # Numbered as without a prompt, so that both backbones have the same names in checkpoints.
+            parts = {"0": blocks(1, channels_in, bridge_heads), "1": conv1x1(channels_in, channels_out)}
+            return nn.Sequential(OrderedDict({"prompt": prompt} if prompt else {}, **parts))
 
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
@@ -132,15 +136,14 @@ class BaryIR(nn.Module):
         self.encoder = nn.ModuleList(map(blocks, encoder_blocks, channels, heads))
         self.down = nn.ModuleList(map(Down, channels))
         self.latent = blocks(latent_blocks, latent, heads[-1])
-        # It gives z, and b: the same norm for both.
-        self.latent_norm = LayerNorm(latent) if barycenter else nn.Identity()
+        self.latent_norm = LayerNorm(latent) if barycenter else nn.Identity()       # of z and b, the same one
 
         # Setup barycenter map: z -> b.
         self.transport_map = blocks(transport_blocks if barycenter else 0, latent, heads[-1])
 
         # Setup decoder: b, r -> image. Lists run from level 1 (full size) to the coarsest. A plain backbone
-        # has no residual branch and, without prompts, no interaction blocks.
-        interacting = barycenter or prompts[-1] is not None
+        # has no residual branch and, without prompts, no interactions.
+        interacting = barycenter or kind.prompts is not None
         decoded, fused = latent * (1 + barycenter), channels[-1] if interacting else latent
         self.fuse = interaction(decoded, fused, prompts[-1]) if interacting else nn.Identity()
         self.residual_in = conv1x1(latent, latent) if barycenter else nn.Identity()

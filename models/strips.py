@@ -1,7 +1,8 @@
 """Inference in bounded memory: a network of Restormer blocks computed a few rows at a time, exactly.
 
 Attention needs only sums over all pixels: a first pass over the strips adds them up, a second one uses them.
-A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks are ever whole.
+A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks are ever whole;
+PromptIR's prompt is one of them, mixed and resized for the whole image.
 On a CPU, strips that stay in the cache are the fastest, too.
 """
 

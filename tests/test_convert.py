@@ -19,10 +19,10 @@ from torch import nn
 
 from benchmarks.golden import fill_reference
 from conftest import REPOSITORY, run_script
-from models.baryir import BaryIR
-from utils import convert_official
+from models.baryir import BACKBONES, BaryIR
+from utils import pickled
 from utils.checkpoint import load_network
-from utils.convert_official import UNUSED, official_name
+from utils.convert_official import UNUSED, official_name, official_shape
 from utils.evaluation import restore
 
 
@@ -131,6 +131,52 @@ def test_other_forms(tmp_path, zeros, form):
     assert result.returncode == 0, result.stderr
     converted = weights(tmp_path / "net.pth")
     assert all(torch.equal(converted[name], tensors[name]) for name in ("LN.body.bias", "output.weight"))
+
+
+@pytest.fixture(scope="module")
+def public() -> dict[str, dict[str, torch.Tensor]]:
+    """The state dicts of public PromptIR and Restormer, filled by the golden outputs' rule."""
+    found = {}
+    for backbone in BACKBONES:
+        net = BaryIR(backbone=backbone, barycenter=False)
+        fill_reference(net)
+        names = {official_name(name): p.detach() for name, p in net.named_parameters()}
+        found[backbone] = {name: p.reshape(official_shape(name, p.shape)) for name, p in names.items()}
+    found["promptir"] |= {name: torch.zeros(1) for name in UNUSED}
+    return found
+
+
+@pytest.mark.parametrize("backbone, wrap", [
+    ("restormer", lambda tensors: {"params": tensors}),
+    ("restormer", lambda tensors: tensors),
+    ("promptir", lambda tensors: {"epoch": 5, "global_step": 7, "optimizer_states": [{"state": {0: {}}}],
+                                  "state_dict": {f"net.{name}": t for name, t in tensors.items()}}),
+])
+def test_public_backbones(tmp_path, public, backbone, wrap):
+    torch.save(wrap(public[backbone]), tmp_path / "public.pth")
+    result = convert(tmp_path / "public.pth", tmp_path / "net.pth")
+    assert result.returncode == 0, result.stderr
+    count, left_out = {"restormer": ("26,126,644", False), "promptir": ("35,376,967", True)}[backbone]
+    assert f"{count} parameters" in result.stdout and ("left out" in result.stdout) == left_out
+    net = load_network(tmp_path / "net.pth")
+    reference = BaryIR(backbone=backbone, barycenter=False)
+    fill_reference(reference)
+    assert not net.barycenter and net.state_dict().keys() == reference.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), reference.parameters(), strict=True))
+
+
+def test_backbones_that_are_refused(tmp_path, public):
+    source, target, tensors = tmp_path / "public.pth", tmp_path / "net.pth", public["restormer"]
+    bias_free = {name: t for name, t in tensors.items() if ".norm" not in name or "weight" in name}
+    torch.save({"params": bias_free}, source)
+    assert "have no bias (LayerNorm_type BiasFree), expected WithBias" in refused(source, target)
+    torch.save(tensors | {"patch_embed.proj.weight": torch.zeros(48, 6, 3, 3)}, source)     # two views
+    assert "not public Restormer at the paper's size: patch_embed.proj.weight is [48, 6, 3, 3], expected " \
+           "[48, 3, 3, 3]" in refused(source, target)
+    prompts = public["promptir"]
+    torch.save(prompts | {"prompt1.prompt_param": prompts["prompt1.prompt_param"][0]}, source)
+    assert "not public PromptIR at the paper's size: prompt1.prompt_param is [5, 64, 64, 64]" in refused(
+        source, target)
 
 
 def rewrite(source: Path, target: Path, change) -> Path:
@@ -425,5 +471,5 @@ def test_nothing_of_the_file_is_imported(tmp_path, zeros):
     """The stand-ins resolve without the authors' source: model_bary is on no path."""
     source = save_official(tmp_path / "official.pt", zeros)
     assert "model_bary" not in sys.modules
-    content = convert_official.read(source)
-    assert "model_bary" not in sys.modules and isinstance(content["BaryIR"], convert_official.Module)
+    content = pickled.read(source)
+    assert "model_bary" not in sys.modules and isinstance(content["BaryIR"], pickled.Module)

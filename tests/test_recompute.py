@@ -8,7 +8,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.baryir import BaryIR, compile_stages
+from models.baryir import BACKBONES, BaryIR, compile_stages
 from models.recompute import RecomputedBlock, recompute
 from models.restormer import TransformerBlock
 
@@ -23,10 +23,11 @@ def gradients(net: BaryIR) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(restored.square().mean() + (z * b).mean(), list(net.parameters()))
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("how", ["cheap", "all"])
-def test_recomputing_gives_the_same_gradients(how):
+def test_recomputing_gives_the_same_gradients(how, backbone):
     torch.manual_seed(0)
-    net = BaryIR(**TINY)
+    net = BaryIR(**TINY, backbone=backbone)
     names, references = list(net.state_dict()), gradients(net)
     recompute(net, how)
     assert list(net.state_dict()) == names and sum(isinstance(m, RecomputedBlock) for m in net.modules()) == 5
@@ -73,9 +74,10 @@ def test_copies_recompute_with_their_own_weights(copied):
         torch.testing.assert_close(gradient, reference)
 
 
-def test_compiled_stages_recompute():
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_compiled_stages_recompute(backbone):
     torch.manual_seed(0)
-    net = BaryIR(**TINY)
+    net = BaryIR(**TINY, backbone=backbone)
     references = gradients(net)
     recompute(net, "cheap")
     compile_stages(net, backend="aot_eager")                    # without the minutes of the default's C++
