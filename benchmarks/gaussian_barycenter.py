@@ -335,7 +335,8 @@ def main() -> None:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
     prefix = "uniform_" if flags.family == "uniform" else ""
     runs = [(dim, weights, means, f"{prefix}{instance}", scheme, flags.steps or default_steps(dim),
-             flags.quick) for instance in range(flags.instances) for weights in flags.weights for means in flags.means
+             flags.quick)
+            for instance in range(flags.instances) for weights in flags.weights for means in flags.means
             for dim in flags.dims for scheme in flags.schemes]  # all cases once before any comes again
     if flags.folder:
         runs = [(dim, "uniform", "file", path.stem, scheme, flags.steps or default_steps(dim), False, path)

@@ -2,8 +2,8 @@
 
 Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal,
 w log-spaced in [0.5, 2]. The family `uniform` has the same moments and affine maps A_k. Its barycenter
-is a stretched cube S^1/2 U, its sources are the parallelepipeds A_k^-1 S^1/2 U. (C_k^1/2 U would not do: the A_k
-would turn the cube in K ways; only laws that rotations leave alone form such a family.)
+is a stretched cube S^1/2 U, its sources are the parallelepipeds A_k^-1 S^1/2 U. (C_k^1/2 U would not do: the
+A_k would turn the cube in K ways; only laws that rotations leave alone form such a family.)
 """
 
 import json
