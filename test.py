@@ -64,8 +64,9 @@ def main() -> None:
         try:
             how = options.strip, options.precision
             restore_photographs(ready_network(options, device), photographs, *how)
-        finally:                                                    # where some could not be restored, too
-            if page and (index := photograph_report(page, jobs)):
+        finally:                                    # where some could not be restored, too (status 3)
+            whole = getattr(sys.exception(), "status", 3) == 3
+            if page and whole and (index := photograph_report(page, jobs)):
                 print(f"look at them: {index}")
         return
 
