@@ -4,7 +4,8 @@
     python test.py --opt options/test_real.yml --input PATH --output PATH   a photograph, or a folder of them
 
 Writes results/NAME/SET/ (restored images, PNG), results/NAME/table.csv and table.md (per set: images, metrics
-of the input and of the restored images) and, where the option file names the paper's table, comparison.csv.
+of the input and of the restored images), index.html (a page to look at, with report/ beside it) and, where
+the option file names the paper's table, comparison.csv.
 """
 
 import sys
@@ -26,6 +27,7 @@ from utils.images import read_picture, save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.photographs import find_photographs, png_names, restore_photographs
+from utils.report import Report, photograph_report
 from utils.runs import keep_freed_memory
 
 
@@ -38,6 +40,7 @@ def parse_arguments() -> Namespace:
     add("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, no test sets")
     add("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
     add("--keep-format", action="store_true", help="with --input: JPEG, ... come back as such, not as PNG")
+    add("--report", action="store_true", help="with --input: a page to look at, index.html in its folder")
     add("--overwrite", action="store_true", help="with --input: replace what is at --output")
     flags = parser.parse_args()
     if (flags.input is None) != (flags.output is None):
@@ -54,8 +57,17 @@ def main() -> None:
     device = distributed.setup(options.device)[2]
     if flags.input:
         photographs = find_photographs(flags.input, flags.output, flags.keep_format)
+        jobs, place = photographs.jobs, photographs.target          # those that are restored already, too
+        folder = place.parent if jobs[0][1] == place else place
         photographs.leave_done(options.checkpoint, flags.overwrite)
-        restore_photographs(ready_network(options, device), photographs, options.strip, options.precision)
+        page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
+        try:
+            how = options.strip, options.precision
+            restore_photographs(ready_network(options, device), photographs, *how)
+        finally:                                    # where some could not be restored, too (status 3)
+            whole = getattr(sys.exception(), "status", 3) == 3
+            if page and whole and (index := photograph_report(page, jobs)):
+                print(f"look at them: {index}")
         return
 
     # Setup test sets, metrics, checkpoint:
@@ -72,6 +84,7 @@ def main() -> None:
 
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
+    page = Report(folder) if options.save and options.report else None
     names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
@@ -79,13 +92,19 @@ def main() -> None:
             if options.save:
                 name = names[images.name][result.index]
                 save_restored(folder / images.name, name, images, result, options.side_by_side)
+                if page:
+                    pictures = result.degraded, result.restored, result.clean
+                    page.add(images.name, str(name), folder / images.name / name, pictures,
+                             (result.scores_in, result.scores))
 
         how = {"strip": options.strip, "precision": options.precision}
         rows = evaluate(net, sets, options.protocol, metrics, each, **how)
-    write_tables(folder, rows, published, options)
+    shown = write_tables(folder, rows, published, options)
     pictures = f"; each image beside its input in {folder}/SET/side_by_side"
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}"
           + (pictures if options.save and options.side_by_side else ""))
+    if page:
+        print(f"look at them: {page.write(options.name, *shown)}")
 
 
 def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
@@ -106,8 +125,12 @@ def save_restored(folder: Path, name: Path, images: ImageSet, result: Restored, 
         save_image(to_image(np.concatenate(panels, axis=1)), folder / "side_by_side" / name)
 
 
-def write_tables(folder: Path, rows: list[Row], published: dict | None, options: TestOptions) -> None:
-    """Write and print our table, with the average over the sets, and the paper's with our row below it."""
+def write_tables(folder: Path, rows: list[Row], published: dict | None,
+                 options: TestOptions) -> tuple[list[tables.Lines], list[str]]:
+    """Write and print our table, with the average over the sets, and the paper's with our row below it.
+
+    Returns the tables and the remarks on them.
+    """
     rows += [average] if (average := average_row(rows)) else []
     made_by = options.protocol, options.checkpoint
     tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)
@@ -119,8 +142,9 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None, options:
     ours = tables.set_table(rows, options.metrics)
     parts = [*map(tables.as_markdown, [ours, *comparison]), *map(tables.markdown, notes)]
     write_text(folder / "table.md", "\n\n".join(parts) + "\n")
-    ours = tables.set_table(rows, options.metrics, folder if options.save else None)
-    print("\n\n".join([*map(tables.as_text, [ours, *comparison]), "\n".join(notes)]))
+    placed = tables.set_table(rows, options.metrics, folder if options.save else None)
+    print("\n\n".join([*map(tables.as_text, [placed, *comparison]), "\n".join(notes)]))
+    return [ours, *comparison], notes
 
 
 if __name__ == "__main__":

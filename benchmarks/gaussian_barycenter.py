@@ -2,6 +2,8 @@
 
     python -m benchmarks.gaussian_barycenter --quick            D = 2 and 8, a look in minutes
     python -m benchmarks.gaussian_barycenter                    D = 2 ... 128
+    python -m benchmarks.gaussian_barycenter --from FOLDER      public instances, published rows above ours
+    python -m benchmarks.gaussian_barycenter --weights four --family uniform    K = 4, no Gaussians
 
 Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py
 trains: the cost and both objectives of losses/barycenter.py, the congruence of models/potentials.py. The cost
@@ -36,7 +38,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.duality_gaps import duality_gaps
-from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
+from benchmarks.gaussians import FAMILIES, MEANS, Gaussians, bw2_uvp, l2_uvp
 from losses.barycenter import (
     congruence_penalty,
     potential_objective,
@@ -50,7 +52,12 @@ from utils.files import write_csv
 from utils.tables import PUBLISHED, as_text
 
 SCHEMES = ("exact", "penalty", "release", "shared", "identity")
-WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5]}
+WEIGHTS = {"uniform": [1 / 3, 1 / 3, 1 / 3], "unequal": [0.25, 0.25, 0.5],
+           "four": [0.1, 0.2, 0.3, 0.4]}        # as in Visentin and Cheridito, arXiv 2505.22364
+# The look in minutes: many small steps instead of few large ones, which is better in short runs at low D.
+QUICK = {"steps": 1500, "map_steps": 2, "batch": 64, "potential_batch": 128, "learning_rate": 2e-3,
+         "second_beta": 0.99}
+PUBLIC = "sampler_stats_{dim}"                 # stem of Howard et al.'s files, to which published.yml belongs
 
 
 def smoothness(dim: int) -> float:
@@ -112,7 +119,7 @@ class Row:
     dim: int
     weights: str
     means: str
-    instance: int
+    instance: str
     scheme: str
     l2_uvp: float
     bw2_uvp: float
@@ -126,14 +133,15 @@ class Row:
 def train(
     truth: Gaussians, scheme: str = "exact", steps: int = 1000, map_steps: int = 10, batch: int = 128,
     potential_batch: int = 2048, learning_rate: float = 1e-3, potential_learning_rate: float = 2e-3,
-    average: float = 0.99, seed: int = 0, cost: str = "quadratic", objective_lambdas: Tensor | None = None,
+    average: float = 0.99, second_beta: float = 0.999, seed: int = 0, cost: str = "quadratic",
+    objective_lambdas: Tensor | None = None,
 ) -> tuple[Maps, Potentials]:
     """Train maps and potentials by the alternation: `map_steps` map steps, a potential step, `steps` times.
 
     Args:
         batch, potential_batch: samples of each source in a map step and in a potential step.
         learning_rate, potential_learning_rate: at first, cosine decay; larger, the latter leaves f rough.
-        average: decay of the maps' average, which is returned.
+        average: decay of the maps' average, which is returned. second_beta: Adam's.
         cost: a name of losses.barycenter.COSTS. objective_lambdas: [K], other weights in the objective than
             in the congruence. Both for the negative controls.
 
@@ -148,8 +156,10 @@ def train(
     maps = Maps(sources, dim, width, shared=scheme == "shared")
     potentials = Potentials(lambdas, dim, width, exact=scheme in ("exact", "shared"))
     rho = 10.0 if scheme == "penalty" else 0.0
-    optimizer = torch.optim.RMSprop if release else torch.optim.Adam
-    map_optimizer, potential_optimizer = optimizer(maps.parameters()), optimizer(potentials.parameters())
+    optimizers = [torch.optim.RMSprop(side.parameters()) if release else
+                  torch.optim.Adam(side.parameters(), betas=(0.9, second_beta))
+                  for side in (maps, potentials)]
+    map_optimizer, potential_optimizer = optimizers
     averaged = [parameter.detach().clone() for parameter in maps.parameters()]
 
     def labels(count: int) -> tuple[Tensor, Tensor]:
@@ -193,13 +203,15 @@ def train(
     return maps, potentials
 
 
-def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: int,
-        samples: int = 100_000) -> Row:
-    """Train and measure one instance."""
+def run(dim: int, weights: str, means: str, instance: str, scheme: str, steps: int, quick: bool = False,
+        file: Path | None = None, samples: int = 100_000) -> Row:
+    """Train and measure one instance: N, uniform_N or, with `file`, that of the file."""
     torch.set_num_threads(1)
-    truth = Gaussians.random(dim, WEIGHTS[weights], means, seed=instance)
+    seed = 0 if file else int(instance.rpartition("_")[2])
+    family = "uniform" if instance.startswith("uniform_") else "gaussian"
+    truth = Gaussians.read(file) if file else Gaussians.random(dim, WEIGHTS[weights], means, seed, family)
     start = time.monotonic()
-    generator = torch.Generator().manual_seed(10_000 + instance)
+    generator = torch.Generator().manual_seed(10_000 + seed)
     x = truth.sample(samples, generator)
     if scheme == "identity":
         transported, gaps = x, {"gap_inner": math.nan, "gap_outer": math.nan, "bound": math.nan}
@@ -207,7 +219,9 @@ def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: i
     else:
         release = scheme == "release"
         how = {"batch": 256, "potential_learning_rate": 1e-3} if release else {}
-        maps, potentials = train(truth, scheme, steps * 5 if release else steps, seed=instance, **how)
+        how = {"steps": steps * 5 if release else steps} | how
+        how = QUICK if quick and scheme == "exact" else how
+        maps, potentials = train(truth, scheme, seed=seed, **how)
         seconds = time.monotonic() - start
         with torch.no_grad():
             transported = torch.cat([maps(part) for part in x.split(5000, dim=1)], dim=1)
@@ -215,6 +229,20 @@ def run(dim: int, weights: str, means: str, instance: int, scheme: str, steps: i
     error = l2_uvp(truth, transported, x)
     return Row(dim, weights, means, instance, scheme, error, bw2_uvp(truth, transported), **gaps,
                error=error * float(truth.covariance.trace()) / 100, seconds=seconds)
+
+
+def public_files(folder: Path, dims: list[int]) -> list[tuple[int, Path]]:
+    """Dimension and path of a folder's files *_D.json, of `dims`; InputError where there are none."""
+    named = [(path.stem.rpartition("_")[2], path) for path in folder.glob("*_*.json")]
+    found = [(int(dim), path) for dim, path in named if dim.isdecimal()]
+    chosen = sorted(pair for pair in found if pair[0] in dims)
+    if not chosen:
+        has = ", ".join(str(dim) for dim in sorted({dim for dim, _ in found})) or "none"
+        raise InputError(f"--from {folder}: no file *_D.json with D among {dims}; D found: {has}")
+    for dim, path in chosen:
+        if (size := Gaussians.read(path).means.shape[1]) != dim:
+            raise InputError(f"{path}: dimension {size}, expected {dim} by its name")
+    return chosen
 
 
 def default_steps(dim: int) -> int:
@@ -229,21 +257,30 @@ def sampling_floor(dim: int, samples: int = 100_000) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """Means over the instances, each scheme and dimension a line, the published figures below."""
+    """Means over the instances, a line each; above a public instance the figures published for it."""
     lines = [["D", "weights", "means", "scheme", "L2-UVP %", "BW2-UVP %", "inner gap", "outer gap", "bound",
               "error", "seconds", "instances"]]
-    for key in dict.fromkeys((row.dim, row.weights, row.means, row.scheme) for row in rows):
-        group = [row for row in rows if (row.dim, row.weights, row.means, row.scheme) == key]
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"]
+
+    def case(row: Row) -> tuple:
+        """What a mean is taken over: random instances of a family, or a file alone."""
+        family = row.instance.rpartition("_")[0] if row.instance.rpartition("_")[2].isdigit() else ""
+        family = row.instance if row.means == "file" else family
+        return row.dim, row.weights, row.means, row.scheme, family
+
+    public: set[int] = set()
+    for key in dict.fromkeys(map(case, rows)):
+        group = [row for row in rows if case(row) == key]
+        dim = key[0]
+        if key[4] == PUBLIC.format(dim=dim) and key[2] == "file" and dim not in public:
+            public.add(dim)
+            lines += [[str(dim), "uniform", "file", method, *map(str, figures[dim]), *["-"] * 5, "published"]
+                      for method, figures in published.items() if dim in figures]
         names = list(asdict(group[0]))[5:]
         mean = {name: sum(getattr(row, name) for row in group) / len(group) for name in names}
         numbers = ["-" if math.isnan(value) else f"{value:.3g}" for value in mean.values()]
-        lines.append([*map(str, key), *numbers, str(len(group))])
-    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"]
-    for method, figures in published.items():
-        for dim, (l2, bw2) in figures.items():
-            if any(row.dim == dim for row in rows):
-                figure = [str(l2), str(bw2), *["-"] * 5]
-                lines.append([str(dim), "uniform", "zero", method, *figure, "published"])
+        lines.append([*map(str, key[:4]), *numbers, key[4] if key[2] == "file" else
+                      f"{len(group)} {key[4]}".strip()])
     return as_text(lines)
 
 
@@ -275,6 +312,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true",
                         help="D = 2 and 8, one instance, 250 steps, whatever the options below say")
+    parser.add_argument("--from", type=Path, dest="folder", metavar="FOLDER",
+                        help="public instances, files *_D.json, instead of random ones; --dims picks")
+    parser.add_argument("--family", choices=FAMILIES, default="gaussian", help="of the random sources")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["uniform"])
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])
@@ -287,13 +327,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"),
                         help="CSV file to write; the plot goes beside it")
     flags = parser.parse_args()
+    if flags.quick and flags.folder:
+        raise InputError("--quick has instances of its own, expected it without --from")
     if flags.quick:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
     if min(*flags.dims, flags.instances, flags.jobs, 1 if flags.steps is None else flags.steps) < 1:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
-    runs = [(dim, weights, means, instance, scheme, flags.steps or default_steps(dim))
+    prefix = "uniform_" if flags.family == "uniform" else ""
+    runs = [(dim, weights, means, f"{prefix}{instance}", scheme, flags.steps or default_steps(dim),
+             flags.quick)
             for instance in range(flags.instances) for weights in flags.weights for means in flags.means
             for dim in flags.dims for scheme in flags.schemes]  # all cases once before any comes again
+    if flags.folder:
+        runs = [(dim, "uniform", "file", path.stem, scheme, flags.steps or default_steps(dim), False, path)
+                for dim, path in public_files(flags.folder, flags.dims) for scheme in flags.schemes]
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
@@ -303,10 +350,12 @@ def main() -> None:
             done = [astuple(rows[number]) for number in sorted(rows)]
             write_csv(flags.out, [[entry.name for entry in fields(Row)], *done])
     print(table([rows[number] for number in sorted(rows)]))
-    floors = ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in flags.dims)
+    print("tier: quick, exact scheme alone with its own short schedule; without --quick it is more exact"
+          if flags.quick else f"tier: {f'--steps {flags.steps}' if flags.steps else 'full'}")
+    floors = ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in dict.fromkeys(key[0] for key in runs))
     print(f"floor of BW2-UVP at 100,000 samples: {floors}")
     print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")
-    if 2 in flags.dims:
+    if 2 in flags.dims and not flags.folder:
         plot_samples(flags.out.with_suffix(".png"), (flags.steps or default_steps(2)) // 4)
 
 

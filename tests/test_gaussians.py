@@ -1,11 +1,15 @@
 """By train.py's losses and congruence the alternation finds Gaussian barycenters; it fails where it must."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks.duality_gaps import duality_gaps, inner_minimiser
-from benchmarks.gaussian_barycenter import train
+from benchmarks.gaussian_barycenter import Row, public_files, table, train
 from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
+from utils.errors import InputError
 
 UNEQUAL = [0.25, 0.25, 0.5]
 SHORT = dict(steps=100, batch=64, potential_batch=128, learning_rate=3e-3)
@@ -80,3 +84,44 @@ def test_training_finds_the_barycenter_and_its_bound_holds(truth):
 ])
 def test_negative_controls(truth, how, least):
     assert not error(truth, **how)[0] < least
+
+
+def test_uniform_family_has_the_gaussian_moments_and_one_barycenter():
+    truth = Gaussians.random(2, [0.1, 0.2, 0.3, 0.4], "normal", seed=0, family="uniform")
+    x = truth.sample(100_000, torch.Generator().manual_seed(0)).double()
+    centred = x - x.mean(1, keepdim=True)
+    moments = centred.mT @ centred / x.shape[1]
+    torch.testing.assert_close(moments, truth.covariances, rtol=0.02, atol=0.02)
+    back = (truth.transport(x) - truth.mean) @ torch.linalg.inv(torch.linalg.cholesky(truth.covariance)).T
+    # The same law for all four: its fourth moments, too, which those of C_k^1/2 U would not share.
+    fourth = torch.einsum("kni,knj->kij", back**2, back**2) / x.shape[1]
+    assert (fourth - fourth.mean(0)).abs().max() < 0.03
+    mean = torch.einsum("k,kde->de", truth.lambdas, torch.linalg.inv(truth.maps))
+    assert (mean - torch.eye(2)).norm() < 1e-8              # by which Q is the barycenter
+
+
+def test_public_instances(tmp_path):
+    truth = Gaussians.random(2, [1 / 3] * 3, "zero", seed=0)
+    content = {f"sampler_{k}": {"mean": truth.means[k].tolist(), "cov": truth.covariances[k].tolist()}
+               for k in range(3)}
+    content["ground_truth_sampler"] = {"mean": [0, 0], "cov": truth.covariance.tolist()}
+    path = tmp_path / "some_2.json"
+    path.write_text(json.dumps(content))
+    torch.testing.assert_close(Gaussians.read(path).maps, truth.maps)
+    assert public_files(tmp_path, [2, 64]) == [(2, path)]
+    with pytest.raises(InputError, match="no file .* D found: 2"):
+        public_files(tmp_path, [64])
+    content["ground_truth_sampler"]["cov"][0][0] *= 1.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="off the fixed point's"):
+        Gaussians.read(path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="expected JSON with mean and cov"):
+        Gaussians.read(path)
+
+
+def test_published_rows_for_their_instances_alone():
+    row = Row(64, "uniform", "file", "sampler_stats_64", "exact", *[0.5] * 7)
+    assert "NOTWB" in table([row])
+    for other in (dict(instance="mine_64"), dict(instance="0", means="zero"), dict(dim=128)):
+        assert "NOTWB" not in table([replace(row, **other)])

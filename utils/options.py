@@ -268,6 +268,7 @@ class TestOptions(Options):
     metrics: Metrics = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml, beside ours
     save: bool = True                                       # write the restored images
+    report: bool = True                                     # and index.html, a page to look at them
     side_by_side: bool = False                              # and, in one, input | restored (| ground truth)
 
     def __post_init__(self) -> None:

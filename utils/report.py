@@ -1,0 +1,127 @@
+"""A page to look at: index.html beside the restored images, which opens from the file system.
+
+It shows the tables and, of each image, a slider between input, restored image and ground truth. What it needs
+beside the restored images lies in report/: inputs, ground truths and previews of what browsers do not show
+(JPEG, quality 95), and thumbnails, the input's left half beside the restored right one. The page is
+utils/report.html; what a name holds of HTML is shown as it is.
+"""
+
+import html
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from utils.errors import InputError, printable
+from utils.files import write_text
+from utils.images import read_picture, save_image, to_uint8
+from utils.tables import Lines
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+MARK = '<meta name="generator" content="BaryIR">'           # by which an earlier page is known
+SHOWN = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"}     # by every browser
+LARGEST, THUMBNAIL = 8192, 320                              # pixels of previews, the longer side
+
+
+class Report:
+    """The page of one folder of results: add() each image, then write()."""
+
+    def __init__(self, folder: Path, where: str = "report", results: Iterable[Path] = ()) -> None:
+        """Remove an earlier report's page; InputError beginning with `where` where a file is the user's."""
+        self.folder, self.page, self.images = folder, folder / "index.html", []
+        for path in results:
+            if path.is_relative_to(folder / "report"):
+                raise InputError(f"{where}: {path} would lie among the report's own pictures, "
+                                 "expected another name")
+        if os.path.lexists(self.page):
+            if not self.page.is_file() or MARK not in self.page.read_text("utf-8", "replace")[:2000]:
+                raise InputError(f"{where}: {self.page} is there and no report, expected another folder")
+            self.page.unlink()
+        elif os.path.lexists(folder / "report") and not list((folder / "report").glob("000000-*.jpg")):
+            raise InputError(f"{where}: {folder / 'report'} is there, no report's, expected another folder")
+
+    def add(self, group: str, name: str, path: Path, pictures: Sequence[np.ndarray | None],
+            scores: Sequence[dict[str, float]] = ({}, {}), **metadata) -> None:
+        """Add an image.
+
+        Args:
+            group, name: its set and name, as they are shown.
+            path: its restored file, below the folder.
+            pictures: input, restored and ground truth or None, [H,W,3] in [0, 1].
+            scores: metrics of the input and of the restored image.
+            metadata: for the previews, as Pillow's save takes it: icc_profile, of the colours.
+        """
+        degraded, restored, clean = (None if pixels is None else Image.fromarray(to_uint8(pixels))
+                                     for pixels in pictures)
+        number = len(self.images)
+        entry = {"set": printable(group), "name": printable(name), "restored": self.link(path),
+                 "size": restored.size, "scores": [known(part) for part in scores]}
+
+        def preview(kind: str, image: Image.Image) -> None:
+            target = self.folder / f"report/{number:06}-{kind}.jpg"
+            if max(image.size) > LARGEST:
+                image = image.copy()
+                image.thumbnail((LARGEST, LARGEST))
+            save_image(image, target, **metadata)
+            entry[kind] = self.link(target)
+
+        preview("input", degraded)
+        if clean is not None:
+            preview("clean", clean)
+        if path.suffix.lower() not in SHOWN:
+            preview("preview", restored)
+        half = degraded.copy()
+        half.paste(restored.crop((restored.width // 2, 0, *restored.size)), (restored.width // 2, 0))
+        half.thumbnail((THUMBNAIL, THUMBNAIL))
+        preview("thumbnail", half)
+        self.images.append(entry)
+
+    def link(self, path: Path) -> str:
+        """A file's address from the page, whatever its name holds."""
+        return quote(os.fsencode(path.relative_to(self.folder).as_posix()))
+
+    def write(self, title: str, tables: Iterable[Lines] = (), notes: Iterable[str] = ()) -> Path:
+        """Write the page with the tables above its images; returns its path."""
+        data = json.dumps(self.images).replace("<", "\\u003c")
+        parts = {"mark": MARK, "title": html.escape(printable(title)), "data": data,
+                 "tables": "\n".join(map(as_html, tables)),
+                 "notes": "\n".join(f"<p>{html.escape(printable(note))}</p>" for note in notes)}
+        page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text("utf-8"))
+        write_text(self.page, page)
+        return self.page
+
+
+def known(scores: dict[str, float]) -> dict[str, float]:
+    """Scores that JSON can hold: equal images have no finite PSNR, shown as 999."""
+    return {name: 999.0 if value == float("inf") else round(float(value), 4)
+            for name, value in scores.items() if value == value}
+
+
+def as_html(lines: Lines) -> str:
+    """A table whose columns the page can sort; rows of ours marked."""
+    header, *body = [[html.escape(printable(cell)) for cell in line] for line in lines]
+    head = "".join(f'<th scope="col"><button type="button">{cell}</button></th>' for cell in header)
+    rows = "\n".join(f'<tr{" class=ours" * line[0].startswith("ours")}><th scope="row">{line[0]}</th>'
+                     + "".join(f"<td>{cell}</td>" for cell in line[1:]) + "</tr>" for line in body)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def photograph_report(report: Report, jobs: Sequence[tuple[Path, Path]]) -> Path | None:
+    """The page of photographs and their restored files, of those that are there; None without any."""
+    for source, target in jobs:
+        if not target.is_file():
+            continue                                        # it could not be restored, which was said
+        try:
+            before, after = read_picture(source), read_picture(target)
+        except InputError:
+            continue
+        profile = {name: value for name, value in before.metadata.items() if name == "icc_profile"}
+        if before.colours.shape[:2] == after.colours.shape[:2]:
+            name = str(target.relative_to(report.folder))
+            report.add("", name, target, (before.floats(), after.floats(), None), **profile)
+    return report.write(f"Photographs in {report.folder}") if report.images else None
