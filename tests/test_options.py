@@ -64,6 +64,8 @@ def test_defaults_are_the_papers_values(tmp_path):
 @pytest.mark.parametrize("change, message", [
     ({"learning_rte": 1}, "learning_rte: unknown option, did you mean learning_rate?"),
     ({"network": {"widht": 8}}, "network.widht: unknown option, did you mean width?"),
+    ({"network": {"barycenter": False}},
+     "scheme: joint with network.barycenter: false, expected reconstruction"),
     ({"batch": "three"}, "batch: 'three', expected a whole number"),
     ({"batch": 2.5}, "batch: 2.5, expected a whole number"),
     ({"batch": True}, "batch: True, expected a whole number"),

@@ -245,6 +245,8 @@ class TrainOptions(Options):
         require(bool(self.epochs) != bool(self.steps),
                 f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         require(self.sources, "sources: empty, expected at least one source")
+        require(self.network.barycenter or self.scheme == "reconstruction",
+                f"scheme: {self.scheme} with network.barycenter: false, expected reconstruction")
         parts = {images.source for images in self.sources if images.source}
         names = [*parts, *(images.name for images in self.sources if not images.source)]
         require_different("sources", names)
