@@ -25,7 +25,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
@@ -60,7 +59,7 @@ TABLES = {
 }
 DRAWS = 2000                                                    # of the bootstrap
 RUNNING: list[subprocess.Popen] = []
-STOPPING = threading.Event()
+STOPPING: list[int] = []                        # signals; an Event takes a lock, where a handler may wait
 
 
 def option_files() -> dict[str, Path]:
@@ -127,8 +126,8 @@ def wait_for(command: list, **how) -> int:
 
 
 def pass_on_signals() -> None:
-    def stop(*_) -> None:
-        STOPPING.set()
+    def stop(number: int, _) -> None:
+        STOPPING.append(number)
         for process in RUNNING:
             process.terminate()
 
@@ -274,7 +273,7 @@ def main() -> None:
     def separately(of: tuple[str, int]) -> str:
         """A run in a process of its own, on one core; returns its line."""
         name, seed = of
-        if STOPPING.is_set():
+        if STOPPING:
             return f"{name} seed {seed}: not begun"
         start = time.monotonic()
         command = [sys.executable, "-m", "benchmarks.study", "--root", flags.root, "--output", flags.output,
@@ -291,7 +290,7 @@ def main() -> None:
         for line in pool.map(separately, missing):
             print(line, flush=True)
     collect(flags.output)
-    if not STOPPING.is_set():
+    if not STOPPING:
         print(tables())
 
 

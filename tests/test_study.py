@@ -1,6 +1,9 @@
 """The study: equal conditions of its rows, its statistics on what is known, a run from begin to end."""
 
 import dataclasses
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +81,24 @@ def test_runs_and_tables(small_study):
     assert float(row["psnr"]) == pytest.approx(np.mean(by_set))
     study.collect(small_study / "nowhere")                      # what is there stays
     assert study.read(small_study / "results/runs.csv") == runs
+
+
+def test_a_signal_stops_and_saves(small_study, tmp_path):
+    (tmp_path / "options/b_one.yml").write_text(yaml.safe_dump({"base": "base.yml", "name": "b_one",
+                                                                "steps": 100_000}))
+    driver = ("import sys; from pathlib import Path; from benchmarks import study; "
+              "from utils.errors import one_line_errors; "
+              "study.OPTIONS = Path(sys.argv[1]); study.pass_on_signals()\n"
+              "with one_line_errors(): study.run('b_one', 0, sys.argv[2], Path(sys.argv[3]))")
+    command = [sys.executable, "-c", driver, tmp_path / "options", tmp_path / "data", tmp_path / "runs"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        if b" parameters, " in line:
+            break
+    time.sleep(3)
+    process.terminate()
+    process.terminate()                                         # as a group and its parent send it: twice
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode and "saved, continue with --resume" in output, output
+    assert (tmp_path / "runs/b_one_0/last.pth").exists()
+    assert (tmp_path / "runs/b_one_0/cpu_seconds.txt").exists() and "Traceback" not in output
