@@ -1,6 +1,6 @@
 """What b and r carry: images restored with r = 0, with b = 0 and with both, and the differences.
 
-    python -m benchmarks.contributions --opt options/test_real.yml [--checkpoint PATH] [--set root=PATH]
+    python -m benchmarks.contributions --opt options/test_real.yml [--set checkpoint=PATH root=PATH]
 
 The experiment of the journal version (arXiv 2602.23169): R1 is restored with the barycenter latent b set
 to zero, R2 with the residual latent r set to zero, R3 with both. R3 - R1 shows what b carries (structure that
@@ -45,15 +45,13 @@ def strip(degraded: np.ndarray, restored: dict[str, np.ndarray]) -> Image.Image:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py")
-    parser.add_argument("--checkpoint", metavar="PATH", help="instead of the option file's")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override options, keys dotted")
     parser.add_argument("--strips", type=int, default=2, help="of each set")
     parser.add_argument("--out", type=Path, default=Path("results/contributions.csv"),
                         help="CSV file to write; the strips go into a folder beside it")
     flags = parser.parse_args()
-    overrides = flags.set + ([f"checkpoint={flags.checkpoint}"] if flags.checkpoint else [])
-    options = load_options(TestOptions, flags.opt, overrides)
+    options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     device = distributed.setup(options.device)[2]
     net = load_network(options.checkpoint, device)

@@ -27,7 +27,7 @@ from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils.checkpoint import read_checkpoint
 from utils.distributed import Side
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, one_line, one_line_errors
 from utils.options import TrainOptions, load_options
 
 Batch = tuple[Tensor, Tensor, Tensor]                           # degraded [B,3,P,P], source [B], weights [B]
@@ -102,7 +102,7 @@ def main() -> None:
         net.load_state_dict(content["train"]["net"])
         potentials.load_state_dict(content["train"]["potentials"])
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{flags.checkpoint}: {reason}; "
                          "expected a run's last.pth and its option file") from None
     net.requires_grad_(False)

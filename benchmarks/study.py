@@ -67,9 +67,8 @@ def option_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(OPTIONS.glob("[a-z]_*.yml"))}
 
 
-def hash_of_samples(options: TrainOptions, count: int = 1000) -> str:
+def hash_of_samples(options: TrainOptions, samples: TrainingSet, count: int = 1000) -> str:
     """SHA-256 (16 digits) of what the sampler asks for first: entries, their numbers, patches, the seed."""
-    samples = TrainingSet(open_sources(options), options.seed)
     sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
     first = list(itertools.islice(itertools.chain.from_iterable(sampler), count))
     files = [path.name for images in samples.entries for path in images.files]
@@ -92,7 +91,8 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     net = load_network(str(folder / "last.pth"), torch.device("cpu"))
     tests, matched = (load_options(TestOptions, str(OPTIONS / file), [f"root={root}"])
                       for file in ("test.yml", "matched.yml"))
-    sources = len(TrainingSet(open_sources(options), seed).names)
+    samples = TrainingSet(open_sources(options), seed)
+    sources = len(samples.names)
     images = []
 
     def note(images_of: ImageSet, result: Restored) -> None:
@@ -112,7 +112,7 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     parameters = sum(parameter.numel() for parameter in net.parameters())
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
     write(folder, "runs", [[row, seed, parameters, options.steps, options.steps * options.batch,
-                            f"{hours:.3f}", hash_of_samples(options), date.today(), machine()]])
+                            f"{hours:.3f}", hash_of_samples(options, samples), date.today(), machine()]])
     (folder / "decoded.bin").unlink(missing_ok=True)            # a gigabyte
 
 
