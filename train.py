@@ -29,6 +29,7 @@ from data.datasets import TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
 from losses.barycenter import (
+    coarse_reconstruction,
     congruence_error,
     dual_objective,
     map_objective,
@@ -76,14 +77,17 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
              options: TrainOptions) -> tuple[Terms, Terms]:
     degraded, clean, source, weights = batch
     objective = options.objective
+    coarse = [] if options.network.coarse else None
     side.thaw()
     with autocast(degraded, options):
         z, skips = net.encode(degraded)
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips).float()
+        restored = net.decode(b, z - b, skips, coarse=coarse).float()
     z, b = z.float(), b.float()
     loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights,
                                          objective.w_rec, objective.cost, objective.gamma, objective.tau)
+    if coarse:
+        loss = loss + objective.w_rec * objective.coarse * coarse_reconstruction(coarse, degraded, clean)
     loss.backward()
     norm = side.settle(loss, options.clip)
     side.optimizer.step()
@@ -132,17 +136,20 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
 # reconstruction, it is one of the side's.
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
-    _, clean, _, _ = batch
+    degraded, clean, _, _ = batch
+    coarse = [] if options.network.coarse else None
     side.thaw()
     with autocast(clean, options):
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips).float()
-    loss = (restored - clean).abs().mean()
+        restored = net.decode(b, z - b, skips, coarse=coarse).float()
+    loss = reconstruction = (restored - clean).abs().mean()
+    if coarse:
+        loss = loss + options.objective.coarse * coarse_reconstruction(coarse, degraded, clean)
     loss.backward()
     norm = side.settle(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    return {"reconstruction": loss.detach(), "gradient_norm": norm}
+    return {"reconstruction": reconstruction.detach(), "gradient_norm": norm}
 
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,

@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from losses.residual import contrastive, orthogonality
@@ -114,6 +115,16 @@ def map_objective(
     dual, terms, samples = dual_objective(z, b, f, source, weights, cost, gamma, tau)
     reconstruction = (restored - clean).abs().mean()
     return w_rec * reconstruction + dual, {**terms, "reconstruction": reconstruction.detach()}, samples
+
+
+def coarse_reconstruction(coarse: Sequence[Tensor], degraded: Tensor, clean: Tensor) -> Tensor:
+    """Deep supervision (ours, not the paper's): the sum of mean|x^ - x| at 1/8, 1/4 and 1/2 size.
+
+    coarse: what is added to the degraded image, averaged to these sizes, [B,3,h,w] each. Others: [B,3,H,W].
+    """
+    error = degraded - clean
+    return sum((correction.float() + F.adaptive_avg_pool2d(error, correction.shape[-2:])).abs().mean()
+               for correction in coarse)
 
 
 def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:

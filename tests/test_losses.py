@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from losses.barycenter import (
     COSTS,
+    coarse_reconstruction,
     congruence_error,
     congruence_penalty,
     map_objective,
@@ -187,3 +188,16 @@ def test_standardized_latents_have_no_scale():
     before = standardize.mean.clone()
     standardize.update(z * torch.nan)                           # of a step that is not applied
     assert torch.equal(standardize.mean, before) and standardize.steps == 501
+
+
+def test_coarse_reconstruction_compares_averages_over_the_coarse_pixels():
+    degraded, clean = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    coarse = [torch.rand(2, 3, 2, 2), torch.rand(2, 3, 4, 4)]
+    expected = 0.0
+    for image, side in zip(coarse, (4, 2), strict=True):
+        errors = []
+        for n, c, y, x in torch.cartesian_prod(*map(torch.arange, image.shape)).tolist():
+            block = (n, c, slice(y * side, (y + 1) * side), slice(x * side, (x + 1) * side))
+            errors.append(abs(image[n, c, y, x] + degraded[block].mean() - clean[block].mean()))
+        expected += sum(errors) / len(errors)
+    torch.testing.assert_close(coarse_reconstruction(coarse, degraded, clean), expected)

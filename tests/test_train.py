@@ -98,7 +98,7 @@ def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
     runs = {"first": [], "other_potentials": ["potential_learning_rate=0.1", "map_steps=1"],
             "other_rate": ["learning_rate=0.01"]}
     for name, changes in runs.items():
-        run(opt, "--set", f"name={name}", *changes)
+        run(opt, "--set", "network.coarse=true", f"name={name}", *changes)
     first, other_potentials, other_rate = (state(tmp_path, name) for name in runs)
     torch.manual_seed(0)
     network = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["network"]
@@ -117,13 +117,13 @@ def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
 def test_scheme_separate_resumes_bit_by_bit(tmp_path):
     opt = option_file(tmp_path, steps=6, scheme="separate", map_steps=2, objective={"cost": "mean_square"},
                       balanced=True, clean_share=0.2, save_every=4)
-    run(opt)
+    run(opt, "--set", "network.coarse=true")
     whole, folder = state(tmp_path), tmp_path / "out/run"
     (folder / "previous.pth").rename(folder / "last.pth")          # of step 4
-    run(opt, "--resume")
+    run(opt, "--resume", "--set", "network.coarse=true")
     assert same(state(tmp_path), whole)
     with pytest.raises(InputError, match="scheme: separate -> joint, .* a run cannot continue with it"):
-        run(opt, "--resume", "--set", "scheme=joint")
+        run(opt, "--resume", "--set", "scheme=joint", "network.coarse=true")
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -65,6 +65,7 @@ class Network:
     backbone: Literal["restormer", "promptir"] = "restormer"
     barycenter: bool = True                                 # false: the plain backbone
     latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
+    coarse: bool = False                                    # deep supervision, weighted by objective.coarse
 
 
 @dataclass(kw_only=True)
@@ -167,6 +168,7 @@ class Objective:
     gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
     tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
+    coarse: Positive[float] = 0.3                           # of the reconstruction at coarse sizes
 
 
 @dataclass
