@@ -139,6 +139,8 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None,
     if published:
         tables.write_comparison_csv(folder / "comparison.csv", rows, published, *made_by)
     notes = tables.remarks(rows, published, *made_by, options.file)
+    there = {row.set for row in rows}
+    notes += {images.note: 0 for images in options.sets if images.note and images.name in there}
     ours = tables.set_table(rows, options.metrics)
     parts = [*map(tables.as_markdown, [ours, *comparison]), *map(tables.markdown, notes)]
     write_text(folder / "table.md", "\n\n".join(parts) + "\n")

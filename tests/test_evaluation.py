@@ -181,6 +181,25 @@ def test_metrics_of_equal_images():
     assert Metrics().of_image("full", image, image) == {"psnr": np.inf, "ssim": 1.0}
 
 
+@pytest.mark.parametrize("protocol", ["promptir", "full"])
+def test_metrics_of_luma_and_at_the_ground_truths_brightness(protocol):
+    metrics = Metrics(["psnr_y", "ssim_y", "psnr_gtmean"])
+    image, clean = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3)) / 255
+    y, y_clean = ((65.481 * r + 128.553 * g + 24.966 * b + 16) / 255
+                  for r, g, b in (x.transpose(2, 0, 1) for x in (image, clean)))
+    grey, wanted = (x @ [0.299, 0.587, 0.114] for x in (image, clean))
+    scaled = (image * wanted.mean() / grey.mean()).clip(0, 1)
+    assert metrics.of_image(protocol, image, clean) == pytest.approx({
+        "psnr_y": -10 * np.log10(np.square(y - y_clean).mean()),
+        "ssim_y": structural_similarity(y_clean, y, data_range=1),
+        "psnr_gtmean": -10 * np.log10(np.square(scaled - clean).mean())})
+    # Closed forms: Y of grey v is (219 v + 16) / 255; at half the brightness, nothing but that is wrong.
+    flat = metrics.of_image(protocol, np.full((8, 8, 3), 0.4), np.full((8, 8, 3), 0.6))
+    assert flat["psnr_y"] == pytest.approx(-20 * np.log10(219 * 0.2 / 255))
+    half = 2 * clean // (4 / 255) / 255
+    assert metrics.of_image(protocol, half, 2 * half)["psnr_gtmean"] > 200
+
+
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_strips_give_what_the_whole_image_gives(precision, tolerance):
     torch.manual_seed(0)

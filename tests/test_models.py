@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch._dynamo.utils import counters
 
-from benchmarks import plain
+from benchmarks import complexity, plain
 from benchmarks.golden import fill_reference
 from conftest import SMALL
 from models.baryir import BACKBONES, BaryIR, compile_stages, pad_to_multiple
 from models.potentials import Potentials
 from models.restormer import TransformerBlock
 from utils.convert_official import official_name
+from utils.tables import PUBLISHED
 
 # Numbers of the public plain networks for a fill rule and an input (benchmarks/golden.py compares all).
 BASELINES = {
@@ -316,3 +318,13 @@ def test_potentials_are_small_and_free_without_congruence():
 def test_potentials_want_weights_that_sum_to_one():
     with pytest.raises(ValueError, match="sum 1"):
         Potentials(torch.tensor([0.5, 0.6]))
+
+
+def test_sizes_are_the_published_ones():
+    """Within 1 %: the published parameters of two count six layers that are never used."""
+    published = yaml.safe_load(PUBLISHED.read_text())["sizes"]
+    for name in published.keys() & complexity.NETWORKS.keys():
+        with torch.device("meta"):
+            count = complexity.parameters(complexity.NETWORKS[name]())
+        flop = complexity.gflop(complexity.NETWORKS[name], 256, textbook=True)
+        assert [count / 1e6, flop] == pytest.approx(published[name], rel=0.01), name

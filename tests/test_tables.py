@@ -1,6 +1,7 @@
 """Tables beside the published rows: figures, differences, incomplete sets; text, Markdown and CSV agree."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import yaml
 
 from conftest import REPOSITORY, run_script, write_image
 from utils.evaluation import Row
+from utils.options import load_options
 from utils.tables import PUBLISHED, as_markdown, comparable, comparison_table, read_published, set_table
 
 TABLES = yaml.safe_load(PUBLISHED.read_text())["tables"]
 
 
-@pytest.mark.parametrize("table", ["3d", "5d"])
+@pytest.mark.parametrize("table", ["3d", "5d", "3d_promptir", "5d_promptir"])
 def test_published_rows_are_whole(table):
     """A typing error would show in the row's average, which the papers give, too."""
     content = TABLES[table]
@@ -28,11 +30,12 @@ def test_published_rows_are_whole(table):
 
 @pytest.mark.parametrize("option_file", sorted(path.name for path in REPOSITORY.glob("options/test_*.yml")))
 def test_published_sets_have_the_names_of_the_option_file(option_file):
-    content = yaml.safe_load((REPOSITORY / "options" / option_file).read_text())
-    if table := content.get("published"):
-        names, published = [images["name"] for images in content["sets"]], TABLES[table]["sets"]
-        assert names == published[:-1] or set(names) > set(published) == {"UIEB"}
-        assert all(images["expected"] for images in content["sets"])
+    options = load_options(None, str(REPOSITORY / "options" / option_file))
+    if options.published:
+        names = [images.name for images in options.sets if not images.optional]
+        published = TABLES[options.published]["sets"]
+        assert names == published[:-1] or published == ["UIEB"]
+        assert all(images.expected for images in options.sets)
 
 
 def rows(**psnr: float) -> list[Row]:
@@ -64,8 +67,8 @@ def test_difference_and_marks():
 def test_average_only_beside_the_same_sets():
     published = read_published("5d", "here")
     assert set(comparable(rows(SOTS=32.0, LOL=23.0), published)) == {"SOTS", "LOL"}
-    six = rows(SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=1, Kodak=1)
-    assert set(comparable(six, published)) == {"SOTS", "Rain100L", "BSD68_25", "GoPro", "LOL"}
+    six = comparable(rows(Kodak=9, SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=2), published)
+    assert list(six) == published["sets"] and six["average"].scores["psnr"] == pytest.approx(1.2)
     ours = comparison_table(rows(LOL=23.0), published)[-2]                 # without an average the last
     assert ours == ["ours", "-", "-", "-", "-", "23.00 / 0.900", "-"]
 
@@ -113,6 +116,8 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
     assert " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
     assert ("* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), "
             "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in result.stdout
+    extremes = r"^LOL: best \d+.png \d+\.\d\d dB, worst \d+.png \d+\.\d\d dB$"
+    assert re.search(extremes, result.stdout, re.MULTILINE)
     for text in (result.stdout, markdown):
         assert "protocol baryir, checkpoint" in text
         assert "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
@@ -134,14 +139,18 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
 
 
 def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
-    command = ("--opt", "options/test_5d.yml", "--set", f"root={five}", f"checkpoint={checkpoint}",
+    write_image(five / "test/denoise/urban100/img_001.png")                 # a set that is optional
+    command = ("--opt", "options/test_5d_promptir.yml", "--set", f"root={five}", f"checkpoint={checkpoint}",
                f"output={tmp_path / 'results'}", "device=cpu")
     result = run_script("test.py", *command, "metrics=[ssim]")
     assert result.returncode == 0, result.stderr
     ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
-    assert " - / 0." in ours and (tmp_path / "results/5d/comparison.csv").exists()
+    assert " - / 0." in ours and (tmp_path / "results/5d_promptir/comparison.csv").exists()
+    assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in result.stdout
+    assert "ours - BaryIR (PromptIR)" in result.stdout
+    assert result.stdout.count("Urban100 is part of mini5d's training images") == 1
     assert run_script("test.py", *command, "published=").returncode == 0
-    assert not (tmp_path / "results/5d/comparison.csv").exists()            # it was another run's
+    assert not (tmp_path / "results/5d_promptir/comparison.csv").exists()   # it was another run's
 
 
 def test_unknown_table_is_refused(tmp_path, five, checkpoint):

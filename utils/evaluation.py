@@ -1,7 +1,7 @@
 """Restore the images of test sets and measure them: validation in train.py, tables in test.py."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,7 @@ class Row:
     expected: int               # images of the complete set, 0 where the option file does not say
     scores_in: dict[str, float]
     scores: dict[str, float]
+    psnr: dict[str, float] = field(default_factory=dict)        # of each restored image, if measured
 
     @property
     def incomplete(self) -> bool:
@@ -139,7 +140,9 @@ def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -
     inputs, restored, clean = [*features] or [(), (), ()]
     return Row(images.name, len(results), images.options.expected,
                metrics.of_set([result.scores_in for result in measured], inputs, clean),
-               metrics.of_set([result.scores for result in measured], restored, clean))
+               metrics.of_set([result.scores for result in measured], restored, clean),
+               {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
+                if "psnr" in result.scores})
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:

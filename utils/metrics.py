@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the field computes them: RGB, by scikit-image, under one of three protocols.
+"""PSNR and SSIM as the field computes them: RGB or Y, by scikit-image, under one of three protocols.
 
 LPIPS and FID compare the same crops and values, by the packages lpips and torch-fidelity: optional, imported
 when an option file asks for them. Nothing is downloaded: the weights that the packages would fetch are looked
@@ -22,7 +22,7 @@ from utils.images import to_uint8
 ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 INCEPTION = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
              "weights-inception-2015-12-05-6726825d.pth")
-SMALLEST = {"ssim": 7, "lpips": 32}     # pixels: the field's uniform window; AlexNet's strides
+SMALLEST = {"ssim": 7, "ssim_y": 7, "lpips": 32}    # pixels: the field's uniform window; AlexNet's strides
 
 
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
@@ -57,13 +57,29 @@ def ssim(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
                                        channel_axis=2))
 
 
+def luma(image: np.ndarray, data_range: int) -> np.ndarray:
+    """Y of ITU-R BT.601, as the field has it: [H,W,3] in [0, data_range] -> [H,W,1] in [16, 235] / 255."""
+    return (image @ np.array([65.481, 128.553, 24.966]) / data_range + 16)[..., None] / 255
+
+
+def psnr_gtmean(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
+    """PSNR in dB of an image scaled to the ground truth's mean grey (LLFlow, Retinexformer: low light)."""
+    grey, wanted = ((x @ np.array([0.299, 0.587, 0.114])).mean() for x in (image, clean))
+    return psnr((image * (wanted / max(grey, 1e-8))).clip(0, data_range), clean, data_range)
+
+
+def on_luma(metric: Callable[..., float]) -> Callable[..., float]:
+    return lambda image, clean, data_range: metric(luma(image, data_range), luma(clean, data_range), 1)
+
+
 class Metrics:
     """The metrics that an option file names; InputError where a package or its weights are absent."""
 
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
         self.names = tuple(names)
         self.smallest = max(SMALLEST.get(name, 1) for name in names)            # side in pixels
-        self.per_image = {"psnr": psnr, "ssim": ssim}
+        self.per_image = {"psnr": psnr, "ssim": ssim, "psnr_y": on_luma(psnr), "ssim_y": on_luma(ssim),
+                          "psnr_gtmean": psnr_gtmean}
         if "lpips" in names:
             self.per_image["lpips"] = load_lpips(device)
         self.inception = load_inception(device) if "fid" in names else None

@@ -31,7 +31,7 @@ Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels
 Heads = Annotated[list[int], lambda heads: all(number >= 1 for number in heads), "numbers from 1 on"]
 Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
-Metrics = Annotated[list[Literal["psnr", "ssim", "lpips", "fid"]],
+Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "psnr_gtmean", "lpips", "fid"]],
                     lambda names: names and len(set(names)) == len(names), "one or more, each once"]
 
 
@@ -139,6 +139,7 @@ class TestSet(Images):
 
     name: FolderName = field()
     optional: bool = False                                  # left out, with a line, if its folder is absent
+    note: str = ""                                          # printed below a table that has the set
     limit: NotNegative[int] = 0                             # first images only; 0 = all
 
     def __post_init__(self) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import InputError, one_line
-from utils.evaluation import Row
+from utils.errors import InputError, one_line, printable
+from utils.evaluation import Row, average_row
 from utils.files import write_csv
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
-NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
-DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "fid": 2}
+NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y",
+         "psnr_gtmean": "dB (GT mean)", "lpips": "LPIPS", "fid": "FID"}
+DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "psnr_gtmean": 2, "lpips": 4, "fid": 2}
 PUBLISHED_DIGITS = {"psnr": 2, "ssim": 3}
 
 Lines = list[list[str]]         # a table's cells, its header first
@@ -84,24 +85,31 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
 
 
 def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
-    """Our rows that have a column in a published table; the average beside all of its sets and no other."""
-    ours = {row.set: row for row in rows if row.scores}
-    if ours.keys() | {"average"} != set(published["sets"]):
-        ours.pop("average", None)
-    return {name: ours[name] for name in published["sets"] if name in ours}
+    """Our rows that have a column in a published table, and, if all its sets are there, their average."""
+    found = {row.set: row for row in rows if row.scores and row.set != "average"}
+    ours = {name: found[name] for name in published["sets"] if name in found}
+    whole = "average" in published["sets"] and len(ours) == len(published["sets"]) - 1
+    return {**ours, "average": average_row([*ours.values()])} if whole else ours
 
 
 def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str,
             option_file: str) -> list[str]:
-    """What a reader of the table must know: how it was made, and which sets are not the published ones."""
+    """What a reader of the table must know: how it was made, what is not comparable, the extremes."""
     lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
                   if row.incomplete and row.set != "average"]
     if incomplete:
         lines.append(f"* not the published test set: {', '.join(incomplete)}")
+    if any("psnr_gtmean" in row.scores for row in rows):
+        lines.append(f"{NAMES['psnr_gtmean']}: brightness taken from the ground truth, not comparable")
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
+    for row in rows:
+        if len(row.psnr) > 1:
+            best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
+            lines.append(printable(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
+                                   f"worst {worst} {row.psnr[worst]:.2f} dB"))
     return lines
 
 

@@ -1,0 +1,61 @@
+"""What b and r carry: table and strips of benchmarks.contributions against the stages called by hand."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import SMALL, run_script
+from data.datasets import bundled_folder
+from models.baryir import BaryIR
+from utils.checkpoint import load_network, save_checkpoint
+from utils.images import read_image
+from utils.metrics import psnr
+
+IMAGE = "microaneurysms.png"            # of scikit-image, 102x102
+
+
+def contributions(folder: Path, checkpoint: Path):
+    content = {"name": "small", "checkpoint": str(checkpoint), "device": "cpu", "protocol": "full",
+               "sets": [{"name": "jpeg", "bundled": [IMAGE], "degradation": "jpeg", "levels": [20]},
+                        {"name": "as_it_is", "bundled": [IMAGE]}]}
+    (folder / "small.yml").write_text(yaml.safe_dump(content))
+    return run_script("benchmarks/contributions.py", "--opt", folder / "small.yml",
+                      "--out", folder / "out.csv")
+
+
+def test_table_and_strips(tmp_path, checkpoint):
+    result = contributions(tmp_path, checkpoint)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "out.csv", newline="") as file:
+        jpeg, as_it_is = csv.DictReader(file)
+    clean = read_image(bundled_folder() / IMAGE)
+    strip = read_image(tmp_path / "out/jpeg" / IMAGE)
+    assert strip.shape == (102, 6 * 102, 3)
+    degraded, *panels = np.split(strip, 6, axis=1)
+
+    net = load_network(checkpoint)
+    with torch.no_grad():
+        z, skips = net.encode(torch.from_numpy(degraded.transpose(2, 0, 1)[None] / np.float32(255)))
+        b = net.transport(z)
+        r, none = z - b, torch.zeros_like(b)
+        restored = {side: net.decode(*latents, skips)[0].permute(1, 2, 0).numpy() for side, latents in
+                    {"r = 0": (b, none), "b = 0": (none, r), "both": (b, r)}.items()}
+    differences = [0.5 + (restored["both"] - restored[side]) / 2 for side in ("b = 0", "r = 0")]
+    for panel, expected in zip(panels, [*restored.values(), *differences], strict=True):
+        np.testing.assert_allclose(panel / 255, expected.clip(0, 1), atol=0.51 / 255)
+    for side, panel in zip(restored, panels, strict=False):
+        assert float(jpeg[side]) == pytest.approx(psnr(panel, clean, 255), abs=0.01)
+    assert len({jpeg[side] for side in restored}) == 3          # both latents count in a random network
+    assert as_it_is["both"] == "" and (tmp_path / "out/as_it_is" / IMAGE).is_file()     # no ground truth
+
+
+def test_a_plain_backbone_has_no_contributions(tmp_path):
+    network = {**SMALL, "barycenter": False}
+    save_checkpoint(tmp_path / "net.pth", {"net": BaryIR(**network).state_dict(), "network": network})
+    result = contributions(tmp_path, tmp_path / "net.pth")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert "net.pth: a plain backbone, expected a network with a barycenter map" in result.stderr
