@@ -263,6 +263,8 @@ class TrainOptions(Options):
 class TestOptions(Options):
     checkpoint: str
     sets: list[TestSet]
+    # auto: bfloat16 where the device computes it natively. None given: auto for photographs, else float32.
+    precision: Literal["", "auto", "float32", "bfloat16"] = ""
     output: str = "results"                                 # images and tables go to output/name
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     # Rows of an image computed at a time, which bounds the memory. 0, or with compile: all of them.

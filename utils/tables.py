@@ -14,6 +14,7 @@ import yaml
 from utils.errors import InputError, one_line
 from utils.evaluation import Row
 from utils.files import write_csv
+from utils.options import TestOptions
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 NAMES = {"psnr": "dB", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID"}
@@ -91,10 +92,10 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
     return {name: ours[name] for name in published["sets"] if name in ours}
 
 
-def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str,
-            option_file: str) -> list[str]:
+def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -> list[str]:
     """What a reader of the table must know: how it was made, and which sets are not the published ones."""
-    lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
+    lines = [f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
+             f"precision {options.precision}"]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
                   if row.incomplete and row.set != "average"]
     if incomplete:
