@@ -114,6 +114,8 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
         if device.type == "cpu":
             keep_freed_memory(device)                       # strips need little, whole images much
         compile_stages(net, dynamic=True)
+        from torch._inductor.codecache import cache_dir  # imports a compiler
+        print(f"compile: the first image takes longer, less so where {cache_dir()} has the compiled blocks")
     return net
 
 

@@ -201,7 +201,7 @@ class Options:
     root: str = "datasets"
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
-    compile: bool = False                                   # torch.compile of the three stages
+    compile: bool = False                                   # torch.compile of the blocks
     file = ""                                               # no option: where they were read from
 
 
