@@ -21,7 +21,7 @@ from models.baryir import BaryIR, compile_stages
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Restored, Row, average_row, evaluate
+from utils.evaluation import Restored, Row, average_row, evaluate, precision_on
 from utils.files import write_text
 from utils.images import read_picture, save_image, to_image
 from utils.metrics import Metrics
@@ -55,6 +55,7 @@ def main() -> None:
     protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
     options = load_options(TestOptions, flags.opt, flags.set + protocol)
     device = distributed.setup(options.device)[2]
+    options.precision = precision_on(device, options.precision or ("auto" if flags.input else "float32"))
     if flags.input:
         photographs = find_photographs(flags.input, flags.output, flags.keep_format)
         jobs, place = photographs.jobs, photographs.target          # those that are restored already, too
@@ -113,6 +114,8 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
         if device.type == "cpu":
             keep_freed_memory(device)                       # strips need little, whole images much
         compile_stages(net, dynamic=True)
+        from torch._inductor.codecache import cache_dir  # imports a compiler
+        print(f"compile: the first image takes longer, less so where {cache_dir()} has the compiled blocks")
     return net
 
 
@@ -138,9 +141,7 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None,
     comparison = [tables.comparison_table(rows, published)] if published else []
     if published:
         tables.write_comparison_csv(folder / "comparison.csv", rows, published, *made_by)
-    notes = tables.remarks(rows, published, *made_by, options.file)
-    there = {row.set for row in rows}
-    notes += {images.note: 0 for images in options.sets if images.note and images.name in there}
+    notes = tables.remarks(rows, published, options)
     ours = tables.set_table(rows, options.metrics)
     parts = [*map(tables.as_markdown, [ours, *comparison]), *map(tables.markdown, notes)]
     write_text(folder / "table.md", "\n\n".join(parts) + "\n")

@@ -82,24 +82,29 @@ def _status(key: str) -> int:
     return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
+def median_seconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def measure(name: str, size: int, device: str, repeats: int) -> dict[str, float]:
     """Median seconds and peak memory in GB of forward passes; the process should have run nothing else."""
     torch.manual_seed(0)
     net = NETWORKS[name]().eval().to(device)
     image = torch.rand(1, 3, size, size, device=device)
-    seconds = []
     with torch.inference_mode():
         net(image[..., :16, :16])                               # libraries load their kernels
         before = reset_peak_memory(device)
         net(image)                                              # for the memory; the time is a warm pass's
         peak = peak_memory(device)
-        for _ in range(repeats):
-            start = time.perf_counter()
-            net(image)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "gigabytes": (peak - before) / 1e9}
+        seconds = median_seconds(lambda: net(image), device, repeats)
+    return {"seconds": seconds, "gigabytes": (peak - before) / 1e9}
 
 
 def measure_alone(name: str, size: int, device: str, repeats: int, threads: int) -> dict[str, float]:

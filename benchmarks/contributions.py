@@ -25,7 +25,7 @@ from data.transforms import to_tensor
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import degraded_and_clean, restore
+from utils.evaluation import degraded_and_clean, precision_on, restore
 from utils.files import write_csv
 from utils.images import save_image
 from utils.metrics import Metrics, crop_for, means
@@ -83,7 +83,8 @@ def main() -> None:
              for name, count, *values in rows]
     print(as_text([["PSNR in dB", "images", "input", *SIDES], *cells]))
     print(f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
-          f"{date.today()}; {flags.out}; strips in {folder}")
+          f"precision {precision_on(device, options.precision)}, {date.today()}; {flags.out}; "
+          f"strips in {folder}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ Each figure is the median of its repetitions, each in a process of its own, the 
 repetition is the median of three passes (inference of large images: one pass) after one that is not
 measured, in which memory is used for the first time. Ours is what train.py and test.py run: channels-last
 layout, on a CPU strips in inference, freed memory kept in training and with compile; with --dtype bfloat16
-autocast. The plain form is float32 (TF32 on CUDA) in the default layout. On CUDA two floors are printed,
-too: the operations at the rate of a large matrix product, the bytes of the feature maps at that of a large
-copy. Much of the plain form's time on a CPU is that of memory which the system hands out anew, page by
-page; its share varies, --keep removes it.
+autocast. The plain form is float32 (TF32 on CUDA) in the default layout. Of forward passes two floors are
+printed, too, in both precisions: the operations at the rate of a large matrix product, the bytes of the
+feature maps at that of a large copy, both measured at the end of the run. Much of the plain form's time on a
+CPU is that of memory which the system hands out anew, page by page; its share varies, --keep removes it.
 
     forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, any size, whole
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
@@ -28,16 +28,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain
-from benchmarks.complexity import NETWORKS, gflop, peak_memory, reset_peak_memory
+from benchmarks.complexity import NETWORKS, gflop, median_seconds, peak_memory, reset_peak_memory
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
@@ -48,6 +48,7 @@ from utils.tables import as_text
 
 WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled",
         "step_recompute", "loading", "inference")
+FORWARD = ("forward", "forward_compiled", "inference")
 SIZES = {"forward": 256, "forward_compiled": 256, "loading": 128}               # the steps: 128
 SOURCES = 5
 PASSES = 3
@@ -153,43 +154,41 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if what == "loading":
         run = loading(side, size, flags)
-    elif what in ("forward", "forward_compiled", "inference"):
+    elif what in FORWARD:
         run = forward(side, what, size, flags)
     else:
         run = training(side, what, size, device, dtype, flags.batch)
     run()
     reset_peak_memory(device)
-    times = []
-    for _ in range(20 if device.startswith("cuda") else 1 if what == "inference" else PASSES):
-        start = time.perf_counter()
-        run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times), "gigabytes": peak_memory(device) / 1e9}
+    passes = 20 if device.startswith("cuda") else 1 if what == "inference" else PASSES
+    return {"seconds": median_seconds(run, device, passes), "gigabytes": peak_memory(device) / 1e9}
 
 
-def floors(net_of: Callable[[], BaryIR], size: int, taken: float, device: str) -> str:
-    """What a forward pass of `taken` seconds cannot beat: operations and bytes at the rates of a large matrix
-    product and of a large copy, both of bfloat16."""
-    def seconds(run: Callable[[], object]) -> float:
-        times = []
-        for _ in range(10):
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            run()
-            torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+def rates(device: str) -> tuple[dict[str, float], float]:
+    """FLOP/s of a large matrix product in both precisions, bytes/s that a large copy reads and writes."""
+    size = 8192 if device.startswith("cuda") else 2048
+    a, (x, y) = torch.rand(size, size, device=device), torch.rand(2, 2**26, device=device)
+    flops = {name: 2 * size**3 / median_seconds(partial(torch.matmul, factor, factor), device, 10)
+             for name, factor in (("float32", a), ("bfloat16", a.bfloat16()))}
+    return flops, 2 * x.nbytes / median_seconds(lambda: y.copy_(x), device, 10)
 
-    a = torch.rand(8192, 8192, device=device, dtype=torch.bfloat16)
-    x = torch.rand(2**28, device=device)
-    flops, bandwidth = 2 * 8192**3 / seconds(lambda: a @ a), 2 * x.nbytes / seconds(lambda: x.clone())
-    traffic = 2 * maps_read_and_written(net_of, size)                                 # bfloat16
-    shares = [(1e9 * gflop(net_of, size) / flops, f"operations ({flops / 1e12:.0f} TFLOP/s)"),
-              (traffic / bandwidth, f"bytes ({bandwidth / 1e12:.2f} TB/s)")]
-    return "floor by " + ", by ".join(f"{what} {1e3 * least:.2f} ms ({least / taken:.0%} of its time)"
-                                      for least, what in shares)
+
+def floors(rows: list[list], flags: argparse.Namespace) -> list[list[str]]:
+    """What forward passes cannot beat: operations and bytes at the rates of a product and of a copy.
+
+    A table; the share is that of the larger floor in our time, in our precision.
+    """
+    flops, bandwidth = rates(flags.device)
+    lines = [["what", "size", "floors in", "operations s", "at GFLOP/s", "bytes s", "at GB/s", "share"]]
+    for what, size, _, dtype, _, ours, _ in rows:
+        operations = 1e9 * gflop(NETWORKS[flags.network], size)
+        values = maps_read_and_written(NETWORKS[flags.network], size)
+        for precision, rate in flops.items():
+            least = operations / rate, values * getattr(torch, precision).itemsize / bandwidth
+            share = f"{max(least) / ours:.0%}" if precision == dtype else ""
+            lines.append([what, str(size), precision, f"{least[0]:.3g}", f"{rate / 1e9:.0f}",
+                          f"{least[1]:.3g}", f"{bandwidth / 1e9:.0f}", share])
+    return lines
 
 
 def maps_read_and_written(net_of: Callable[[], BaryIR], size: int) -> int:
@@ -284,11 +283,8 @@ def main() -> None:
                 print(f"{rates} pairs a second with {flags.workers} workers", file=sys.stderr, flush=True)
             write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
     print(as_text(lines))
-    if on_cuda:
-        for what, size, *_, ours, _ in rows:
-            if what in ("forward", "forward_compiled", "inference"):
-                print(f"{what} {size}: ours {1 / ours:.1f} images a second; "
-                      f"{floors(NETWORKS[flags.network], size, ours, flags.device)}")
+    if forward_rows := [row for row in rows if row[0] in FORWARD]:
+        print(as_text(floors(forward_rows, flags)))
     where = f"{platform.machine()} CPU, {flags.threads} threads"
     if on_cuda:
         where = torch.cuda.get_device_name(flags.device)

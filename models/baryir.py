@@ -48,10 +48,26 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "inductor") -> None:
-    """torch.compile of the three stages. dynamic: for any size from the first image, else from the second."""
+    """torch.compile of the blocks of all stages; those of equal channels and heads share what is compiled.
+
+    dynamic: for any size from the first image, else from the second.
+    """
     net.compiled = True
-    for stage in ("encode", "transport", "decode"):
-        setattr(net, stage, torch.compile(getattr(net, stage), dynamic=dynamic, backend=backend))
+    torch._dynamo.config.cache_size_limit = 64                  # kinds of blocks, in several modes
+    for chain in net.modules():
+        for block in chain if isinstance(chain, Blocks) else ():
+            block.compile(dynamic=dynamic, backend=backend)
+
+
+class Blocks(nn.Sequential):
+    """A chain of transformer blocks, each of which adds to its input.
+
+    The sums are float32, under autocast, too: rounded to bfloat16, they turn the gradients of the finest
+    norms aside (benchmarks/RESULTS.md, "bfloat16 against float32").
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
 
 
 class BaryIR(nn.Module):
@@ -114,8 +130,8 @@ class BaryIR(nn.Module):
         kind = BACKBONES[backbone]
         prompts = kind.prompts(width, levels, bridge_heads) if kind.prompts else [None] * levels
 
-        def blocks(count: int, channels: int, heads: int) -> nn.Sequential:
-            return nn.Sequential(*(kind.block(channels, heads, expansion) for _ in range(count)))
+        def blocks(count: int, channels: int, heads: int) -> Blocks:
+            return Blocks(*(kind.block(channels, heads, expansion) for _ in range(count)))
 
         def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
             return nn.Conv2d(channels_in, channels_out, 1, bias=False)

@@ -53,8 +53,3 @@ def filled_up(pointwise: Tensor, depthwise: Tensor, out: Tensor) -> tuple[Halves
     extra = -out.shape[1] % 16
     halves = ([F.pad(half, (0, 0, 0, 0, 0, 0, 0, extra)) for half in weights] for weights in halves)
     return *halves, F.pad(out, (0, 0, 0, 0, 0, extra))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32 where it has less precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

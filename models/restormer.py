@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ops import Halves, at_least_float32, convolve, filled_up, gelu_times
+from models.ops import Halves, convolve, filled_up, gelu_times
 
 
 class LayerNorm(nn.LayerNorm):
@@ -95,11 +95,7 @@ class GDFN(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + MDTA(norm(x)), then x + GDFN(norm(x)).
-
-    The sums are float32, under autocast, too: rounded to bfloat16, they turn the gradients of the finest
-    norms aside (benchmarks/RESULTS.md, "bfloat16 against float32").
-    """
+    """x + MDTA(norm(x)), then x + GDFN(norm(x))."""
 
     def __init__(self, channels: int, heads: int, expansion: float = 2.66) -> None:
         super().__init__()
@@ -109,7 +105,6 @@ class TransformerBlock(nn.Module):
         self.feed_forward = GDFN(channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = at_least_float32(x)
         x = x + self.attention(self.norm1(x))
         return x + self.feed_forward(self.norm2(x))
 

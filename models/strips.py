@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from models.ops import at_least_float32, depthwise_conv, gelu_times
+from models.ops import depthwise_conv, gelu_times
 from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock, Up, mix_channels
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
@@ -43,7 +43,6 @@ class BlockInStrips(nn.Module):
         self.block, self.rows, self.after_block = block, rows, after_block
 
     def forward(self, x: Tensor) -> Tensor:
-        x = at_least_float32(x)
         add_attention(x, self.block.norm1, self.block.attention, self.rows)
         add_feed_forward(x, self.block.norm2, self.block.feed_forward, self.rows)
         self.after_block()

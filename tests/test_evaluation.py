@@ -207,3 +207,24 @@ def test_strips_give_what_the_whole_image_gives(precision, tolerance):
     whole = restore(net, image, 0, precision)
     for strip in (1, 7, 64, "auto"):
         torch.testing.assert_close(restore(net, image, strip, precision), whole, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_precision_auto_asks_the_processor(tmp_path, checkpoint, monkeypatch, native):
+    """Photographs take what it says unless told otherwise, tables where they are told to. Both say which."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: native and "amx" in name, raising=False)
+    automatic = "precision bfloat16" if native else "precision float32"
+    opt, photograph = options(tmp_path, checkpoint), tmp_path / "data/in/0.png"
+    for precision, in_table, of_photograph in (("", "precision float32", automatic),
+                                               ("auto", automatic, automatic),
+                                               ("bfloat16", "precision bfloat16", "precision bfloat16")):
+        common = "--opt", opt, "--set", f"precision={precision}"
+        assert in_table in run_script("test.py", *common).stdout
+        result = run_script("test.py", *common, "--input", photograph, "--output", tmp_path / "out",
+                            "--overwrite")
+        assert result.stdout.endswith(f", in {tmp_path / 'out'}, {of_photograph}\n"), result.stderr
+    image, net = torch.rand(1, 3, 16, 24), load_network(checkpoint)
+    restored = {kind: restore(net, image, precision=kind) for kind in ("auto", "float32", "bfloat16")}
+    assert torch.equal(restored["auto"], restored["bfloat16"]) is native
+    assert torch.equal(restored["auto"], restored["float32"]) is not native

@@ -27,8 +27,8 @@ from utils.photographs import save_png16, save_tiff16
 
 
 def run(tmp_path: Path, checkpoint: Path, source: object, target: object, *arguments: str, **changes):
-    """`test.py --input SOURCE --output TARGET`, with further arguments and changed options."""
-    return run_script("test.py", "--opt", options(tmp_path, checkpoint, **changes),
+    """`test.py --input SOURCE --output TARGET`, with further arguments and changed options, in float32."""
+    return run_script("test.py", "--opt", options(tmp_path, checkpoint, **{"precision": "float32"} | changes),
                       "--input", source, "--output", target, *arguments)
 
 

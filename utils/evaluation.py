@@ -69,16 +69,32 @@ def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.nda
     return degraded, clean
 
 
+def precision_on(device: torch.device, wanted: str) -> str:
+    """bfloat16 or float32, as wanted; auto: bfloat16 where the device computes it natively, else float32."""
+    if wanted != "auto":
+        return wanted or "float32"
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:                                                       # older versions of torch lack the questions
+        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, name, bool)() for name in asked)
+    return "bfloat16" if native else "float32"
+
+
 @torch.inference_mode()
 def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto",
             precision: str = "float32") -> Tensor:
     """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time (0: all, auto: `strip_rows`).
 
+    precision: float32, bfloat16 or auto (`precision_on`).
+
     Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError
     where one is too much. A compiled network computes all rows at once.
     """
     height, width = degraded.shape[-2:]
-    size, device, bfloat16 = f"{width}x{height} pixels", degraded.device, precision == "bfloat16"
+    size, device = f"{width}x{height} pixels", degraded.device
+    bfloat16 = precision_on(device, precision) == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
     rows = 0 if net.compiled else rows
     while True:

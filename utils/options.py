@@ -204,7 +204,7 @@ class Options:
     root: str = "datasets"
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
-    compile: bool = False                                   # torch.compile of the three stages
+    compile: bool = False                                   # torch.compile of the blocks
     file = ""                                               # no option: where they were read from
 
 
@@ -266,6 +266,8 @@ class TrainOptions(Options):
 class TestOptions(Options):
     checkpoint: str
     sets: list[TestSet]
+    # auto: bfloat16 where the device computes it natively. None given: auto for photographs, else float32.
+    precision: Literal["", "auto", "float32", "bfloat16"] = ""
     output: str = "results"                                 # images and tables go to output/name
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     # Rows of an image computed at a time, which bounds the memory. 0, or with compile: all of them.

@@ -162,13 +162,14 @@ def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str,
             except KeyboardInterrupt:
                 again = "; the same command goes on where it stopped" * photographs.source.is_dir()
                 raise InputError(f"interrupted before {source}{again}", status=130) from None
-    report(photographs, failures)
+    report(photographs, failures, precision)
 
 
-def report(photographs: Photographs, failures: list[str]) -> None:
+def report(photographs: Photographs, failures: list[str], precision: str) -> None:
     """Say how many are restored; InputError with exit status 3 where any photograph or folder is not."""
     restored, total = len(photographs.jobs) - len(failures), len(photographs.jobs) + photographs.done
-    line = f"{restored} of {total} images restored" + (f", in {photographs.target}" if restored else "")
+    place = f", in {photographs.target}, precision {precision}"
+    line = f"{restored} of {total} images restored" + place * (restored > 0)
     if photographs.done:
         line += f"; {photographs.done} there already, newer than photograph and weights"
     if photographs.others:

@@ -14,6 +14,7 @@ import yaml
 from utils.errors import InputError, one_line, printable
 from utils.evaluation import Row, average_row
 from utils.files import write_csv
+from utils.options import TestOptions
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y",
@@ -92,10 +93,10 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
     return {**ours, "average": average_row([*ours.values()])} if whole else ours
 
 
-def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoint: str,
-            option_file: str) -> list[str]:
+def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -> list[str]:
     """What a reader of the table must know: how it was made, what is not comparable, the extremes."""
-    lines = [f"protocol {protocol}, checkpoint {checkpoint}, option file {option_file}"]
+    lines = [f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
+             f"precision {options.precision}"]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
                   if row.incomplete and row.set != "average"]
     if incomplete:
@@ -105,6 +106,8 @@ def remarks(rows: Sequence[Row], published: dict | None, protocol: str, checkpoi
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
+    shown = {row.set for row in rows}
+    lines += dict.fromkeys(images.note for images in options.sets if images.note and images.name in shown)
     for row in rows:
         if len(row.psnr) > 1:
             best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
