@@ -311,14 +311,14 @@ def plot_samples(path: Path, steps: int) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true",
-                        help="D = 2 and 8, one instance, 250 steps, whatever the options below say")
+                        help="D = 2 and 8, one instance, a short schedule; exact and identity, or --schemes")
     parser.add_argument("--from", type=Path, dest="folder", metavar="FOLDER",
                         help="public instances, files *_D.json, instead of random ones; --dims picks")
     parser.add_argument("--family", choices=FAMILIES, default="gaussian", help="of the random sources")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["uniform"])
     parser.add_argument("--means", nargs="+", choices=MEANS, default=["zero"])
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES))
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, help="by default all")
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--steps", type=int, help="potential steps; each follows ten map steps; "
                         "by default 1000, above D = 64 in proportion to D")
@@ -331,16 +331,17 @@ def main() -> None:
         raise InputError("--quick has instances of its own, expected it without --from")
     if flags.quick:
         flags.dims, flags.instances, flags.steps = [2, 8], 1, 250
+    schemes = flags.schemes or (["exact", "identity"] if flags.quick else SCHEMES)
     if min(*flags.dims, flags.instances, flags.jobs, 1 if flags.steps is None else flags.steps) < 1:
         raise InputError("--dims, --instances, --steps and --jobs: expected numbers from 1 on")
     prefix = "uniform_" if flags.family == "uniform" else ""
     runs = [(dim, weights, means, f"{prefix}{instance}", scheme, flags.steps or default_steps(dim),
              flags.quick)
             for instance in range(flags.instances) for weights in flags.weights for means in flags.means
-            for dim in flags.dims for scheme in flags.schemes]  # all cases once before any comes again
+            for dim in flags.dims for scheme in schemes]  # all cases once before any comes again
     if flags.folder:
         runs = [(dim, "uniform", "file", path.stem, scheme, flags.steps or default_steps(dim), False, path)
-                for dim, path in public_files(flags.folder, flags.dims) for scheme in flags.schemes]
+                for dim, path in public_files(flags.folder, flags.dims) for scheme in schemes]
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
         numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
@@ -350,7 +351,7 @@ def main() -> None:
             done = [astuple(rows[number]) for number in sorted(rows)]
             write_csv(flags.out, [[entry.name for entry in fields(Row)], *done])
     print(table([rows[number] for number in sorted(rows)]))
-    print("tier: quick, exact scheme alone with its own short schedule; without --quick it is more exact"
+    print("tier: quick, a short schedule; without --quick the figures are more exact"
           if flags.quick else f"tier: {f'--steps {flags.steps}' if flags.steps else 'full'}")
     floors = ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in dict.fromkeys(key[0] for key in runs))
     print(f"floor of BW2-UVP at 100,000 samples: {floors}")
