@@ -8,7 +8,6 @@ of the input and of the restored images), index.html (a page to look at, with re
 the option file names the paper's table, comparison.csv.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from utils.files import write_text
 from utils.images import read_picture, save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
-from utils.photographs import find_photographs, png_names, restore_photographs
-from utils.report import Report, photograph_report
+from utils.photographs import png_names, restore_input
+from utils.report import Report
 from utils.runs import keep_freed_memory
 
 
@@ -49,27 +48,13 @@ def parse_arguments() -> Namespace:
 
 
 def main() -> None:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
     flags = parse_arguments()
     protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
     options = load_options(TestOptions, flags.opt, flags.set + protocol)
     device = distributed.setup(options.device)[2]
     options.precision = precision_on(device, options.precision or ("auto" if flags.input else "float32"))
     if flags.input:
-        photographs = find_photographs(flags.input, flags.output, flags.keep_format)
-        jobs, place = photographs.jobs, photographs.target          # those that are restored already, too
-        folder = place.parent if jobs[0][1] == place else place
-        photographs.leave_done(options.checkpoint, flags.overwrite)
-        page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
-        try:
-            how = options.strip, options.precision
-            restore_photographs(ready_network(options, device), photographs, *how)
-        finally:                                    # where some could not be restored, too (status 3)
-            whole = getattr(sys.exception(), "status", 3) == 3
-            if page and whole and (index := photograph_report(page, jobs)):
-                print(f"look at them: {index}")
-        return
+        return restore_input(flags, options, lambda: ready_network(options, device))
 
     # Setup test sets, metrics, checkpoint:
     where = f"{options.file}: "
@@ -85,7 +70,7 @@ def main() -> None:
 
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
-    page = Report(folder) if options.save and options.report else None
+    page = Report(folder) if options.save else None
     names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:

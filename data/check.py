@@ -11,7 +11,6 @@ one that the option file describes.
 import argparse
 import hashlib
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,8 +112,6 @@ def set_problems(where: str, images: ImageSet, files: dict[Path, File]) -> list[
 
 
 def main() -> None:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of train.py or test.py")

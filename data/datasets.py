@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, plain_patch
-from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, match_pairs, read_file_list
+from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, listed_files, match_pairs
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, did_you_mean, first_few
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
-
-Reader = Callable[[Path], np.ndarray]                           # of an image [H,W,3] uint8
 
 
 def bundled_folder() -> Path:
@@ -49,11 +47,14 @@ class ImageSet:
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
         strict: a missing file or partner is an InputError; else it is in `problems`, the set holds the rest.
+
+    cache: decoded images by path; others are read from their files.
     """
 
     def __init__(self, options: Images, root: str, where: str, strict: bool = True) -> None:
         self.name, self.options, self.root, self.where = options.name, options, Path(root), where
         self.folder, self.clean_folder, self.problems = None, None, []
+        self.cache: Mapping[Path, np.ndarray] = {}
         degraded, clean = self._find_bundled() if options.bundled else self._find_sides()
         self.paired = bool(clean and degraded)
         if self.paired:
@@ -93,22 +94,11 @@ class ImageSet:
                 raise (InputError(str(error)) if degraded else error) from None
         self.folder = self.folder or self.clean_folder          # names the images
         if options.file_list:
-            listed = self._listed(degraded or clean)
+            listed, problem = listed_files(options.file_list, self.root, self.folder, degraded or clean,
+                                           f"{self.where}.file_list")
+            self.problems += [problem] if problem else []
             degraded, clean = (listed, clean) if degraded else ([], listed)
         return degraded, clean
-
-    def _listed(self, files: list[Path]) -> list[Path]:
-        """The files that the file list names."""
-        where, name = f"{self.where}.file_list", Path(self.options.file_list)
-        if name.is_absolute() or ".." in name.parts:
-            raise InputError(f"{where}: {name} leads out of root {self.root}, expected a file below it")
-        listed, absent = read_file_list(self.root / name, self.folder, files, where)
-        if absent:
-            there = [file.relative_to(self.folder) for file in set(files) - set(listed)]
-            missing = first_few(f"{path}{did_you_mean(path, there)}" for path in absent[:4])
-            self.problems.append(f"{where}: {len(absent)} of {len(listed) + len(absent)} names in "
-                                 f"{self.root / name} are not in {self.folder}: {missing}")
-        return listed
 
     def _match(self, degraded: list[Path], clean: list[Path]) -> list[Pair]:
         """Pairs of degraded and clean files by their names."""
@@ -178,36 +168,40 @@ class ImageSet:
             found += f" (the complete set has {options.expected})"
         return found + f" ({self.unused_clean} clean images without a degraded one)" * bool(self.unused_clean)
 
-    def read(self, index: int, read: Reader = read_image) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def image(self, path: Path) -> np.ndarray:
+        """[H,W,3] uint8."""
+        return self.cache[path] if path in self.cache else read_image(path)
+
+    def read(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
         pair = self.pairs[index]
-        degraded, clean = (read(path) if path else None for path in (pair.degraded, pair.clean))
+        degraded, clean = (self.image(path) if path else None for path in (pair.degraded, pair.clean))
         if degraded is not None and clean is not None and degraded.shape != clean.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (degraded, clean)]
             raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, "
                              "expected the same size")
         return degraded, clean
 
-    def read_depth(self, index: int, clean: np.ndarray, read: Reader = read_image) -> np.ndarray | None:
+    def read_depth(self, index: int, clean: np.ndarray) -> np.ndarray | None:
         """The recorded depth [H,W] float32 in [0, 1] of a clean image, resized to it bilinearly, or None."""
         path = self.depths.get(self.pairs[index].clean)
         if not path:
             return None
         height, width = clean.shape[:2]
-        depth = Image.fromarray(read(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
+        depth = Image.fromarray(self.image(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(depth) / np.float32(255)
 
     def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0,
-                depth: np.ndarray | None = None, read: Reader = read_image) -> np.ndarray:
+                depth: np.ndarray | None = None) -> np.ndarray:
         """The set's degradation of an image, both [H,W,3] uint8, of strength `level` or drawn from its range.
 
-        depth: [H,W] in [0, 1]. read: of the rain layers.
+        depth: [H,W] in [0, 1].
         """
         options = self.options
         if level:
             return BY_LEVEL[options.degradation](image, level, rng, depth)
         strength = rng.uniform(*options.range) if options.range else 0.0
-        parts = Parts(depth, Layers(self.layers, read), tuple(options.airlight))
+        parts = Parts(depth, Layers(self.layers, self.image), tuple(options.airlight))
         return BY_RANGE[options.degradation](image, strength, rng, parts)
 
     @property
@@ -220,7 +214,7 @@ class ImageSet:
 class Layers(Sequence):
     """Rain layers, [h,w] uint8 each, read when they are asked for."""
 
-    def __init__(self, paths: Sequence[Path], read: Reader) -> None:
+    def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> None:
         self.paths, self.read = paths, read
 
     def __len__(self) -> int:
@@ -272,12 +266,13 @@ class TrainingSet(Dataset):
     def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
                  clean_share: float = 0.0) -> None:
         self.seed, self.clean_share = seed, clean_share
-        self.cache = cache or {}
         sources = list(dict.fromkeys(images.options.source or images for images in entries))
         # Those of one source follow each other.
         self.entries = sorted(entries, key=lambda images: sources.index(images.options.source or images))
         self.source_of = [sources.index(images.options.source or images) for images in self.entries]
         self.names = [source if isinstance(source, str) else source.name for source in sources]
+        for images in self.entries:
+            images.cache = cache or {}
         samples = [len(images) * images.options.repeat for images in self.entries]
         self.ends = np.cumsum(samples)
         self.samples_per_epoch = np.bincount(self.source_of, samples).astype(int).tolist()              # N_k
@@ -290,9 +285,6 @@ class TrainingSet(Dataset):
         return [f"source {self.names[source]}: {images.describe()}; x {images.options.repeat} = "
                 f"{len(images) * images.options.repeat} samples an epoch, lambda {lambdas[source]:.4f}"
                 for images, source in zip(self.entries, self.source_of, strict=True)]
-
-    def read(self, path: Path) -> np.ndarray:
-        return self.cache[path] if path in self.cache else read_image(path)
 
     def __getitem__(self, request: tuple[int, int, int]) -> tuple[Tensor, Tensor, int]:
         index, position, patch = request
@@ -310,15 +302,15 @@ class TrainingSet(Dataset):
     def degraded_pair(self, images: ImageSet, number: int, patch: int,
                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
-        degraded, clean = images.read(number, self.read)
-        planes = [degraded, clean, images.read_depth(number, clean, self.read)]
+        degraded, clean = images.read(number)
+        planes = [degraded, clean, images.read_depth(number, clean)]
         planes = [plane for plane in planes if plane is not None]
         planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
         degraded, clean = planes[0], planes[int(images.paired)]
         if images.options.degradation:
             level = rng.choice(images.options.levels) if images.options.levels else 0
             depth = planes[-1] if images.depths else None
-            degraded = images.degrade(degraded, rng, level, depth, self.read)
+            degraded = images.degrade(degraded, rng, level, depth)
         inner = slice(images.margin, images.margin + patch)
         return degraded[inner, inner], clean[inner, inner]
 
@@ -326,4 +318,4 @@ class TrainingSet(Dataset):
         """A patch of an image's ground truth, every fourth time plain colours instead."""
         if rng.random() < 0.25:
             return plain_patch(patch, rng)
-        return random_dihedral(random_crop([self.read(images.pairs[number].clean)], patch, rng), rng)[0]
+        return random_dihedral(random_crop([images.image(images.pairs[number].clean)], patch, rng), rng)[0]

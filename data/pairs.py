@@ -67,12 +67,16 @@ def find_images(root: Path, folders: str | list[str], where: str) -> tuple[Path,
     raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
 
 
-def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> tuple[list[Path], list[str]]:
-    """The files of a folder that a list names, in the list's order, and its names that are not there.
+def listed_files(name: str, root: Path, folder: Path, files: list[Path],
+                 where: str) -> tuple[list[Path], str]:
+    """The files of a folder that a list below root names, in its order; what is wrong if some are not there.
 
     A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a
     line that is no name, what follows the first blank is not read. InputError where a name is listed twice.
     """
+    path = root / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{where}: {name} leads out of root {root}, expected a file below it")
     if not path.is_file():
         raise InputError(f"{where}: no file {path}")
     known = {file.relative_to(base).as_posix(): file for base in (folder.parent, folder) for file in files}
@@ -86,7 +90,11 @@ def read_file_list(path: Path, folder: Path, files: list[Path], where: str) -> t
     listed = [known[name] for name in names if name in known]
     if twice := [str(file) for file, times in Counter(listed).items() if times > 1]:
         raise InputError(f"{where}: {path} lists {first_few(twice)} more than once")
-    return listed, [name for name in names if name not in known]
+    absent = [name for name in names if name not in known]
+    there = [file.relative_to(folder) for file in set(files) - set(listed)]
+    missing = first_few(f"{name}{did_you_mean(name, there)}" for name in absent[:4])
+    problem = f"{where}: {len(absent)} of {len(names)} names in {path} are not in {folder}: {missing}"
+    return listed, problem if absent else ""
 
 
 @dataclass

@@ -20,9 +20,8 @@ from torch import nn
 from benchmarks.golden import fill_reference
 from conftest import REPOSITORY, run_script
 from models.baryir import BACKBONES, BaryIR
-from utils import pickled
 from utils.checkpoint import load_network
-from utils.convert_official import UNUSED, official_name, official_shape
+from utils.convert_official import UNUSED, official_name, official_shape, read
 from utils.evaluation import restore
 
 
@@ -277,7 +276,7 @@ def test_the_malicious_files_are_real(tmp_path):
     (lambda data: data[:len(data) // 2], "truncated, or not a zip file"),
     (lambda data: b"", "truncated, or not a zip file"),
     (lambda data: b"\x80\x02}q\x00.", "truncated, or not a zip file"),
-    (lambda data: data.replace(b"LN", b"LM"), "its pickle cannot be read (BadZipFile: Bad CRC-32"),
+    (lambda data: data.replace(b"LN", b"LM"), "damaged: the checksum of official/data.pkl is wrong"),
     (lambda data: data.replace(b"official/data.pkl", b"official/data.\xff\xfel"),
      "truncated, or not a zip file"),
 ])
@@ -322,11 +321,11 @@ def test_broken_contents(tmp_path, zeros):
     assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
     with zipfile.ZipFile(tmp_path / "compressed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 10_000)
-    assert "is compressed" in refused(tmp_path / "compressed.pt", target)
+    assert ": compressed" in refused(tmp_path / "compressed.pt", target)
     with zipfile.ZipFile(tmp_path / "overlapping.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"0" * 10_000)
         archive.filelist *= 100                                     # the same bytes under a hundred entries
-    assert "is compressed" in refused(tmp_path / "overlapping.pt", target)
+    assert ": compressed" in refused(tmp_path / "overlapping.pt", target)
 
 
 def test_modules_that_contain_themselves(tmp_path, zeros):
@@ -362,25 +361,32 @@ STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cp
 ROWS = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0\x8a\x06\0\0\0\0\0\x01\x85K\0\x85\x89NtR"
 HOSTILE = {
     "hashing a key": (b"\x80\x02}(" + doubled(b"K\x01u."), "a key that is neither text nor a number"),
-    "printing a reference": (b"\x80\x02" + doubled(b"Q."), "a reference to something else than a storage"),
+    "printing a reference": (b"\x80\x02" + doubled(b"Q."), "holds tuple, expected a module"),
     "printing a value": (b"\x80\x02}(X\x01\0\0\0k" + doubled(b"u."), "holds k, expected tensors only"),
     "keys of equal hashes": (
         b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (k * (2 ** 61 - 1)).to_bytes(10, "little") + b"N"
                                  for k in range(1, 50_000)) + b"u.", "a key that is neither text"),
     "a memo of 2^31 places": (b"\x80\x02}r\xff\xff\xff\x7f.", "holds nothing"),
-    "a set": (b"\x80\x02c__builtin__\nset\n]" + doubled(b"a\x85R."), "holds list, expected a module"),
+    "a set": (b"\x80\x02c__builtin__\nset\n]" + doubled(b"a\x85R."), "its network is not a module"),
     "an OrderedDict of pairs": (b"\x80\x02ccollections\nOrderedDict\n](" + doubled(b"K\x01\x86e\x85R."),
-                                "takes 0 positional arguments"),
-    "a call of a number": (b"\x80\x02K\x01K\x02\x85R.", "'int' object is not callable"),
-    "a call of rows": (b"\x80\x02ctorch\nSize\n" + ROWS + b"R.", "a call with something else than a tuple"),
-    "an object of rows": (b"\x80\x02cmodel_bary\nBaryIR\n" + ROWS + b"\x81.", "a call with something else"),
+                                "holds nothing"),
+    "a call of a number": (b"\x80\x02K\x01K\x02\x85R.", "its network is not a module"),
+    "a call of rows": (b"\x80\x02ctorch\nSize\n" + ROWS + b"R.", "its network is not a module"),
+    "an object of rows": (b"\x80\x02cmodel_bary\nBaryIR\n" + ROWS + b"\x81.", "its network is not a module"),
     "filling rows": (b"\x80\x02" + ROWS + b"K\0K\x01s.", "a key that is neither text nor a number"),
     "comparing rows": (
         b"\x80\x02cmodel_bary\nBaryIR\n)\x81}(X\x0b\0\0\0_parameters}X\x08\0\0\0_buffers}K\x01Ns"
-        b"X\x08\0\0\0_modules}X\x1b\0\0\0_non_persistent_buffers_set](" + ROWS + b"eub.", "holds nothing"),
-    "a tensor's attributes": (b"\x80\x02" + ROWS + b"}X\x04\0\0\0dataK\x01sb.", "a state for something"),
+        b"X\x08\0\0\0_modules}X\x1b\0\0\0_non_persistent_buffers_setcbuiltins\nset\n](" + ROWS + b"e\x85Rub.",
+        "holds nothing"),
+    "a tensor's attributes": (b"\x80\x02" + ROWS + b"}X\x04\0\0\0dataK\x01sb.", "is not a module"),
     "a stand-in's attributes": (
-        b"\x80\x02cbuiltins\nset\nN}X\x08\0\0\0__code__K\x01s\x86b.", "a state for something"),
+        b"\x80\x02cbuiltins\nset\nN}X\x08\0\0\0__code__K\x01s\x86b.", "holds str, expected a module"),
+    "a size that takes for ever to print": (
+        b"\x80\x02}X\x01\0\0\0kctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0"
+        + doubled(b"K\0\x85\x89NtRs."),
+        "its pickle cannot be read (TypeError"),
+    "a parameter of itself": (
+        b"\x80\x02}X\x01\0\0\0kctorch._utils\n_rebuild_parameter\n]q\x01Rq\x02h\x01h\x02a0s.", "holds k"),
     "opcode OBJ": (b"\x80\x02(cmodel_bary\nBaryIR\no.", "its pickle cannot be read (KeyError: 111)"),
     "opcode EXT1": (b"\x80\x02\x82\x01.", "its pickle cannot be read (KeyError: 130)"),
     "opcode DUP": (b"\x80\x02K\x01" + b"2\x86" * 60 + b".", "its pickle cannot be read (KeyError: 50)"),
@@ -389,7 +395,7 @@ HOSTILE = {
         b"\x80\x04\x8c\x0btorch.nn\n\nx\x8c\x06system\x93.", "names torch.nn\\n\\nx.system, expected"),
     "a name with dots": (b"\x80\x04\x8c\x0bcollections\x8c\x19OrderedDict.__init__.x.os\x93.",
                          "names collections.OrderedDict.__init__.x.os, expected"),
-    "a large pickle": (b"\x80\x04" + b"0" * (9 << 20), "its pickle has 9,"),
+    "a large pickle": (b"\x80\x04" + b"0" * (9 << 20), "its pickle cannot be read (IndexError"),
 }
 
 
@@ -439,7 +445,7 @@ def test_torchscript_is_not_run(tmp_path):
     torch.load(source, weights_only=False, pickle_module=refusing)
     assert victim.exists()
     victim.unlink()
-    assert "is compressed" in refused(source, tmp_path / "net.pth")
+    assert ": compressed" in refused(source, tmp_path / "net.pth")
     stored = rewrite(source, tmp_path / "stored.pt", lambda name, data: data)
     assert "names __torch__." in refused(stored, tmp_path / "net.pth") and not victim.exists()
 
@@ -468,8 +474,8 @@ def test_memory_is_that_of_the_weights(tmp_path, reference):
 
 
 def test_nothing_of_the_file_is_imported(tmp_path, zeros):
-    """The stand-ins resolve without the authors' source: model_bary is on no path."""
+    """The names resolve without the authors' source: model_bary is on no path."""
     source = save_official(tmp_path / "official.pt", zeros)
     assert "model_bary" not in sys.modules
-    content = pickled.read(source)
-    assert "model_bary" not in sys.modules and isinstance(content["BaryIR"], pickled.Module)
+    tensors, epoch = read(source)
+    assert "model_bary" not in sys.modules and len(tensors) == 766 and epoch == 56

@@ -3,12 +3,19 @@
     python -m utils.convert_official IN.pt OUT.pth
 
 The authors' files are pickled modules, torch.save({"epoch": n, "BaryIR": <module>, "Pots": <module>}); the
-others' are state dicts. Nothing from a file is run (utils/pickled.py).
+others' are state dicts. Loaded the usual way, a pickle imports and calls whatever it names. Here its names
+stay text, its calls stay records, and nothing is run. (torch.load(pickle_module=...) would still run code:
+it hands what looks like TorchScript to torch.jit.load.)
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
+import functools
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +23,9 @@ import torch
 from torch import Tensor
 
 from models.baryir import BaryIR
-from utils.checkpoint import save_checkpoint
-from utils.errors import InputError, first_few, one_line_errors
+from utils.checkpoint import check_archive, save_checkpoint
+from utils.errors import InputError, first_few, naming, one_line_errors
 from utils.options import Network
-from utils.pickled import Module, read, tensors_below
 
 # Prefixes of our parameter names -> those in the public state dicts (their `barylatent` is the map T).
 STAGES = {
@@ -56,26 +62,151 @@ NETWORKS = {"barylatent.": ("the authors' BaryIR", {}),
 KEYS = ("BaryIR", "state_dict", "model_state_dict", "model", "params_ema", "params")
 PREFIXES = ("module.", "BaryIR.", "net.", "module.")
 
+LARGEST_TREE = 1_000_000    # letters in all names of a network; theirs has 70,000; more is a loop or a bomb
+DTYPES = {f"torch.{name}Storage": dtype for name, dtype in {
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+    "Long": torch.int64, "Int": torch.int32, "Byte": torch.uint8, "Bool": torch.bool}.items()}
+# The names that a file may hold: containers, tensors, modules, what DistributedDataParallel has.
+ALLOWED = re.compile(r"collections\.OrderedDict|(builtins|__builtin__)\.set|(\w+\.)*model_bary\.\w+|"
+                     r"torch\.(Size|device|[A-Z]\w+Storage|b?float\d+|u?int\d+|bool)|"
+                     r"torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)|"
+                     r"torch\.nn\.(modules|parallel)(\.\w+)*\._?[A-Z]\w*|"
+                     r"torch\.distributed\.algorithms\.join\._JoinConfig")
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+# What the pickles of torch.save are made of. Nothing else is carried out.
+OPCODES = """
+    PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
+    SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM
+    SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
+"""
 
-def state_dict(content: Any) -> dict[str, Tensor]:
+
+@dataclass(eq=False)
+class Call:
+    """What a file makes by a call, which is not made: a module, a tensor, a set. state: its attributes."""
+
+    function: Any
+    arguments: Any
+    state: Any = None
+
+
+class Unpickler(pickle._Unpickler):
+    """Makes plain values, lists, dicts and Calls; names and references to storages stay text and tuples.
+
+    This is the unpickler written in Python: in that in C, opcodes and keys cannot be refused.
+    """
+
+    def find_class(self, module: str, name: str) -> str:
+        if not ALLOWED.fullmatch(f"{module}.{name}"):
+            raise InputError(f"names {module}.{name}, expected tensors, containers and modules only; "
+                             "nothing was run")
+        return f"{module}.{name}"
+
+    def persistent_load(self, reference: Any) -> Any:
+        return reference
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.append({} if function == "collections.OrderedDict" else Call(function, arguments))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if type(self.stack[-1]) is Call:                            # OrderedDicts have a state nobody needs
+            self.stack[-1].state = state
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        cheap = all(type(key) is str or (type(key) is int and 0 <= key < 2 ** 31) for key in items[::2])
+        if not cheap or type(self.stack[-1]) is not dict:           # nested tuples take for ever to hash
+            raise pickle.UnpicklingError("a key that is neither text nor a number")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.load_mark()                                            # one item is a list of items, too
+        self.stack += [key, value]
+        self.load_setitems()
+
+    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
+                for name in OPCODES.split()}
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce, pickle.BUILD[0]: load_build,
+                 pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The tensors of the network in a file of torch.save, and its epoch; InputError where it holds none."""
+    try:
+        check_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            folder = archive.namelist()[0].split("/")[0]
+            byteorder = f"{folder}/byteorder"
+            if byteorder in archive.namelist() and archive.read(byteorder) != b"little":
+                raise InputError("written on a big-endian machine, expected a little-endian one")
+            content = Unpickler(io.BytesIO(archive.read(f"{folder}/data.pkl"))).load()
+            numbers = functools.cache(lambda key: bytearray(archive.read(f"{folder}/data/{key}")))
+            tensors = {name: as_tensor(value, numbers) for name, value in entries(content).items()}
+    except InputError:
+        raise
+    except Exception as error:                                      # broken files raise nearly anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"its pickle cannot be read ({reason}): damaged, truncated, or not a zip file "
+                         "as torch.save writes it since 1.6") from None
+    others = [name for name, tensor in tensors.items() if tensor is None]
+    if others or not tensors:
+        raise InputError(f"holds {first_few(others) or 'nothing'}, expected tensors only, "
+                         f"or a network under one of {', '.join(KEYS)}")
+    epoch = content.get("epoch") if type(content) is dict else None
+    return tensors, epoch if type(epoch) is int and 0 <= epoch < 2 ** 31 else None
+
+
+def entries(content: Any) -> dict[str, Any]:
     """Parameters and persistent buffers by name, of a module or a plain state dict, alone or under KEYS."""
     for _ in range(3):                                              # a dict may hold itself
         if type(content) is dict and {"net", "network"} <= content.keys():
             raise InputError("a checkpoint of this repository already, expected a public one")
         if type(content) is dict:
             content = next((content[key] for key in KEYS if key in content), content)
-    if type(content) not in (Module, dict):
+    if type(content) not in (Call, dict):
         raise InputError(f"holds {type(content).__name__}, expected a module or a state dict")
-    found = (tensors_below(content) if type(content) is Module else
-             {str(name): value for name, value in content.items()})
-    others = [name for name, value in found.items() if type(value) is not Tensor]
-    if others or not found:
-        raise InputError(f"holds {first_few(others) or 'nothing'}, expected tensors only, "
-                         f"or a network under one of {', '.join(KEYS)}")
+    found = entries_below(content) if type(content) is Call else content
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in found):
+        if all(str(name).startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return {str(name): value for name, value in found.items()}
+
+
+def entries_below(network: Call) -> dict[str, Any]:
+    """Those of a module and of all below it, named as by Module.state_dict."""
+    found, letters, waiting = {}, 0, [("", network)]
+    for prefix, module in waiting:                                  # which grows meanwhile
+        match module.state:
+            case {"_parameters": dict(parameters), "_buffers": dict(buffers), "_modules": dict(modules),
+                  "_non_persistent_buffers_set": Call(arguments=(list(names),))}:
+                temporary = {name for name in names if type(name) is str}
+            case _:
+                raise InputError(f"{prefix or 'its network'} is not a module as torch.save writes it")
+        letters += sum(len(f"{prefix}{name}.") for name in (*parameters, *buffers, *modules, *temporary))
+        if letters > LARGEST_TREE:
+            raise InputError("its network is not a tree of modules, or far larger than the authors'")
+        own = parameters | {name: value for name, value in buffers.items() if name not in temporary}
+        found |= {f"{prefix}{name}": value for name, value in own.items() if value is not None}
+        waiting += [(f"{prefix}{name}.", child) for name, child in modules.items() if type(child) is Call]
     return found
+
+
+def as_tensor(value: Any, numbers: Callable[[str], bytearray]) -> Tensor | None:
+    """The tensor of a Call, None of anything else. numbers: the bytes of a storage, by its key."""
+    if type(value) is Call and value.function in PARAMETERS:
+        value = value.arguments[0]
+    match value:
+        case Call("torch._utils._rebuild_tensor_v2",
+                  (("storage", str(storage), str(key), str(), int(count)), offset, size, stride, *_)):
+            data, dtype = numbers(key), DTYPES[storage]
+            if len(data) != count * dtype.itemsize:
+                raise ValueError("a storage does not fit the numbers that the file holds")
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return flat.as_strided(size, stride, offset)            # which raises beyond the storage
+    return None
 
 
 def official_name(name: str) -> str:
@@ -132,15 +263,11 @@ def convert(source: Path) -> tuple[dict, list[str]]:
     """A checkpoint of this repository from a public one, and what was left out; InputError if it is none."""
     if not source.is_file():
         raise InputError(f"{source}: no such file")
-    try:
-        content = read(source)
-        epoch = content.get("epoch") if type(content) is dict else None
-        content = state_dict(content)                               # the rest of the file is let go
-        net, network = renamed(content)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    step = {"epoch": epoch} if type(epoch) is int and 0 <= epoch < 2 ** 31 else {}
-    return {"net": net, "network": network, **step}, list(content)
+    with naming(str(source)):
+        theirs, epoch = read(source)
+        net, network = renamed(theirs)
+    step = {} if epoch is None else {"epoch": epoch}
+    return {"net": net, "network": network, **step}, list(theirs)
 
 
 def main() -> None:

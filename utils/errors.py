@@ -66,6 +66,8 @@ def one_line_errors() -> Iterator[None]:
 
     Ctrl-C ends with status 130, as shells have it.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
     status = 1
     try:
         yield

@@ -90,9 +90,8 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
             table = csv.DictReader(file)                        # None stands for what a row has not
             columns += [name for name in table.fieldnames if name not in columns]
             whole = [row for row in table if None not in row and None not in row.values()]
-        kept = [row for row in whole if row["step"].isdigit() and int(row["step"]) <= step]
-        rows = [[row.get(name, "nan") for name in columns] for row in kept]
-    write_csv(path, [columns, *rows])
+        rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) <= step]
+    write_csv(path, [columns, *([row.get(name, "nan") for name in columns] for row in rows)])
     return columns
 
 

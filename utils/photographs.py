@@ -7,10 +7,12 @@ the others are restored, and the exit status is 3. A folder that was interrupted
 import errno
 import os
 import struct
+import sys
 import warnings
 import zlib
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,8 @@ from utils.images import (
     save_image,
     to_uint8,
 )
+from utils.options import TestOptions
+from utils.report import Report, photograph_report
 
 DEEP = (".png", ".tif", ".tiff")                            # formats that hold 16 bits a channel
 PORTABLE = (".bmp", ".ppm", ".pgm", ".pnm")                 # that hold colours alone: no alpha, EXIF, profile
@@ -75,6 +79,24 @@ class Photographs:
             raise InputError(f"--output {self.target}: {count(len(others), 'file')} there already: "
                              f"{first_few(others)}; expected --overwrite or another place")
         self.jobs, self.done = [job for job in self.jobs if job not in done], len(done)
+
+
+def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], BaryIR]) -> None:
+    """test.py --input, with its flags: restore what can be restored, and write the page of --report.
+
+    network: makes the network, once input and output are checked.
+    """
+    photographs = find_photographs(flags.input, flags.output, flags.keep_format)
+    jobs, place = photographs.jobs, photographs.target              # those that are restored already, too
+    folder = place.parent if jobs[0][1] == place else place
+    photographs.leave_done(options.checkpoint, flags.overwrite)
+    page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
+    try:
+        restore_photographs(network(), photographs, options.strip, options.precision)
+    finally:                                                # where some could not be restored, too (status 3)
+        whole = getattr(sys.exception(), "status", 3) == 3
+        if page and whole and (index := photograph_report(page, jobs)):
+            print(f"look at them: {index}")
 
 
 def find_photographs(source: Path, target: Path, keep_format: bool) -> Photographs:
