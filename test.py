@@ -70,7 +70,7 @@ def main() -> None:
 
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
-    page = Report(folder) if options.save else None
+    page = Report(folder) if options.save and options.report else None
     names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:

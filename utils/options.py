@@ -274,7 +274,8 @@ class TestOptions(Options):
     strip: Literal["auto"] | NotNegative[int] = "auto"
     metrics: Metrics = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml, beside ours
-    save: bool = True                                       # write the images, and a page to look at them
+    save: bool = True                                       # write the restored images
+    report: bool = True                                     # and index.html, a page to look at them
     side_by_side: bool = False                              # and, in one image, input | restored (| clean)
 
     def __post_init__(self) -> None:
