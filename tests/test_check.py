@@ -126,16 +126,17 @@ def test_pairs_of_which_nothing_is_degraded(option_file, public_tree):
 
 
 def test_what_cannot_be_read_rightly_is_a_problem(option_file, public_tree, monkeypatch):
-    """A TIFF of floats, a pipe, a folder that cannot be listed: found here, and refused by a run."""
+    """Not-a-number pixels, a pipe, a folder that cannot be listed: found here, and refused by a run."""
     low, high = public_tree / "test/lowlight/low", public_tree / "test/lowlight/high"
     depth = np.full((32, 40), 0.5, np.float32)
+    depth[3, 4] = np.nan
     tifffile.imwrite(low / "2.tif", depth)
     os.mkfifo(low / "3.png")
     for name in ("2.png", "3.png"):
         write_image(high / name)
     (found,) = problems(check(option_file, "--set", "validation.sets.0.expected=3"))
     assert "2 unreadable files: " in found and "3.png: no regular file" in found
-    assert "2.tif: cannot be read as an image (a TIFF of float32, 1 channel" in found
+    assert "2.tif: cannot be read as an image (pixels that are infinite or not a number)" in found
     images = ImageSet(load_options(None, str(option_file)).validation.sets[0], str(public_tree), "here")
     with pytest.raises(InputError, match="2.tif: cannot be read as an image"):
         images.read(1)

@@ -70,6 +70,8 @@ TIFFS = {
     "RGB 16 strips": (DEEP[..., :3], {"photometric": "rgb", "rowsperstrip": 4}, DEEP[..., :3]),
     "RGB 16 BigTIFF": (DEEP[..., :3], {"photometric": "rgb", "bigtiff": True}, DEEP[..., :3]),
     "RGBA 16": (DEEP, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, DEEP),
+    "float 32": ((DEEP[..., 0] / 65535).astype(np.float32), {"photometric": "minisblack"}, DEEP[..., :1]),
+    "float 64 RGB": (DEEP[..., :3] / 65535, {"photometric": "rgb"}, DEEP[..., :3]),
 }
 
 
@@ -96,7 +98,8 @@ def test_16_bit_tiffs_compressed_by_lzw(tmp_path):
 
 
 @pytest.mark.parametrize("predictor", [1, 2])
-@pytest.mark.parametrize("stored", [DEEP[..., 0], RGB[..., 0]], ids=str)
+@pytest.mark.parametrize("stored", [DEEP[..., 0], (DEEP[..., 0] / 65535).astype(np.float32), RGB[..., 0]],
+                         ids=str)
 def test_grey_tiffs_compressed_by_lzw(tmp_path, stored, predictor):
     """They need no further package."""
     path = tmp_path / "a.tif"
@@ -106,6 +109,15 @@ def test_grey_tiffs_compressed_by_lzw(tmp_path, stored, predictor):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="a.tif: cannot be read as an image"):
         read_picture(path)
+
+
+def test_alpha_that_is_multiplied_into_16_bit_colours(tmp_path):
+    alpha = np.maximum(DEEP[..., 3:], 20000)
+    stored = np.concatenate([(DEEP[..., :3] * (alpha / 65535) + 0.5).astype(np.uint16), alpha], axis=2)
+    picture = read_picture(tiff(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"]))
+    assert picture.bits == 16 and np.array_equal(picture.alpha, alpha)
+    assert np.abs(picture.colours.astype(int) - DEEP[..., :3]).max() <= 2           # 0.5 * 65535 / 20000
+    assert not picture.remarks
 
 
 def test_a_fourth_channel_without_a_stated_meaning(tmp_path):
@@ -128,9 +140,15 @@ def numbers(dtype: str, scale: float = 1) -> np.ndarray:
     return (RGB[..., 0] * scale).astype(dtype)
 
 
+def hole(value: float) -> np.ndarray:
+    pixels = numbers("f4", 1 / 255)
+    pixels[3, 4] = value
+    return pixels
+
+
 @pytest.mark.parametrize("stored, how, message", [
-    (numbers("f2"), {}, "a TIFF of float16"), (numbers("f4", 1 / 255), {}, "a TIFF of float32"),
-    (numbers("f8", np.nan), {}, "a TIFF of float64"),
+    (hole(np.nan), {}, "infinite or not a number"), (hole(np.inf), {}, "infinite or not a number"),
+    (numbers("f4"), {}, "floats from 0 to 255, expected 0 to 1"), (hole(-0.5), {}, "floats from -0.5 to 1"),
     (numbers("u4"), {}, "a TIFF of uint32"), (numbers("i4"), {}, "a TIFF of int32"),
     (numbers("u8"), {}, "a TIFF of uint64"), (numbers("i2"), {}, "a TIFF of int16"),
     (numbers("i1", 0.5), {}, "a TIFF of int8"), (numbers("c8"), {}, "a TIFF of complex64"),
@@ -141,7 +159,6 @@ def numbers(dtype: str, scale: float = 1) -> np.ndarray:
     (DEEP.transpose(2, 0, 1), {"photometric": "separated", "planarconfig": "separate"},
      "4 channels, photometric 5"),
     (DEEP[..., :3], {"photometric": "cielab"}, "3 channels, photometric 8"),
-    (DEEP, {"photometric": "rgb", "extrasamples": ["assocalpha"]}, "4 channels, photometric 2"),
 ], ids=str)
 def test_tiffs_that_could_mean_several_things_are_refused(tmp_path, stored, how, message):
     path = tiff(tmp_path / "a.tif", stored, **{"photometric": "minisblack", **how})

@@ -1,7 +1,7 @@
 """Image files: read in one way for training, test sets, data.check and one's own photographs, and written.
 
-Pillow decodes, from bytes; tifffile decodes TIFFs of 16 bits, which Pillow cuts to 8 or reads wrongly. What
-neither reads rightly is refused, as are TIFFs of floats. (At a damaged 16-bit PNG, torchvision crashes.)
+Pillow decodes, from bytes; tifffile decodes TIFFs of 16 bits and of floats, which Pillow cuts to 8 bits or
+reads wrongly. What neither reads rightly is refused. (At a damaged 16-bit PNG, torchvision crashes.)
 """
 
 import io
@@ -91,7 +91,8 @@ def read_picture(path: Path, still: bool = False) -> Picture:
     InputError where it cannot be read, or not rightly; with `still` also where it has several frames.
     """
     content = read_file(path)
-    register_heif(path)
+    if path.suffix.lower() in (".heic", ".heif"):
+        register_heif(path)
     try:
         deep_tiff = read_deep_tiff(content) if content.startswith(TIFF_STARTS) else None
         picture = deep_tiff or read_by_pillow(content)
@@ -117,9 +118,6 @@ def read_file(path: Path) -> bytes:
 
 
 def register_heif(path: Path) -> None:
-    """Let Pillow read and write HEIC, if that is what a file is by its name; InputError where it cannot."""
-    if path.suffix.lower() not in (".heic", ".heif"):
-        return
     try:
         import pillow_heif
     except ImportError:
@@ -151,8 +149,8 @@ def read_by_pillow(content: bytes) -> Picture:
     key = image.info.pop("transparency", None) if image.mode != "P" else None
     if stored in ("LA;16B", "RGB;16B", "RGBA;16B"):
         pixels = both_bytes(content, stored)
-    elif image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.uint16)
+    elif image.mode == "F" or image.mode.startswith("I"):
+        pixels = to_uint16(np.asarray(image))
     else:
         if image.mode in ("CMYK", "LAB"):
             image, profile = to_srgb(image, profile, remarks), None
@@ -254,33 +252,37 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_deep_tiff(content: bytes) -> Picture | None:
-    """A TIFF of 16 bits, grey or RGB; None for one that Pillow reads as it is.
+    """A TIFF of 16 bits or of floats in [0, 1], grey or RGB; None for one that Pillow reads as it is.
 
     Those are TIFFs of 8 bits, and grey ones whose compression tifffile may lack (LZW, Zstandard, ...).
     ValueError where neither library reads a file rightly, or where its numbers could mean several things.
     """
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page, remarks, tags = file.pages[0], [], file.pages[0].tags
-        grey = page.photometric in (0, 1)
-        planes = page.axes == "SYX"                         # one after the other; Pillow reads those of RGB
-        if page.dtype in (bool, np.uint8) and not (grey and planes):
+        channels = {0: 1, 1: 1, 2: 3}.get(page.photometric, 0) + len(page.extrasamples)     # grey, grey, RGB
+        grey_planes = page.photometric in (0, 1) and page.axes == "SYX"
+        if page.dtype in (bool, np.uint8) and not grey_planes:
             return None
-        channels = (1 if grey else 3) + len(page.extrasamples)
-        if (page.dtype != np.uint16 or page.bitspersample != 16 or page.photometric not in (0, 1, 2)
-                or page.axes not in ("YX", "YXS", "SYX") or grey and planes
-                or page.samplesperpixel != channels or page.extrasamples not in ((), (2,))):
+        if (page.dtype not in (np.uint16, np.float16, np.float32, np.float64) or page.bitspersample % 16
+                or page.axes not in ("YX", "YXS", "SYX") or grey_planes
+                or page.samplesperpixel != channels or page.extrasamples not in ((), (1,), (2,))):
             raise ValueError(f"a TIFF of {page.dtype}, {count(page.samplesperpixel, 'channel')}, photometric "
-                             f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits")
-        if page.compression != tifffile.COMPRESSION.NONE and channels == page.photometric == 1:
+                             f"{int(page.photometric)}; expected grey or RGB of 8 or 16 bits, or of floats")
+        compressed = page.compression != tifffile.COMPRESSION.NONE
+        if compressed and channels == page.photometric == 1 and page.dtype in (np.uint16, np.float32):
             return None
         if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{page.imagewidth}x{page.imagelength} pixels, could be a decompression bomb")
         if any(page.dataoffsets[i] + size > len(content) for i, size in enumerate(page.databytecounts)):
             raise ValueError("the file is cut off")
-        pixels = np.moveaxis(page.asarray(), 0, -1) if planes else page.asarray()
-        pixels = pixels.reshape(*pixels.shape[:2], -1).astype(np.uint16)
+        numbers = page.asarray()
+        numbers = np.moveaxis(numbers, 0, -1) if page.axes == "SYX" else numbers
+        pixels = to_uint16(numbers.reshape(*numbers.shape[:2], -1))
         if page.photometric == 0:                           # white is zero
             pixels[..., 0] = 65535 - pixels[..., 0]
+        if page.extrasamples == (1,):                       # alpha is multiplied into the colours
+            colours = pixels[..., :-1] / np.maximum(pixels[..., -1:], 1) * 65535
+            pixels[..., :-1] = (colours + 0.5).clip(0, 65535)
         exif, orientation = describe(lambda: tiff_tags(file), remarks)
         inches = X_RESOLUTION in tags and tags.valueof(RESOLUTION_UNIT, default=2) in (2, 3)
         metadata = as_metadata(exif, tags.valueof(ICC_PROFILE), page.get_resolution(2) if inches else None)
@@ -295,6 +297,17 @@ def tiff_tags(file: tifffile.TiffFile) -> Image.Exif:
     return exif
 
 
+def to_uint16(numbers: np.ndarray) -> np.ndarray:
+    """Integers as they are, floats scaled from [0, 1]; ValueError for other floats."""
+    if numbers.dtype.kind != "f":
+        return numbers.astype(np.uint16)
+    if not np.isfinite(numbers).all():
+        raise ValueError("pixels that are infinite or not a number")
+    if numbers.min() < 0 or numbers.max() > 1:
+        raise ValueError(f"floats from {numbers.min():g} to {numbers.max():g}, expected 0 to 1")
+    return (numbers.astype(np.float64) * 65535 + 0.5).astype(np.uint16)
+
+
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """[0, 1] floats -> 8 bit, rounded to nearest and clipped."""
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -307,7 +320,8 @@ def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
 
 def require_format(path: Path) -> str:
     """Pillow's name for the format of a file name's extension; InputError where it cannot be written here."""
-    register_heif(path)
+    if path.suffix.lower() in (".heic", ".heif"):
+        register_heif(path)
     name = Image.registered_extensions().get(path.suffix.lower())
     if name not in Image.SAVE:
         raise InputError(f"{path}: this Pillow cannot write {path.suffix}, expected another format")
