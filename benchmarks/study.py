@@ -67,12 +67,11 @@ def option_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(OPTIONS.glob("[a-z]_*.yml"))}
 
 
-def hash_of_samples(options: TrainOptions, samples: TrainingSet, count: int = 1000) -> str:
+def hash_of_samples(sampler: EpochSampler, samples: TrainingSet, count: int = 1000) -> str:
     """SHA-256 (16 digits) of what the sampler asks for first: entries, their numbers, patches, the seed."""
-    sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
     first = list(itertools.islice(itertools.chain.from_iterable(sampler), count))
     files = [path.name for images in samples.entries for path in images.files]
-    return hashlib.sha256(repr((options.seed, first, files)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((sampler.seed, first, files)).encode()).hexdigest()[:16]
 
 
 def run(name: str, seed: int, root: str, output: Path) -> None:
@@ -92,7 +91,7 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     tests, matched = (load_options(TestOptions, str(OPTIONS / file), [f"root={root}"])
                       for file in ("test.yml", "matched.yml"))
     samples = TrainingSet(open_sources(options), seed)
-    sources = len(samples.names)
+    sampler, sources = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1), len(samples.names)
     images = []
 
     def note(images_of: ImageSet, result: Restored) -> None:
@@ -111,8 +110,8 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     write(folder, "latents", [[row, seed, *values[:4]] for values in latents])
     parameters = sum(parameter.numel() for parameter in net.parameters())
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
-    write(folder, "runs", [[row, seed, parameters, options.steps, options.steps * options.batch,
-                            f"{hours:.3f}", hash_of_samples(options, samples), date.today(), machine()]])
+    write(folder, "runs", [[row, seed, parameters, options.steps, sampler.samples, f"{hours:.3f}",
+                            hash_of_samples(sampler, samples), date.today(), machine()]])
     (folder / "decoded.bin").unlink(missing_ok=True)            # a gigabyte
 
 
