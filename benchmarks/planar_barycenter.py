@@ -1,0 +1,141 @@
+"""Sources that are no ellipses: the barycenter of a ring, two moons and a grid, beside POT's.
+
+    python -m benchmarks.planar_barycenter                      about two minutes on one core
+
+Maps T_k and potentials are trained as in benchmarks.gaussian_barycenter, quadratic cost, uniform weights. The
+reference Q is the free-support barycenter of samples x of the sets, which training has not seen, by exact
+plans: a fixed point (ot.lp.free_support_barycenter). Needs POT and matplotlib (pip install pot matplotlib).
+
+    W2^2 %      100 W_2^2(T_k#P_k, Q) / Var Q, exact, of the samples x
+    map %       100 E|T_k(x) - y(x)|^2 / Var Q, where the optimal plan takes x to y(x)
+    identity %  both of them for T_k(x) = x
+    sampling    100 W_2^2(Q, Q') / Var Q, Q' computed from other samples: what no method goes below
+    objective   100 sum_k lambda_k W_2^2(P_k, Q) / Var Q, of other samples of P_k; ours: Q is T_k(x) of all
+"""
+
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from benchmarks.gaussian_barycenter import train
+from utils.errors import InputError, one_line_errors
+from utils.tables import as_text
+
+NAMES = ("ring", "moons", "grid")
+SPREAD = 28             # the ring's radius: ten times the length over which potentials and maps vary
+NOISE = 0.08            # deviation from the circle, the half circles, the points of the grid; the radius is 1
+TRAINING = {"steps": 2000, "map_steps": 4, "batch": 128, "potential_batch": 256, "learning_rate": 1e-2,
+            "potential_learning_rate": 2e-2, "second_beta": 0.99}
+
+
+class Planar:
+    """Sources for `train`: a ring, two moons, a 3 x 3 grid; mean 0, about the same variance."""
+
+    lambdas, means = torch.full((3,), 1 / 3), torch.zeros(3, 2)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` samples of each set, [3,count,2]."""
+        angle = 2 * torch.pi * torch.rand(2, count, 1, generator=generator)
+        ring, moons = torch.cat([angle.cos(), angle.sin()], dim=2)
+        moons = moons + torch.tensor([0.5, 0.25]) * torch.where(angle[1] < torch.pi, -1, 1)
+        grid = 0.87 * (torch.randint(3, (count, 2), generator=generator) - 1)
+        points = torch.stack([ring, moons, grid])
+        return SPREAD * (points + NOISE * torch.randn(points.shape, generator=generator))
+
+
+def matching(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """W_2^2 of two sets of N points [N,2], and the points of y to which the optimal plan takes x."""
+    squares = cdist(x, y, "sqeuclidean")
+    rows, columns = linear_sum_assignment(squares)
+    return squares[rows, columns].mean(), y[columns]
+
+
+def exact_barycenter(x: np.ndarray) -> np.ndarray:
+    """POT's free-support barycenter [N,2] of samples [K,N,2]; it begins with means of K samples."""
+    import ot
+
+    masses = [ot.unif(len(points)) for points in x]
+    return ot.lp.free_support_barycenter(list(x), masses, x.mean(0), numItermax=50, stopThr=1e-6)
+
+
+def objective(x: np.ndarray, q: np.ndarray) -> float:
+    """sum_k lambda_k W_2^2(P_k, Q) of samples x [K,N,2] and q [N,2], uniform weights."""
+    return float(np.mean([matching(points, q)[0] for points in x]))
+
+
+def errors(x: np.ndarray, learned: np.ndarray, q: np.ndarray) -> list[list[str]]:
+    """The table of W2^2 % and map %: x and T(x) [K,N,2], Q [N,2]; beside it those of the identity."""
+    share, rows = 100 / q.var(0).sum(), []
+    for points, y in zip(x, learned, strict=True):
+        distance, best = matching(points, q)
+        rows.append([share * matching(y, q)[0], share * ((y - best)**2).sum(1).mean(), share * distance])
+    rows.append(np.mean(rows, 0))
+    return [["set", "W2^2 %", "map %", "identity %"],
+            *([name, *(f"{value:.3g}" for value in row)]
+              for name, row in zip((*NAMES, "mean"), rows, strict=True))]
+
+
+def draw(x: np.ndarray, q: np.ndarray, learned: np.ndarray, path: Path) -> None:
+    """The three sets, the exact barycenter and, in the colour of its source, the learned one."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 5, figsize=(11, 2.5), sharex=True, sharey=True, layout="constrained")
+    panels = [*([points] for points in x), [q], learned]
+    colours = [["C0"], ["C1"], ["C2"], ["black"], ["C0", "C1", "C2"]]
+    titles = (*NAMES, "barycenter, exact (POT)", "barycenter, learned")
+    for axis, clouds, shades, title in zip(axes, panels, colours, titles, strict=True):
+        for points, colour in zip(clouds, shades, strict=True):
+            axis.scatter(*points[::len(clouds)].T, s=2, color=colour, linewidths=0)
+        axis.set_title(title, fontsize="medium")
+        axis.set(aspect="equal", xticks=[], yticks=[])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=TRAINING["steps"], help="potential steps")
+    parser.add_argument("--samples", type=int, default=1000, help="of each set, for POT and the figures")
+    parser.add_argument("--out", type=Path, default=Path("results/planar.png"), help="picture to write")
+    flags = parser.parse_args()
+    if min(flags.steps, flags.samples) < 1:
+        raise InputError("--steps, --samples: expected numbers from 1 on")
+    try:
+        import matplotlib
+        import ot  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error}: pip install pot matplotlib") from None
+    matplotlib.use("Agg")
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(1)
+    x, others = (Planar().sample(flags.samples, generator).numpy().astype(np.float64) for _ in range(2))
+    start = time.process_time()
+    maps, _ = train(Planar(), **TRAINING | {"steps": flags.steps})
+    seconds = time.process_time() - start
+    with torch.no_grad():
+        learned = maps(torch.from_numpy(x).float()).numpy().astype(np.float64)
+    start = time.process_time()
+    q = exact_barycenter(x)
+    reference_seconds = time.process_time() - start
+    share = 100 / q.var(0).sum()
+    sampling = share * matching(exact_barycenter(others), q)[0]
+    ours = np.concatenate([points[k::len(learned)] for k, points in enumerate(learned)])
+    draw(x, q, learned, flags.out)
+    print(as_text(errors(x, learned, q)))
+    values = [share * objective(others, points) for points in (ours, q, *x)]
+    print(f"sampling {sampling:.3g} %; objective: ours {values[0]:.2f} %, POT's {values[1]:.2f} %, "
+          f"the best of the sets {min(values[2:]):.2f} %")
+    print(f"CPU seconds: ours {seconds:.0f} ({flags.steps} steps), POT {reference_seconds:.0f} "
+          f"({flags.samples} samples); {date.today()}; {flags.out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
