@@ -268,7 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
                 return losses.report_one(options.file)
             if step % options.log_every == 0 or step == steps:
                 values = losses.write(step, options.learning_rate * factor)
-                bar.set_postfix({name: f"{values[name]:.3g}" for name in ("reconstruction", "dual")})
+                shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")
+                bar.set_postfix({name: f"{values[name]:.3g}" for name in shown})
             if sets and rank == 0 and (step % options.validation.every == 0 or step == steps):
                 validate(run, deployed, sets, step)
             stopping = run.stopping(step, device)
