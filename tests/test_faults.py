@@ -1,6 +1,7 @@
 """Random option files, names, sizes, damage, kills: a short benchmarks.faults; seeds name the cases."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,17 @@ def loads_or_says_why(path: Path, *overrides: str) -> None:
         assert parse(type(options), yaml.safe_load(dump(options)), "") == options  # accepted is what is meant
 
 
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """Of a file to write beside all option files, which it may name as its base."""
+    for file in OPTION_FILES:
+        shutil.copy(file, tmp_path)
+    return tmp_path / "options.yml"
+
+
 @pytest.mark.parametrize("seed", range(40))
-def test_option_files_with_other_characters(tmp_path, seed):
+def test_option_files_with_other_characters(path, seed):
     rng = random.Random(seed)
-    path = tmp_path / "options.yml"
     for _ in range(3):
         text = list(rng.choice(OPTION_FILES).read_text(encoding="utf-8"))
         for _ in range(rng.randrange(1, 6)):
@@ -46,10 +54,9 @@ def test_option_files_with_other_characters(tmp_path, seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_option_files_with_other_values(tmp_path, seed):
+def test_option_files_with_other_values(path, seed):
     rng = random.Random(seed)
     content = yaml.safe_load(rng.choice(OPTION_FILES).read_text(encoding="utf-8"))
-    path = tmp_path / "options.yml"
     for _ in range(3):
         here = content
         while True:                                             # to any place of the tree

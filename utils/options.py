@@ -318,7 +318,7 @@ def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
         base = content.pop("base", None)
         require(base is None or isinstance(base, str) and base not in above,
                 f"base: {shown(base)}, expected the name of another file")
-    return merged(read_file(str(Path(path).parent / base), above), content) if base else content
+        return merged(read_file(str(Path(path).parent / base), above), content) if base else content
 
 
 def merged(base: dict, changes: dict) -> dict:
