@@ -19,6 +19,7 @@ The layer norm that ends z and b belongs to the encoder.
 
 import argparse
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ from utils import distributed
 from utils.checkpoint import load_pretrained, network_content
 from utils.distributed import Side, make_side
 from utils.errors import naming, one_line_errors
+from utils.graphs import Recorded
 from utils.options import TrainOptions, load_options
 from utils.runs import LossTable, Run, keep_freed_memory, validate
 
@@ -173,18 +175,30 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
     return terms, samples
 
 
-def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions) -> dict[str, Side]:
+def alternate(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions, batch: Batch,
+              turn: bool) -> tuple[Terms, Terms]:
+    """The steps of one batch; in scheme joint that of the potentials where it is their turn."""
+    if options.scheme != "joint":
+        return separate_steps(net, potentials, sides, batch, options)
+    terms, samples = map_step(net, potentials, sides["map"], batch, options)
+    if turn:
+        terms |= potential_step(net, potentials, sides["potential"], batch, options)
+    return terms, samples
+
+
+def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
+               recorded: bool = False) -> dict[str, Side]:
     """The sides of the alternation: each has the parameters that it moves, and their optimizer."""
-    kind, rate, potential_rate = options.optimizer, options.learning_rate, options.potential_learning_rate
+    make = functools.partial(make_side, options.optimizer, recorded=recorded)
+    rate, potential_rate = options.learning_rate, options.potential_learning_rate
     if options.scheme == "joint":
-        return {"map": make_side(net.parameters(), kind, rate),
-                "potential": make_side(potentials.parameters(), kind, potential_rate)}
+        return {"map": make(net.parameters(), rate), "potential": make(potentials.parameters(), potential_rate)}
     if options.scheme == "reconstruction":
-        return {"restoration": make_side(net.parameters(), kind, rate)}
+        return {"restoration": make(net.parameters(), rate)}
     of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
-    return {"restoration": make_side(others, kind, rate),
-            "transport": make_side(of_transport, kind, options.transport_learning_rate, TRANSPORT_BETAS),
-            "potential": make_side(potentials.parameters(), kind, potential_rate, TRANSPORT_BETAS)}
+    return {"restoration": make(others, rate),
+            "transport": make(of_transport, options.transport_learning_rate, TRANSPORT_BETAS),
+            "potential": make(potentials.parameters(), potential_rate, TRANSPORT_BETAS)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,9 +239,14 @@ def main(arguments: list[str] | None = None) -> None:
         compile_stages(net)
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
-    sides = make_sides(net, potentials, options)
+    recorded = options.graphs and device.type == "cuda" and processes == 1
+    sides = make_sides(net, potentials, options, recorded)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
+
+    steps_of = functools.partial(alternate, net, potentials, sides, options)
+    if recorded:
+        steps_of = Recorded(steps_of)
 
     # Setup state: what the run needs to go on exactly; its place in the epoch follows from the step.
     state = {"net": net, "potentials": potentials, "ema": ema}
@@ -253,12 +272,8 @@ def main(arguments: list[str] | None = None) -> None:
             batch = degraded, clean, source, sample_weights(source, lambdas, drawn)
 
             step += 1
-            if options.scheme == "joint":
-                terms, samples = map_step(net, potentials, sides["map"], batch, options)
-                if step % options.map_steps == 0 or flags.dry_run:
-                    terms |= potential_step(net, potentials, sides["potential"], batch, options)
-            else:
-                terms, samples = separate_steps(net, potentials, sides, batch, options)
+            turn = options.scheme != "joint" or step % options.map_steps == 0 or flags.dry_run
+            terms, samples = steps_of(batch, turn)
             if ema:
                 ema.update_parameters(net)
             losses.add(terms, samples, source)

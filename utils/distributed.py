@@ -133,11 +133,14 @@ class Side:
         self.learning_rate = optimizer.param_groups[0]["lr"]
         first, size = self.parameters[0], sum(p.numel() for p in self.parameters)
         self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
+        self.rate = torch.zeros((), device=first.device)            # where a recorded step reads it
 
     def set_learning_rate(self, factor: float) -> None:
         """The share of the first learning rate that holds from now on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+        recorded = self.optimizer.defaults["capturable"]
+        rate = self.learning_rate * factor
+        for group in self.optimizer.param_groups:                   # those of a checkpoint, perhaps
+            group.update(lr=self.rate.fill_(rate) if recorded else rate, capturable=recorded)
 
     def thaw(self) -> None:
         """Let the parameters require gradients, which are zero."""
@@ -172,11 +175,15 @@ class Side:
         return torch.where(finite, norm, torch.nan)
 
 
-def make_side(parameters: Iterable[nn.Parameter], optimizer: str, learning_rate: float,
-              betas: tuple[float, float] = (0.9, 0.999)) -> Side:
-    """A side whose optimizer is rmsprop, adam or adamw (betas: of the latter two), without weight decay."""
+def make_side(optimizer: str, parameters: Iterable[nn.Parameter], learning_rate: float,
+              betas: tuple[float, float] = (0.9, 0.999), recorded: bool = False) -> Side:
+    """A side whose optimizer is rmsprop, adam or adamw (betas: of the latter two), without weight decay.
+
+    recorded: its steps can be recorded as a CUDA graph (utils/graphs.py).
+    """
     parameters = list(parameters)
     if optimizer == "rmsprop":                                  # torch has no fused one
-        return Side(parameters, torch.optim.RMSprop(parameters, learning_rate))
+        return Side(parameters, torch.optim.RMSprop(parameters, learning_rate, capturable=recorded))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
-    return Side(parameters, kind(parameters, learning_rate, betas, weight_decay=0.0, fused=True))
+    return Side(parameters, kind(parameters, learning_rate, betas, weight_decay=0.0, fused=True,
+                                 capturable=recorded))

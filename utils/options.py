@@ -205,6 +205,7 @@ class Options:
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
     compile: bool = False                                   # torch.compile of the blocks
+    graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     file = ""                                               # no option: where they were read from
 
 
