@@ -77,6 +77,7 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     from models.baryir import compile_stages
     from models.recompute import recompute
     from train import make_sides, map_step, potential_step
+    from utils.graphs import Recorded
     from utils.options import Objective, Source, TrainOptions
 
     options = TrainOptions(name="speed", sources=[Source(type="denoise", levels=[25])], steps=1,
@@ -102,15 +103,13 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
         recompute(net, "cheap" if what == "step_recompute" else "none")
         if what == "step_compiled":
             compile_stages(net)
-        sides, sample = make_sides(net, potentials, options), (degraded, clean, source, weights)
+        recorded = device.startswith("cuda")
+        sides, sample = make_sides(net, potentials, options, recorded), (degraded, clean, source, weights)
         net.requires_grad_(False)
         potentials.requires_grad_(False)
-
-        def maps() -> None:
-            map_step(net, potentials, sides["map"], sample, options)
-
-        def potentials_too() -> None:
-            potential_step(net, potentials, sides["potential"], sample, options)
+        steps = [partial(map_step, net, potentials, sides["map"], options=options),
+                 partial(potential_step, net, potentials, sides["potential"], options=options)]
+        maps, potentials_too = (partial(Recorded(step) if recorded else step, sample) for step in steps)
     if what == "map_step":
         return maps
     if what == "potential_step":
