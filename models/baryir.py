@@ -54,6 +54,7 @@ def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "i
     """
     net.compiled = True
     torch._dynamo.config.cache_size_limit = 64                  # kinds of blocks, in several modes
+    torch.fx.experimental._config.use_duck_shape = False        # not for squares alone after a square image
     for chain in net.modules():
         for block in chain if isinstance(chain, Blocks) else ():
             block.compile(dynamic=dynamic, backend=backend)

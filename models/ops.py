@@ -3,11 +3,15 @@
 None of them changes a result; each was measured (benchmarks/RESULTS.md).
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """That of convolutions and products of x: autocast's, or else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, int] = (1, 1)) -> Tensor:
@@ -15,12 +19,18 @@ def depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, int] = (1, 1))
     return F.conv2d(x, weight, padding=padding, groups=len(weight))
 
 
-def convolve(x: Tensor, pointwise: Sequence[Tensor], depthwise: Sequence[Tensor]) -> list[Tensor]:
-    """1x1, then depthwise 3x3 convolution of x [B,C,H,W]: [B,c,H,W] per pair of weights [c,C,1,1], [c,1,3,3].
+def convolve(x: Tensor, pointwise: Tensor, depthwise: Tensor, parts: int) -> list[Tensor]:
+    """1x1, then depthwise 3x3 convolution of x [B,C,H,W] by [c,C,1,1], [c,1,3,3]: parts [B,c/parts,H,W]."""
+    if x.is_cuda:                                               # where each kernel's launch takes its time
+        return depthwise_conv(F.conv2d(x, pointwise), depthwise).chunk(parts, dim=1)
+    # Each by itself: nothing strides over the others' channels, and no gradients are joined.
+    pairs = zip(pointwise.chunk(parts), depthwise.chunk(parts), strict=True)
+    return [depthwise_conv(F.conv2d(x, p), d) for p, d in pairs]
 
-    Each by itself: nothing strides over the others' channels, and no gradients are joined.
-    """
-    return [depthwise_conv(F.conv2d(x, p), d) for p, d in zip(pointwise, depthwise, strict=True)]
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of [B,C,H,W] in channels-last layout: PyTorch has a faster kernel where it sees [B,H,W,C]."""
+    return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class GeluTimes(torch.autograd.Function):
@@ -29,27 +39,44 @@ class GeluTimes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x1: Tensor, x2: Tensor) -> Tensor:
         ctx.save_for_backward(x1, x2)
-        return F.gelu(x1).mul_(x2)
+        return gelu(x1).mul_(x2)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = ctx.saved_tensors
-        return torch.ops.aten.gelu_backward(gradient * x2, x1), F.gelu(x1).mul_(gradient)
+        of_gelu, at = (t.permute(0, 2, 3, 1) for t in (gradient * x2, x1))
+        return torch.ops.aten.gelu_backward(of_gelu, at).permute(0, 3, 1, 2), gelu(x1).mul_(gradient)
 
 
 gelu_times = GeluTimes.apply
-Halves = Sequence[Tensor]
 
 
-def filled_up(pointwise: Tensor, depthwise: Tensor, out: Tensor) -> tuple[Halves, Halves, Tensor]:
-    """Weights of a gated feed-forward [2h,C,1,1], [2h,1,3,3], [C,h,1,1], the first two in halves.
+def products_of_heads(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """q^T k of each head's c = C/heads channels, q and k [B,HW,C]: [B,heads,c,c]."""
+    if q.dtype == torch.float32 and not q.is_cuda:              # head by head: the least operations
+        pairs = zip(q.chunk(heads, dim=2), k.chunk(heads, dim=2), strict=True)
+        return torch.stack([q_head.mT @ k_head for q_head, k_head in pairs], dim=1)
+    # Of all heads with all: one kernel, where bfloat16 would copy each head's channels first.
+    qk = (q.mT @ k).unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
+    return qk.diagonal(dim1=1, dim2=3).movedim(3, 1)
 
-    Zero channels fill the hidden width h up to a multiple of 16: kernels work on that many channels at a time
-    and are slow at int(2.66 * 96) = 255. The result is the same, as gelu(0) * 0 = 0.
+
+def filled_up(pointwise: Tensor, depthwise: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of a gated feed-forward [2h,C,1,1], [2h,1,3,3], [C,h,1,1].
+
+    Zero channels fill each hidden half's width h up to a multiple of 16: kernels work on that many channels
+    at a time and are slow at int(2.66 * 96) = 255. The result is the same, as gelu(0) * 0 = 0.
     """
-    halves = pointwise.chunk(2), depthwise.chunk(2)
     if torch.compiler.is_compiling() and not out.is_cuda:
-        return *halves, out     # from filled 1x1 weights, the compiler takes a batch of one for NCHW
-    extra = -out.shape[1] % 16
-    halves = ([F.pad(half, (0, 0, 0, 0, 0, 0, 0, extra)) for half in weights] for weights in halves)
-    return *halves, F.pad(out, (0, 0, 0, 0, 0, extra))
+        return pointwise, depthwise, out    # from filled ones, the compiler takes a batch of one for NCHW
+    width = out.shape[1]
+    filled = width + -width % 16
+
+    def fill(weight: Tensor, dim: int) -> Tensor:
+        shape = (*weight.shape[:dim], filled, *weight.shape[dim + 1:])
+        wide = weight.new_zeros(shape, dtype=working_dtype(weight))
+        wide.narrow(dim, 0, width).copy_(weight)
+        return wide
+
+    halves = (fill(weight.unflatten(0, (2, width)), dim=1).flatten(0, 1) for weight in (pointwise, depthwise))
+    return *halves, fill(out, dim=1)

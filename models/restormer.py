@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ops import Halves, convolve, filled_up, gelu_times
+from models.ops import convolve, filled_up, gelu_times, products_of_heads
 
 
 class LayerNorm(nn.LayerNorm):
@@ -38,18 +38,15 @@ class MDTA(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = convolve(x, self.qkv.weight.chunk(3), self.qkv_depthwise.weight.chunk(3))    # 3 x [B,C,H,W]
+        q, k, v = convolve(x, self.qkv.weight, self.qkv_depthwise.weight, parts=3)             # 3 x [B,C,H,W]
         attention = self.attention_matrix(*self.products(q, k))                                # [B,heads,c,c]
         return mix_channels(self.projected(attention), v)                                      # [B,C,H,W]
 
     def products(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over the pixels, in float32: q k^T [B,heads,c,c], |q|^2 and |k|^2 [B,heads,c]."""
+        """Sums over the pixels: q k^T [B,heads,c,c], and in float32 |q|^2 and |k|^2 [B,heads,c]."""
         q, k = tokens(q), tokens(k)                                                            # [B,HW,C]
-        # Head by head, as the batched product would copy q and k first.
-        heads = zip(q.chunk(self.heads, dim=2), k.chunk(self.heads, dim=2), strict=True)
-        qk = torch.stack([q_head.mT @ k_head for q_head, k_head in heads], dim=1).float()
         qq, kk = (t.float().square().sum(dim=1).unflatten(1, (self.heads, -1)) for t in (q, k))
-        return qk, qq, kk
+        return products_of_heads(q, k, self.heads), qq, kk
 
     def attention_matrix(self, qk: Tensor, qq: Tensor, kk: Tensor) -> Tensor:
         """softmax(<q/|q|, k/|k|> * temperature) [B,heads,c,c], from `products`."""
@@ -59,9 +56,9 @@ class MDTA(nn.Module):
         return (similarity * self.temperature).softmax(dim=-1)
 
     def projected(self, attention: Tensor) -> Tensor:
-        """Attention A and output projection W as one matrix for each sample, [B,C,C]: W (A v) = (W A) v."""
-        w = self.project_out.weight.flatten(1).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads,C,c]
-        return (w @ attention).transpose(1, 2).flatten(2)
+        """Attention A and output projection W as one matrix (W A)^T [B,C,C], as W (A v) = (W A) v."""
+        w = self.project_out.weight.flatten(1).mT.unflatten(0, (self.heads, -1))               # [heads,c,C]
+        return (attention.mT @ w).flatten(1, 2)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -70,8 +67,8 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def mix_channels(matrix: Tensor, v: Tensor) -> Tensor:
-    """matrix [B,C,C] times the channels of each pixel of v [B,C,H,W]."""
-    return (tokens(v) @ matrix.to(v.dtype).mT).unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
+    """The channels of each pixel of v [B,C,H,W] times a matrix [B,C,C]."""
+    return (tokens(v) @ matrix.to(v.dtype)).unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
 
 
 class GDFN(nn.Module):
@@ -86,11 +83,11 @@ class GDFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pointwise, depthwise, out = self.weights()
-        x1, x2 = convolve(x, pointwise, depthwise)                                             # 2 x [B,h,H,W]
+        x1, x2 = convolve(x, pointwise, depthwise, parts=2)                                    # 2 x [B,h,H,W]
         return F.conv2d(gelu_times(x1, x2), out)                # W (gelu(x1) * x2)            # [B,C,H,W]
 
-    def weights(self) -> tuple[Halves, Halves, Tensor]:
-        """1x1 and depthwise weights of the two halves, and the output's."""
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """1x1 and depthwise weights of both halves, and the output's."""
         return filled_up(self.project_in.weight, self.depthwise.weight, self.project_out.weight)
 
 

@@ -1,8 +1,8 @@
 """Inference in bounded memory: a network of Restormer blocks computed a few rows at a time, exactly.
 
 Attention needs only sums over all pixels: a first pass over the strips adds them up, a second one uses them.
-A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks are ever whole;
-PromptIR's prompt is one of them, mixed and resized for the whole image.
+A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks and the values of
+one attention are ever whole; PromptIR's prompt is one of them, mixed and resized for the whole image.
 On a CPU, strips that stay in the cache are the fastest, too.
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from models.ops import depthwise_conv, gelu_times
+from models.ops import depthwise_conv, gelu_times, working_dtype
 from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock, Up, mix_channels
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
@@ -43,49 +43,56 @@ class BlockInStrips(nn.Module):
         self.block, self.rows, self.after_block = block, rows, after_block
 
     def forward(self, x: Tensor) -> Tensor:
-        add_attention(x, self.block.norm1, self.block.attention, self.rows)
-        add_feed_forward(x, self.block.norm2, self.block.feed_forward, self.rows)
+        for sample in x.split(1):
+            add_attention(sample, self.block.norm1, self.block.attention, self.rows)
+            add_feed_forward(sample, self.block.norm2, self.block.feed_forward, self.rows)
         self.after_block()
         return x
 
 
 def add_attention(x: Tensor, norm: LayerNorm, mdta: MDTA, rows: int) -> None:
-    """x += mdta(norm(x)): queries and keys in a first pass over the strips, values in a second one."""
-    pointwise_qk, pointwise_v = mdta.qkv.weight.tensor_split([2 * x.shape[1]])
-    depthwise_qk, depthwise_v = mdta.qkv_depthwise.weight.tensor_split([2 * x.shape[1]])
-    sums = None
-    for _, qk in convolve_in_strips(x, norm, pointwise_qk, depthwise_qk, rows):
-        products = mdta.products(*qk.chunk(2, dim=1))
-        sums = products if sums is None else [a + b for a, b in zip(sums, products, strict=True)]
+    """x += mdta(norm(x)), x [1,C,H,W]: values are kept until queries and keys of all strips are summed."""
+    sums, values = (0, 0, 0), []
+    weights = mdta.qkv.weight, mdta.qkv_depthwise.weight
+    for where, (q, k, v) in convolve_in_strips(x, norm, *weights, parts=3, rows=rows):
+        sums = [a + b.float() for a, b in zip(sums, mdta.products(q, k), strict=True)]
+        values.append((where, v))
     matrix = mdta.projected(mdta.attention_matrix(*sums))
-    for where, v in convolve_in_strips(x, norm, pointwise_v, depthwise_v, rows):
+    for where, v in values:
         x[:, :, where] += mix_channels(matrix, v)
 
 
 def add_feed_forward(x: Tensor, norm: LayerNorm, gdfn: GDFN, rows: int) -> None:
-    """x += gdfn(norm(x))."""
+    """x += gdfn(norm(x)), x [1,C,H,W]."""
     pointwise, depthwise, out = gdfn.weights()
-    for where, hidden in convolve_in_strips(x, norm, torch.cat(pointwise), torch.cat(depthwise), rows):
-        x[:, :, where] += F.conv2d(gelu_times(*hidden.chunk(2, dim=1)), out)
+    for where, (x1, x2) in convolve_in_strips(x, norm, pointwise, depthwise, parts=2, rows=rows):
+        x[:, :, where] += F.conv2d(gelu_times(x1, x2), out)
 
 
-def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise: Tensor,
-                       rows: int) -> Iterator[tuple[slice, Tensor]]:
-    """1x1, then depthwise convolution of norm(x), no row of which is computed twice: yields rows and values.
+def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise: Tensor, parts: int,
+                       rows: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """`convolve` of norm(x), no row of which is computed twice: yields rows and their parts.
 
     Each strip lags one row behind the rows of x that were read, so that x may be overwritten there.
     """
-    height, seen = x.shape[2], None
+    height, width, dtype = *x.shape[2:], working_dtype(x)
+    pointwise, depthwise = (weight.to(dtype).chunk(parts) for weight in (pointwise, depthwise))
+    # Maps of a strip's rows behind the last two of the strip before it; beyond the image's edges are zeros.
+    seen = [x.new_empty(1, min(rows, height) + 3, width, len(p), dtype=dtype) for p in pointwise]
     for top in range(0, height, rows):
-        strip = F.conv2d(norm(x[:, :, top:top + rows]), pointwise).permute(0, 2, 3, 1)          # [B,rows,W,C]
-        edge = strip.new_zeros(strip[:, :1].shape)
-        first, last = top == 0, top + rows >= height
-        seen = torch.cat([edge if first else seen, strip, *([edge] if last else [])], dim=1)
-        start = 0 if first else top - 1
-        if seen.shape[1] > 2:                                   # not after a first strip of a single row
-            values = depthwise_conv(seen.permute(0, 3, 1, 2), depthwise, padding=(0, 1))
-            yield slice(start, start + values.shape[2]), values
-        seen = seen[:, -2:]
+        strip = norm(x[:, :, top:top + rows]).permute(0, 2, 3, 1).to(dtype)                     # [1,rows,W,C]
+        new, first, last = strip.shape[1], top == 0, top + rows >= height
+        for part, p in zip(seen, pointwise, strict=True):
+            torch.mm(strip.flatten(0, 2), p.flatten(1).mT, out=part[0, 2:2 + new].flatten(0, 1))
+            part[:, 1:1 + first] = part[:, 2 + new:2 + new + last] = 0
+        begin, end = int(first), 2 + new + int(last)
+        if end - begin > 2:                                     # not after a first strip of a single row
+            values = [depthwise_conv(part[:, begin:end].permute(0, 3, 1, 2), d, padding=(0, 1))
+                      for part, d in zip(seen, depthwise, strict=True)]
+            start = max(top - 1, 0)
+            yield slice(start, start + end - begin - 2), values
+        for part in seen:
+            part[:, :2] = part[:, new:new + 2].clone()
 
 
 class ConvolutionInStrips(nn.Module):
