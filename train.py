@@ -35,6 +35,7 @@ from losses.barycenter import (
     dual_objective,
     map_objective,
     potential_objective,
+    reconstruction_loss,
     sample_weights,
     source_weights,
 )
@@ -87,7 +88,8 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
         restored = net.decode(b, z - b, skips, coarse=coarse).float()
     z, b = z.float(), b.float()
     loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights,
-                                         objective.w_rec, objective.cost, objective.gamma, objective.tau)
+                                         objective.w_rec, objective.cost, objective.gamma, objective.tau,
+                                         objective.low_weight)
     if coarse:
         loss = loss + objective.w_rec * objective.coarse * coarse_reconstruction(coarse, degraded, clean)
     loss.backward()
@@ -144,14 +146,14 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(clean, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips, coarse=coarse).float()
-    loss = reconstruction = (restored - clean).abs().mean()
+    loss = reconstruction_loss(restored, clean, options.objective.low_weight)
     if coarse:
         loss = loss + options.objective.coarse * coarse_reconstruction(coarse, degraded, clean)
     loss.backward()
     norm = side.settle(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    return {"reconstruction": reconstruction.detach(), "gradient_norm": norm}
+    return {"reconstruction": reconstruction_loss(restored.detach(), clean), "gradient_norm": norm}
 
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,

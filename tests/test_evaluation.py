@@ -106,6 +106,13 @@ def test_table_without_saved_images(tmp_path, checkpoint):
     assert sorted(path.name for path in (tmp_path / "results/table").iterdir()) == ["table.csv", "table.md"]
 
 
+def test_a_set_beside_the_average(tmp_path, checkpoint):
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "sets.1.average=false")
+    assert result.returncode == 0, result.stderr
+    rows = table(tmp_path)
+    assert rows["average"]["psnr"] == rows["pairs"]["psnr"] != rows["noise"]["psnr"] != ""
+
+
 def test_absent_set_is_an_error_before_anything_is_restored(tmp_path, checkpoint):
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--set", "sets.3.optional=false")
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1

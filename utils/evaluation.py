@@ -48,6 +48,7 @@ class Row:
     scores_in: dict[str, float]
     scores: dict[str, float]
     psnr: dict[str, float] = field(default_factory=dict)        # of each restored image, if measured
+    averaged: bool = True       # counts in the average
 
     @property
     def incomplete(self) -> bool:
@@ -158,12 +159,12 @@ def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -
                metrics.of_set([result.scores_in for result in measured], inputs, clean),
                metrics.of_set([result.scores for result in measured], restored, clean),
                {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
-                if "psnr" in result.scores})
+                if "psnr" in result.scores}, images.options.average)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
-    """The mean over the sets with ground truth, each counting once, as in the papers; None without any."""
-    measured = [row for row in rows if row.scores]
+    """The mean over the sets with ground truth that count, each once, as in the papers; None without any."""
+    measured = [row for row in rows if row.scores and row.averaged]
     if not measured:
         return None
     expected = sum(row.expected or row.images for row in measured)

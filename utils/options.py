@@ -139,6 +139,7 @@ class TestSet(Images):
 
     name: FolderName = field()
     optional: bool = False                                  # left out, with a line, if its folder is absent
+    average: bool = True                                    # counts in the average of the sets
     note: str = ""                                          # printed below a table that has the set
     limit: NotNegative[int] = 0                             # first images only; 0 = all
 
@@ -170,6 +171,7 @@ class Objective:
     tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
     coarse: Positive[float] = 0.3                           # of the reconstruction at coarse sizes
+    low_weight: NotNegative[float] = 0.0                    # > 0: reconstruction in two bands, of the low one
 
 
 @dataclass
