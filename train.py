@@ -1,7 +1,7 @@
 """Train BaryIR: one network for many degradations, its latent split by optimal transport.
 
     python train.py --opt options/train_5d.yml                        one GPU, or a CPU
-    torchrun --nproc_per_node 4 train.py --opt options/train_5d.yml   four GPUs
+    torchrun --nproc_per_node 4 train.py --opt options/train_5d.yml --set objective.gamma=0.02     four GPUs
     python train.py --opt options/train_5d.yml --resume               continue where it stopped, or was killed
     python train.py --opt options/train_5d.yml --dry-run              check options and images, save nothing
 
@@ -127,6 +127,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     side.thaw()
     with autocast(z, options):
         b = net.transport(z).float()
+    # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
     loss, terms, samples = dual_objective(potentials.standardize(z), potentials.standardize(b), potentials(b),
                                           source, weights, objective.cost, objective.gamma, objective.tau)
     loss.backward()
@@ -136,8 +137,8 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     return {**terms, "transport_gradient_norm": norm}, samples
 
 
-# Restoration step (scheme separate): encoder and decoder descend, through T, which is frozen; in scheme
-# reconstruction, it is one of the side's.
+# Restoration step (scheme separate): encoder and decoder descend; the gradient passes through the frozen T.
+# In scheme reconstruction the side holds T, too.
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
     degraded, clean, _, _ = batch
@@ -165,7 +166,7 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
     sides["restoration"].thaw()
     with autocast(batch[0], options):
         z, skips = net.encode(batch[0])
-    sides["restoration"].freeze()               # z keeps its graph; nothing of the encoder moves in between
+    sides["restoration"].freeze()               # z keeps its graph; the norm that ends b must not move with T
     terms, samples = {}, {}
     if options.scheme == "separate":
         latents = z.detach().float()
@@ -177,8 +178,8 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
     return terms, samples
 
 
-def alternate(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions, batch: Batch,
-              turn: bool) -> tuple[Terms, Terms]:
+def alternate(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
+              batch: Batch, turn: bool) -> tuple[Terms, Terms]:
     """The steps of one batch; in scheme joint that of the potentials where it is their turn."""
     if options.scheme != "joint":
         return separate_steps(net, potentials, sides, batch, options)
@@ -194,7 +195,8 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
     make = functools.partial(make_side, options.optimizer, recorded=recorded)
     rate, potential_rate = options.learning_rate, options.potential_learning_rate
     if options.scheme == "joint":
-        return {"map": make(net.parameters(), rate), "potential": make(potentials.parameters(), potential_rate)}
+        return {"map": make(net.parameters(), rate),
+                "potential": make(potentials.parameters(), potential_rate)}
     if options.scheme == "reconstruction":
         return {"restoration": make(net.parameters(), rate)}
     of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
@@ -246,9 +248,9 @@ def main(arguments: list[str] | None = None) -> None:
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    steps_of = functools.partial(alternate, net, potentials, sides, options)
+    steps_of_batch = functools.partial(alternate, net, potentials, sides, options)
     if recorded:
-        steps_of = Recorded(steps_of)
+        steps_of_batch = Recorded(steps_of_batch)
 
     # Setup state: what the run needs to go on exactly; its place in the epoch follows from the step.
     state = {"net": net, "potentials": potentials, "ema": ema}
@@ -274,8 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
             batch = degraded, clean, source, sample_weights(source, lambdas, drawn)
 
             step += 1
+            # Outside scheme joint always True, as each value is recorded as a graph of its own.
             turn = options.scheme != "joint" or step % options.map_steps == 0 or flags.dry_run
-            terms, samples = steps_of(batch, turn)
+            terms, samples = steps_of_batch(batch, turn)
             if ema:
                 ema.update_parameters(net)
             losses.add(terms, samples, source)

@@ -105,7 +105,7 @@ def dual_objective(
 
 
 def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> Tensor:
-    """mean|x^ - x|, the paper's; with low_weight > 0 that of two bands: mean|e - e_8| + low_weight mean|e_8|.
+    """mean|x^ - x|, the paper's; with low_weight > 0 in two bands, mean|e - e_8| + low_weight mean|e_8|.
 
     restored, clean: [B,3,H,W]. e = x^ - x; e_8: its means over 8x8 pixels. Ours, not the paper's: an error of
     brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail
@@ -116,7 +116,8 @@ def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0
         return error.abs().mean()
     low = F.avg_pool2d(error, 8, ceil_mode=True, count_include_pad=False)
     blocks = low.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    return (error - blocks[..., :error.shape[2], :error.shape[3]]).abs().mean() + low_weight * low.abs().mean()
+    high = error - blocks[..., :error.shape[2], :error.shape[3]]
+    return high.abs().mean() + low_weight * low.abs().mean()
 
 
 def map_objective(
@@ -126,8 +127,8 @@ def map_objective(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ], for encoder, T and decoder to descend.
 
-    restored, clean: [B,3,H,W] in [0, 1]; low_weight: of reconstruction_loss; the rest, and what is returned, as
-    in dual_objective, and the term `reconstruction`, mean|x^ - x|.
+    restored, clean: [B,3,H,W] in [0, 1]; low_weight: of reconstruction_loss; the rest, and what is returned,
+    as in dual_objective, and the term `reconstruction`, mean|x^ - x|.
     """
     dual, terms, samples = dual_objective(z, b, f, source, weights, cost, gamma, tau)
     terms["reconstruction"] = reconstruction_loss(restored.detach(), clean)

@@ -11,7 +11,8 @@ from torch import Tensor
 def working_dtype(x: Tensor) -> torch.dtype:
     """That of convolutions and products of x: autocast's, or else its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)     # not on meta
+    return torch.get_autocast_dtype(device) if rounded else x.dtype
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, padding: tuple[int, int] = (1, 1)) -> Tensor:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from models.baryir import BaryIR
 from models.ops import depthwise_conv, gelu_times, working_dtype
 from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock, Up, mix_channels
+from utils.errors import InputError
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
+CONVOLUTIONS = (((1, 1), (0, 0)), ((3, 3), (1, 1)))             # kernel and padding of those known here
 
 
 def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lambda: None) -> nn.Module:
@@ -28,6 +30,10 @@ def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lam
     """
     if isinstance(net, TransformerBlock):
         return BlockInStrips(net, rows, after_block)
+    if isinstance(net, nn.Conv2d):
+        known = net.stride == net.dilation == (1, 1) and (net.kernel_size, net.padding) in CONVOLUTIONS
+        if not known:
+            raise InputError(f"{net}: strips know 1x1 and 3x3 convolutions of stride 1, expected strip: 0")
     if isinstance(net, (nn.Conv2d, Up)):
         return ConvolutionInStrips(net, rows)
     twin = copy.copy(net)                                       # the same parameters, other modules inside

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Results = TypeVar("Results")
-WARM_UP = 3                     # calls before a recording, in which libraries and optimizers make what they keep
+WARM_UP = 3             # calls before a recording, in which libraries and optimizers make what they keep
 
 
 class Recorded:
@@ -41,7 +41,8 @@ class Recorded:
         graph.replay()
         return results
 
-    def _record(self, batch: Sequence[Tensor], *flags: Hashable) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Results]:
+    def _record(self, batch: Sequence[Tensor],
+                *flags: Hashable) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Results]:
         own, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
         # Of this thread alone: another one pins the next batch's memory meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):

@@ -62,7 +62,7 @@ class Network:
     bridge_heads: Positive[int] = 4
     expansion: Positive[float] = 2.66
     residual_scale: float = 0.8
-    backbone: Literal["restormer", "promptir"] = "restormer"
+    backbone: str = "restormer"                             # a name of models.baryir.BACKBONES
     barycenter: bool = True                                 # false: the plain backbone
     latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
     coarse: bool = False                                    # deep supervision, weighted by objective.coarse
@@ -207,7 +207,6 @@ class Options:
     device: str = "auto"                                    # auto, cpu, cuda or cuda:N
     precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
     compile: bool = False                                   # torch.compile of the blocks
-    graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     file = ""                                               # no option: where they were read from
 
 
@@ -238,7 +237,8 @@ class TrainOptions(Options):
     potential_learning_rate: Positive[float] = 1e-4
     transport_learning_rate: Positive[float] = 1e-3         # of T in scheme separate
     schedule: Schedule = field(default_factory=Schedule)
-    map_steps: Positive[int] = 1                            # of T per potential step
+    map_steps: Positive[int] = 1                            # joint: batches a potential step; separate: of T
+    graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
     ema: Share = 0.0                                        # decay of the averaged weights; 0 = none
     workers: NotNegative[int] = 4
