@@ -210,7 +210,7 @@ def test_reconstruction_in_two_bands(size):
     rest = rest - 0.5
     whole = reconstruction_loss(clean + rest, clean)
     assert whole.item() == pytest.approx(rest.abs().mean().item())
-    brighter = reconstruction_loss(clean + 0.2, clean, 0.03)                        # all of it in the low band
+    brighter = reconstruction_loss(clean + 0.2, clean, 0.03)                # all of it in the low band
     assert brighter.item() == pytest.approx(0.03 * 0.2)
     stripes = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
     stripes[..., ::2] = 1                                                   # all of it in the other
