@@ -21,6 +21,7 @@ class Backbone(NamedTuple):
     """What BaryIR needs from a backbone. For another one, write these two and name them in BACKBONES.
 
     block: (channels, heads, expansion) -> the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W].
+        It adds its input itself; it may ignore heads, and says what expansion (of hidden channels) means.
     prompts: (width C, levels, heads) -> for the maps of 2C, 4C, ... and for the latent, a module that appends
         `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
     """

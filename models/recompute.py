@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from models.restormer import TransformerBlock
+from utils.errors import InputError
 
 
 def keep_dear_maps(_, operation, *arguments, **__) -> CheckpointPolicy:
@@ -42,6 +43,8 @@ def recompute(net: nn.Module, how: str) -> None:
     how: "cheap" keeps what is dear to compute again; "all" keeps a block's input alone, for another forward
     pass; "none" keeps all, as a new network does.
     """
+    if how != "none" and not any(isinstance(block, TransformerBlock) for block in net.modules()):
+        raise InputError(f"recompute: {how}, but the backbone has no Restormer blocks, expected none")
     kind = {"none": TransformerBlock, "cheap": CheaplyRecomputedBlock, "all": RecomputedBlock}[how]
     for block in net.modules():
         if isinstance(block, TransformerBlock):

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.baryir import BACKBONES, BaryIR, compile_stages
 from models.recompute import RecomputedBlock, recompute
 from models.restormer import TransformerBlock
+from utils.errors import InputError
 
 TINY = dict(width=8, encoder_blocks=[1, 0], decoder_blocks=[1, 0], residual_blocks=[0], heads=[1, 2, 4],
             latent_blocks=0, transport_blocks=1, refinement_blocks=0)
@@ -83,3 +84,8 @@ def test_compiled_stages_recompute(backbone):
     compile_stages(net, backend="aot_eager")                    # without the minutes of the default's C++
     for gradient, reference in zip(gradients(net), references, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+def test_a_network_without_restormer_blocks_is_refused():
+    with pytest.raises(InputError, match="recompute: cheap, but the backbone has no Restormer blocks"):
+        recompute(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), "cheap")

@@ -12,6 +12,7 @@ from models.baryir import BACKBONES, BaryIR
 from models.recompute import recompute
 from models.restormer import TransformerBlock
 from models.strips import in_strips
+from utils.errors import InputError
 from utils.evaluation import restore
 
 
@@ -139,3 +140,10 @@ def test_strips_bound_the_memory(net, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     restore(net.eval(), torch.rand(1, 3, 64, 40))
     assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
+
+
+@pytest.mark.parametrize("how", [{"kernel_size": 5, "padding": 2}, {"kernel_size": 3, "stride": 2, "padding": 1},
+                                 {"kernel_size": 3, "padding": 2, "dilation": 2}, {"kernel_size": 3}])
+def test_a_convolution_that_strips_would_get_wrong_is_refused(how):
+    with pytest.raises(InputError, match=r"^Conv2d.*: strips know 1x1 and 3x3 convolutions .* expected strip: 0"):
+        in_strips(torch.nn.Sequential(torch.nn.Conv2d(3, 3, **how)), 8)
