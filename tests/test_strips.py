@@ -142,8 +142,10 @@ def test_strips_bound_the_memory(net, monkeypatch):
     assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
 
 
-@pytest.mark.parametrize("how", [{"kernel_size": 5, "padding": 2}, {"kernel_size": 3, "stride": 2, "padding": 1},
-                                 {"kernel_size": 3, "padding": 2, "dilation": 2}, {"kernel_size": 3}])
+@pytest.mark.parametrize("how", [
+    {"kernel_size": 5, "padding": 2}, {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "padding": 2, "dilation": 2}, {"kernel_size": 3}])
 def test_a_convolution_that_strips_would_get_wrong_is_refused(how):
-    with pytest.raises(InputError, match=r"^Conv2d.*: strips know 1x1 and 3x3 convolutions .* expected strip: 0"):
-        in_strips(torch.nn.Sequential(torch.nn.Conv2d(3, 3, **how)), 8)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, **how))
+    with pytest.raises(InputError, match=r"^Conv2d.*: strips know 1x1 and 3x3 .* expected strip: 0"):
+        in_strips(net, 8)
