@@ -147,14 +147,14 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(clean, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips, coarse=coarse).float()
-    loss = reconstruction_loss(restored, clean, options.objective.low_weight)
+    loss, reconstruction = reconstruction_loss(restored, clean, options.objective.low_weight)
     if coarse:
         loss = loss + options.objective.coarse * coarse_reconstruction(coarse, degraded, clean)
     loss.backward()
     norm = side.settle(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    return {"reconstruction": reconstruction_loss(restored.detach(), clean), "gradient_norm": norm}
+    return {"reconstruction": reconstruction, "gradient_norm": norm}
 
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,

@@ -104,20 +104,23 @@ def dual_objective(
     return dual, {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
 
 
-def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> Tensor:
+def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> tuple[Tensor, Tensor]:
     """mean|x^ - x|, the paper's; with low_weight > 0 in two bands, mean|e - e_8| + low_weight mean|e_8|.
 
     restored, clean: [B,3,H,W]. e = x^ - x; e_8: its means over 8x8 pixels. Ours, not the paper's: an error of
     brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail
     (benchmarks/RESULTS.md, "What drowns the noise").
+
+    Returns the loss and, detached, mean|x^ - x|.
     """
     error = restored - clean
+    mean = error.abs().mean()
     if not low_weight:
-        return error.abs().mean()
+        return mean, mean.detach()
     low = F.avg_pool2d(error, 8, ceil_mode=True, count_include_pad=False)
     blocks = low.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
     high = error - blocks[..., :error.shape[2], :error.shape[3]]
-    return high.abs().mean() + low_weight * low.abs().mean()
+    return high.abs().mean() + low_weight * low.abs().mean(), mean.detach()
 
 
 def map_objective(
@@ -131,8 +134,8 @@ def map_objective(
     as in dual_objective, and the term `reconstruction`, mean|x^ - x|.
     """
     dual, terms, samples = dual_objective(z, b, f, source, weights, cost, gamma, tau)
-    terms["reconstruction"] = reconstruction_loss(restored.detach(), clean)
-    return w_rec * reconstruction_loss(restored, clean, low_weight) + dual, terms, samples
+    reconstruction, terms["reconstruction"] = reconstruction_loss(restored, clean, low_weight)
+    return w_rec * reconstruction + dual, terms, samples
 
 
 def coarse_reconstruction(coarse: Sequence[Tensor], degraded: Tensor, clean: Tensor) -> Tensor:

@@ -208,11 +208,12 @@ def test_coarse_reconstruction_compares_averages_over_the_coarse_pixels():
 def test_reconstruction_in_two_bands(size):
     clean, rest = torch.rand(2, 2, 3, *size, dtype=torch.float64)
     rest = rest - 0.5
-    whole = reconstruction_loss(clean + rest, clean)
+    whole, mean = reconstruction_loss(clean + rest, clean)
+    assert mean == whole
     assert whole.item() == pytest.approx(rest.abs().mean().item())
-    brighter = reconstruction_loss(clean + 0.2, clean, 0.03)                # all of it in the low band
-    assert brighter.item() == pytest.approx(0.03 * 0.2)
+    brighter, mean = reconstruction_loss(clean + 0.2, clean, 0.03)                # all of it in the low band
+    assert brighter.item() == pytest.approx(0.03 * 0.2) and mean.item() == pytest.approx(0.2)
     stripes = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
     stripes[..., ::2] = 1                                                   # all of it in the other
     grey = torch.full_like(stripes, 0.5)
-    assert reconstruction_loss(stripes, grey, 0.03).item() == pytest.approx(0.5)
+    assert reconstruction_loss(stripes, grey, 0.03)[0].item() == pytest.approx(0.5)
