@@ -91,6 +91,8 @@ class BaryIR(nn.Module):
         barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
         latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
         coarse: with convolutions that make images of the decoder's coarse maps, for deep supervision.
+        branch_init: factor of the last weights of each block's two branches when they are drawn. Small, blocks
+            begin as identities, and the coarse levels with averages of the image instead of noise (ours).
     """
 
     compiled = False                # by compile_stages
@@ -112,6 +114,7 @@ class BaryIR(nn.Module):
         barycenter: bool = True,
         latents: str = "both",
         coarse: bool = False,
+        branch_init: float = 1.0,
     ) -> None:
         super().__init__()
         levels = len(encoder_blocks)
@@ -186,6 +189,10 @@ class BaryIR(nn.Module):
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
         # Finest first; last of all, so that the other weights start as without them.
         self.coarse = nn.ModuleList(conv1x1(c, 3) for c in [*channels[1:], fused] if coarse)
+
+        for name, weight in self.named_parameters():
+            if name.endswith("project_out.weight"):
+                weight.data.mul_(branch_init)
 
     def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
         """Parameters of some of the stages encoder (with the norm, b's, too), transport_map and decoder."""

@@ -66,6 +66,7 @@ class Network:
     barycenter: bool = True                                 # false: the plain backbone
     latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
     coarse: bool = False                                    # deep supervision, weighted by objective.coarse
+    branch_init: NotNegative[float] = 1.0                   # of each block's branches; small: they begin as identity
 
 
 @dataclass(kw_only=True)
