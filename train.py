@@ -30,14 +30,14 @@ from data.datasets import TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
 from losses.barycenter import (
-    coarse_reconstruction,
     congruence_error,
     dual_objective,
-    map_objective,
+    dual_terms,
     potential_objective,
     reconstruction_loss,
     sample_weights,
     source_weights,
+    transport_cost,
 )
 from models.baryir import BaryIR, compile_stages
 from models.potentials import Potentials
@@ -80,23 +80,22 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
              options: TrainOptions) -> tuple[Terms, Terms]:
     degraded, clean, source, weights = batch
     objective = options.objective
-    coarse = [] if options.network.coarse else None
     side.thaw()
     with autocast(degraded, options):
         z, skips = net.encode(degraded)
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips, coarse=coarse).float()
+        restored = net.decode(b, z - b, skips).float()
     z, b = z.float(), b.float()
-    loss, terms, samples = map_objective(restored, clean, z, b, potentials(b), source, weights,
-                                         objective.w_rec, objective.cost, objective.gamma, objective.tau,
-                                         objective.low_weight)
-    if coarse:
-        loss = loss + objective.w_rec * objective.coarse * coarse_reconstruction(coarse, degraded, clean)
+    f = potentials(b)
+    costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
+    reconstruction, error = reconstruction_loss(restored, clean, objective.low_weight)
+    loss = objective.w_rec * reconstruction + dual_objective(costs["cost"], f, source, weights)
     loss.backward()
-    norm = side.settle(loss, options.clip)
+    norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    return {"map_loss": loss.detach(), **terms, "gradient_norm": norm}, samples
+    terms, samples = dual_terms(costs, f, source, weights)
+    return {"map_loss": loss.detach(), **terms, "reconstruction": error, "gradient_norm": norm}, samples
 
 
 # Potential step: the potentials descend on b of the updated T, the network is frozen.
@@ -112,7 +111,7 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     rho = 0.0 if potentials.congruent else options.potentials.penalty
     loss = potential_objective(f, source, weights, potentials.lambdas, rho)
     loss.backward()
-    norm = side.settle(loss)
+    norm = side.average_and_clip(loss)
     side.optimizer.step()
     side.freeze()
     error = congruence_error(f.detach(), potentials.lambdas)
@@ -127,13 +126,16 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     side.thaw()
     with autocast(z, options):
         b = net.transport(z).float()
+    f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
-    loss, terms, samples = dual_objective(potentials.standardize(z), potentials.standardize(b), potentials(b),
-                                          source, weights, objective.cost, objective.gamma, objective.tau)
+    costs = transport_cost(potentials.standardize(z), potentials.standardize(b), source,
+                           objective.cost, objective.gamma, objective.tau)
+    loss = dual_objective(costs["cost"], f, source, weights)
     loss.backward()
-    norm = side.settle(loss, TRANSPORT_CLIP)
+    norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
+    terms, samples = dual_terms(costs, f, source, weights)
     return {**terms, "transport_gradient_norm": norm}, samples
 
 
@@ -142,19 +144,16 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
     degraded, clean, _, _ = batch
-    coarse = [] if options.network.coarse else None
     side.thaw()
     with autocast(clean, options):
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips, coarse=coarse).float()
-    loss, reconstruction = reconstruction_loss(restored, clean, options.objective.low_weight)
-    if coarse:
-        loss = loss + options.objective.coarse * coarse_reconstruction(coarse, degraded, clean)
+        restored = net.decode(b, z - b, skips).float()
+    loss, error = reconstruction_loss(restored, clean, options.objective.low_weight)
     loss.backward()
-    norm = side.settle(loss, options.clip)
+    norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    return {"reconstruction": reconstruction, "gradient_norm": norm}
+    return {"reconstruction": error, "gradient_norm": norm}
 
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,

@@ -41,10 +41,10 @@ from benchmarks.duality_gaps import duality_gaps
 from benchmarks.gaussians import FAMILIES, MEANS, Gaussians, bw2_uvp, l2_uvp
 from losses.barycenter import (
     congruence_penalty,
+    dual_objective,
     potential_objective,
     sample_weights,
     transport_cost,
-    transport_objective,
 )
 from models.potentials import congruent
 from utils.errors import InputError, one_line_errors
@@ -178,7 +178,7 @@ def train(
         for _ in range(1 if release else map_steps):
             y = maps(x).flatten(0, 1)
             costs = transport_cost(x.flatten(0, 1), y, source, cost, gamma=0.0)["cost"]
-            loss = transport_objective(costs, potentials(y), source, weights)
+            loss = dual_objective(costs, potentials(y), source, weights)
             map_optimizer.zero_grad()
             loss.backward()
             map_optimizer.step()

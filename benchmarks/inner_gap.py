@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from data.datasets import TrainingSet, open_sources
 from data.sampler import probabilities
 from data.transforms import to_batch
-from losses.barycenter import sample_weights, source_weights, transport_cost, transport_objective
+from losses.barycenter import dual_objective, sample_weights, source_weights, transport_cost
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils.checkpoint import read_checkpoint
@@ -52,13 +52,13 @@ def inner_gap(net: BaryIR, potentials: nn.Module, cost: Callable[[Tensor, Tensor
             z, _ = net.encode(degraded)
         z, b = z.float(), net.latent_norm(transport_map(z)).float()
         costs = cost(standardize(z), standardize(b), source)["cost"]
-        return transport_objective(costs, potentials(b), source, weights)
+        return dual_objective(costs, potentials(b), source, weights)
 
     for batch in fit:
         side.thaw()
         loss = value(moved, batch)
         loss.backward()
-        side.settle(loss)
+        side.average_and_clip(loss)
         side.optimizer.step()
     with torch.no_grad():
         gaps = [value(net.transport_map, batch) - value(moved, batch) for batch in held_out]

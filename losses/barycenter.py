@@ -80,28 +80,24 @@ def of_source(f: Tensor, source: Tensor) -> Tensor:
     return f.gather(1, source[:, None]).squeeze(1)
 
 
-def transport_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
-    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of costs C_i [B]. f: [B,K]. source: [B] int. weights: [B]."""
+def dual_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
+    """sum_k lambda_k E_k[ C_i - f_k(b_i) ], the batch's estimate of L(f, T), for T to descend.
+
+    cost: C_i, [B]. f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights.
+    """
     return (weights * (cost - of_source(f, source))).sum()
 
 
-def dual_objective(
-    z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
-    cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """sum_k lambda_k E_k[ C_i - f_k(b_i) ] of latents, the batch's estimate of L(f, T).
+def dual_terms(costs: dict[str, Tensor], f: Tensor, source: Tensor,
+               weights: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """For the log, detached: dual_objective and its terms, and C_i and f_{k_i}(b_i) of each sample, [B].
 
-    Args:
-        z, b: [B,8C,h,w]. f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights.
-
-    Returns the scalar; detached, it and its terms, weighted over the sources; and, detached, C_i and
-    f_{k_i}(b_i) of each sample, [B].
+    costs: of transport_cost. The rest: as in dual_objective.
     """
-    samples = transport_cost(z, b, source, cost, gamma, tau)
-    dual = transport_objective(samples["cost"], f, source, weights)
-    samples = {name: value.detach() for name, value in {**samples, "potential": of_source(f, source)}.items()}
+    samples = {name: value.detach() for name, value in {**costs, "potential": of_source(f, source)}.items()}
     terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
-    return dual, {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
+    terms["dual"] = dual_objective(samples["cost"], f.detach(), source, weights)
+    return terms, {name: samples[name] for name in ("cost", "potential")}
 
 
 def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -121,31 +117,6 @@ def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0
     blocks = low.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
     high = error - blocks[..., :error.shape[2], :error.shape[3]]
     return high.abs().mean() + low_weight * low.abs().mean(), mean.detach()
-
-
-def map_objective(
-    restored: Tensor, clean: Tensor, z: Tensor, b: Tensor, f: Tensor, source: Tensor, weights: Tensor,
-    w_rec: float = 1e4, cost: str = "root_mean_square", gamma: float = 0.05, tau: float = 0.07,
-    low_weight: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """w_rec * mean|x^ - x| + sum_k lambda_k E_k[ C_i - f_k(b_i) ], for encoder, T and decoder to descend.
-
-    restored, clean: [B,3,H,W] in [0, 1]; low_weight: of reconstruction_loss; the rest, and what is returned,
-    as in dual_objective, and the term `reconstruction`, mean|x^ - x|.
-    """
-    dual, terms, samples = dual_objective(z, b, f, source, weights, cost, gamma, tau)
-    reconstruction, terms["reconstruction"] = reconstruction_loss(restored, clean, low_weight)
-    return w_rec * reconstruction + dual, terms, samples
-
-
-def coarse_reconstruction(coarse: Sequence[Tensor], degraded: Tensor, clean: Tensor) -> Tensor:
-    """Deep supervision (ours, not the paper's): the sum of mean|x^ - x| at 1/8, 1/4 and 1/2 size.
-
-    coarse: what is added to the degraded image, averaged to these sizes, [B,3,h,w] each. Others: [B,3,H,W].
-    """
-    error = degraded - clean
-    return sum((correction.float() + F.adaptive_avg_pool2d(error, correction.shape[-2:])).abs().mean()
-               for correction in coarse)
 
 
 def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:

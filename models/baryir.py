@@ -90,8 +90,7 @@ class BaryIR(nn.Module):
         backbone: a name of BACKBONES.
         barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
         latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
-        coarse: with convolutions that make images of the decoder's coarse maps, for deep supervision.
-        branch_init: factor of the last weights of each block's two branches when they are drawn. Small, blocks
+        branch_init: factor of the last weights of each block's branches when they are drawn. Small, blocks
             begin as identities, and the coarse levels with averages of the image instead of noise (ours).
     """
 
@@ -113,7 +112,6 @@ class BaryIR(nn.Module):
         backbone: str = "restormer",
         barycenter: bool = True,
         latents: str = "both",
-        coarse: bool = False,
         branch_init: float = 1.0,
     ) -> None:
         super().__init__()
@@ -187,8 +185,6 @@ class BaryIR(nn.Module):
         self.residual_bridge = nn.ModuleList(conv1x1(c, c) for c in beside)
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
-        # Finest first; last of all, so that the other weights start as without them.
-        self.coarse = nn.ModuleList(conv1x1(c, 3) for c in [*channels[1:], fused] if coarse)
 
         for name, weight in self.named_parameters():
             if name.endswith("project_out.weight"):
@@ -220,19 +216,15 @@ class BaryIR(nn.Module):
         # A copy, as strips overwrite the map that a block is given, and z is needed again.
         return self.latent_norm(self.transport_map(z.clone()))              # [B,8C,h,w]
 
-    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], free_skips: bool = False,
-               coarse: list[Tensor] | None = None) -> Tensor:
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], free_skips: bool = False) -> Tensor:
         """Barycenter latent b, residual latent r = z - b (both [B,8C,h,w]) and skips -> restored [B,3,H,W].
 
         free_skips: take each skip from the list when it is used, which bounds the memory of large images.
-        coarse: a list that takes what the image is corrected by at 1/8, 1/4 and 1/2 size, [B,3,h,w] each.
         """
         skips = skips if free_skips else list(skips)
         b = torch.zeros_like(b) if self.latents == "residual" else b
         r = torch.zeros_like(r) if self.latents == "barycenter" else r
         x = self.fuse(torch.cat([b, r], dim=1) if self.barycenter else b)   # [B,4C,h,w]
-        if coarse is not None:
-            coarse.append(self.coarse[-1](x))                               # [B,3,h,w]
         residual = self.residual_in(r)                                      # [B,8C,h,w]
         for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1
             x = self.up[level](x)                                           # [B,c,H,W] (first: c/2)
@@ -243,8 +235,6 @@ class BaryIR(nn.Module):
             x = self.decoder[level](self.reduce[level](x))                  # [B,c,H,W] (last: 2c)
             if level > 0:                                                   # on to the next finer level
                 x = self.bridge[level - 1](x)                               # [B,c,H,W]
-                if coarse is not None:
-                    coarse.append(self.coarse[level - 1](x))                # [B,3,H,W]
             if level > 0 and self.barycenter:
                 residual = self.residual_reduce[level - 1](residual)        # [B,c,H,W]
                 residual = self.residual_decoder[level - 1](residual)       # [B,c,H,W]

@@ -13,7 +13,7 @@ def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
     """A step of a side as train.py takes it; returns the norm of its gradient."""
     side.thaw()
     loss.backward()
-    norm = side.settle(loss, clip)
+    norm = side.average_and_clip(loss, clip)
     side.optimizer.step()
     return norm
 

@@ -171,20 +171,6 @@ def test_skips_may_be_decoded_again(backbone):
     assert len(skips) == 1 and skips[0] is degraded
 
 
-@pytest.mark.parametrize("network", [{}, {"barycenter": False}, {"backbone": "promptir"}])
-def test_coarse_images_leave_the_restored_one_as_it_is(network):
-    nets = []
-    for coarse in (False, True):
-        torch.manual_seed(0)
-        nets.append(BaryIR(**SMALL, **network, coarse=coarse))
-    degraded, images = torch.rand(2, 3, 32, 48), []
-    z, skips = nets[1].encode(degraded)
-    b = nets[1].transport(z)
-    restored = nets[1].decode(b, z - b, skips, coarse=images)
-    assert torch.equal(restored, nets[0](degraded)[0]) and torch.equal(restored, nets[1](degraded)[0])
-    assert [image.shape for image in images] == [(2, 3, 4, 6), (2, 3, 8, 12), (2, 3, 16, 24)]
-
-
 def test_modules_functions_apply_to_the_network():
     """No block has a method in the place of one of nn.Module's, such as apply."""
     def own(module: torch.nn.Module) -> set[str]:

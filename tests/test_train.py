@@ -98,7 +98,7 @@ def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
     runs = {"first": [], "other_potentials": ["potential_learning_rate=0.1", "map_steps=1"],
             "other_rate": ["learning_rate=0.01"]}
     for name, changes in runs.items():
-        run(opt, "--set", "network.coarse=true", f"name={name}", *changes)
+        run(opt, "--set", f"name={name}", *changes)
     first, other_potentials, other_rate = (state(tmp_path, name) for name in runs)
     torch.manual_seed(0)
     network = torch.load(tmp_path / "out/first/last.pth", weights_only=True)["network"]
@@ -117,13 +117,13 @@ def test_scheme_separate_moves_each_side_by_its_own_objective(tmp_path):
 def test_scheme_separate_resumes_bit_by_bit(tmp_path):
     opt = option_file(tmp_path, steps=6, scheme="separate", map_steps=2, objective={"cost": "mean_square"},
                       balanced=True, clean_share=0.2, save_every=4)
-    run(opt, "--set", "network.coarse=true")
+    run(opt)
     whole, folder = state(tmp_path), tmp_path / "out/run"
     (folder / "previous.pth").rename(folder / "last.pth")          # of step 4
-    run(opt, "--resume", "--set", "network.coarse=true")
+    run(opt, "--resume")
     assert same(state(tmp_path), whole)
     with pytest.raises(InputError, match="scheme: separate -> joint, .* a run cannot continue with it"):
-        run(opt, "--resume", "--set", "scheme=joint", "network.coarse=true")
+        run(opt, "--resume", "--set", "scheme=joint")
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -393,7 +393,7 @@ def test_a_run_is_locked_before_anything_is_written(tmp_path, monkeypatch):
     assert not list((tmp_path / "out/run").iterdir())
 
 
-@pytest.mark.parametrize("side", ["map_objective", "potential_objective"])
+@pytest.mark.parametrize("side", ["dual_objective", "potential_objective"])
 def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
     """Step 3 of 6 is not applied, is counted and is no part of the means; the others go on."""
     calls, objective = [], getattr(train, side)
@@ -403,7 +403,7 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
         result = objective(*arguments)
         if len(calls) != 3:
             return result
-        return (result[0] * torch.nan, *result[1:]) if isinstance(result, tuple) else result * torch.nan
+        return result * torch.nan
 
     monkeypatch.setattr(train, side, third_is_nan)
     run(option_file(tmp_path, log_every=3))
@@ -418,14 +418,14 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
 
 
 def test_a_series_of_steps_that_are_not_finite_ends_the_run(tmp_path, monkeypatch):
-    calls, map_objective = [], train.map_objective
+    calls, dual_objective = [], train.dual_objective
 
     def nan_from_the_third(*arguments):
         calls.append(None)
-        loss, *rest = map_objective(*arguments)
-        return (loss * torch.nan if len(calls) >= 3 else loss), *rest
+        loss = dual_objective(*arguments)
+        return loss * torch.nan if len(calls) >= 3 else loss
 
-    monkeypatch.setattr(train, "map_objective", nan_from_the_third)
+    monkeypatch.setattr(train, "dual_objective", nan_from_the_third)
     monkeypatch.setattr(runs, "NOT_APPLIED", 3)
     message = ("step 5: loss or gradient not finite, 3 steps in a row; "
                "the last good checkpoint is .*last.pth")
@@ -454,9 +454,9 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
 
 
 def test_one_process_to_a_folder(tmp_path):
-    opt = option_file(tmp_path, steps=100_000)
+    opt, losses = option_file(tmp_path, steps=100_000, log_every=1), tmp_path / "out/run/losses.csv"
     process = start(command(opt))
-    while process.poll() is None and not (tmp_path / "out/run/losses.csv").exists():
+    while process.poll() is None and not (losses.exists() and len(losses.read_text().splitlines()) > 1):
         time.sleep(0.1)
     with pytest.raises(InputError, match="out/run: another process trains there, expected another name"):
         run(opt, "--resume")

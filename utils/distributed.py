@@ -70,7 +70,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         # Every process's loss depends on this process's samples: their gradients add up.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)                               # Side.settle divides by their number
+        dist.all_reduce(gradient)                               # Side.average_and_clip divides
         start = rank() * ctx.batch
         return gradient[start:start + ctx.batch]
 
@@ -121,7 +121,7 @@ class Side:
         side.thaw()
         loss = ...
         loss.backward()
-        norm = side.settle(loss, clip)
+        norm = side.average_and_clip(loss, clip)
         side.optimizer.step()
         side.freeze()
 
@@ -154,7 +154,7 @@ class Side:
         for parameter in self.parameters:
             parameter.requires_grad_(False)
 
-    def settle(self, loss: Tensor, clip: float = 0.0) -> Tensor:
+    def average_and_clip(self, loss: Tensor, clip: float = 0.0) -> Tensor:
         """Average the gradients over the processes and clip to norm `clip` (0: not); returns the norm before.
 
         Where the loss of any process or the norm is not finite, the norm is nan, and the optimizer's next

@@ -65,8 +65,7 @@ class Network:
     backbone: str = "restormer"                             # a name of models.baryir.BACKBONES
     barycenter: bool = True                                 # false: the plain backbone
     latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
-    coarse: bool = False                                    # deep supervision, weighted by objective.coarse
-    branch_init: NotNegative[float] = 1.0                   # of each block's branches; small: they begin as identity
+    branch_init: NotNegative[float] = 1.0                   # small: blocks begin as identities
 
 
 @dataclass(kw_only=True)
@@ -171,7 +170,6 @@ class Objective:
     gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
     tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
-    coarse: Positive[float] = 0.3                           # of the reconstruction at coarse sizes
     low_weight: NotNegative[float] = 0.0                    # > 0: reconstruction in two bands, of the low one
 
 
