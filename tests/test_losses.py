@@ -162,6 +162,7 @@ def one_of_two(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save(toy_gradients(slice(4 * rank, 4 * rank + 4)), f"{folder}/{rank}.pt")
+    dist.barrier()                                              # neither leaves while the other still speaks
     dist.destroy_process_group()
 
 
