@@ -88,13 +88,14 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     z, b = z.float(), b.float()
     f = potentials(b)
     costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
+    dual = dual_objective(costs["cost"], f, source, weights)
     reconstruction, error = reconstruction_loss(restored, clean, objective.low_weight)
-    loss = objective.w_rec * reconstruction + dual_objective(costs["cost"], f, source, weights)
+    loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
     side.freeze()
-    terms, samples = dual_terms(costs, f, source, weights)
+    terms, samples = dual_terms(dual, costs, f, source, weights)
     return {"map_loss": loss.detach(), **terms, "reconstruction": error, "gradient_norm": norm}, samples
 
 
@@ -135,7 +136,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
-    terms, samples = dual_terms(costs, f, source, weights)
+    terms, samples = dual_terms(loss, costs, f, source, weights)
     return {**terms, "transport_gradient_norm": norm}, samples
 
 

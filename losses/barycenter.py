@@ -88,16 +88,15 @@ def dual_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> 
     return (weights * (cost - of_source(f, source))).sum()
 
 
-def dual_terms(costs: dict[str, Tensor], f: Tensor, source: Tensor,
+def dual_terms(dual: Tensor, costs: dict[str, Tensor], f: Tensor, source: Tensor,
                weights: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """For the log, detached: dual_objective and its terms, and C_i and f_{k_i}(b_i) of each sample, [B].
 
-    costs: of transport_cost. The rest: as in dual_objective.
+    dual: of dual_objective. costs: of transport_cost. The rest: as in dual_objective.
     """
     samples = {name: value.detach() for name, value in {**costs, "potential": of_source(f, source)}.items()}
     terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
-    terms["dual"] = dual_objective(samples["cost"], f.detach(), source, weights)
-    return terms, {name: samples[name] for name in ("cost", "potential")}
+    return {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
 
 
 def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> tuple[Tensor, Tensor]:

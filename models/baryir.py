@@ -22,6 +22,7 @@ class Backbone(NamedTuple):
 
     block: (channels, heads, expansion) -> the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W].
         It adds its input itself; it may ignore heads, and says what expansion (of hidden channels) means.
+        Its weights named project_out end its branches, for branch_init.
     prompts: (width C, levels, heads) -> for the maps of 2C, 4C, ... and for the latent, a module that appends
         `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
     """
@@ -90,7 +91,7 @@ class BaryIR(nn.Module):
         backbone: a name of BACKBONES.
         barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
         latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
-        branch_init: factor of the last weights of each block's branches when they are drawn. Small, blocks
+        branch_init: factor of the weights that end each block's branches when they are drawn. Small, blocks
             begin as identities, and the coarse levels with averages of the image instead of noise (ours).
     """
 

@@ -57,7 +57,7 @@ def test_dual_objective_equals_the_double_loop():
     weights = sample_weights(source, LAMBDAS, PROBABILITIES)
     costs = transport_cost(z, b, source, gamma=0.05, tau=0.07)
     loss = dual_objective(costs["cost"], f, source, weights)
-    terms, samples = dual_terms(costs, f, source, weights)
+    terms, samples = dual_terms(loss, costs, f, source, weights)
     costs = naive_cost(z, b, source, gamma=0.05, tau=0.07)
     expected = 0.0
     for i in range(6):

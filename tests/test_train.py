@@ -401,9 +401,7 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
     def third_is_nan(*arguments):
         calls.append(None)
         result = objective(*arguments)
-        if len(calls) != 3:
-            return result
-        return result * torch.nan
+        return result * torch.nan if len(calls) == 3 else result
 
     monkeypatch.setattr(train, side, third_is_nan)
     run(option_file(tmp_path, log_every=3))
@@ -413,6 +411,8 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path, monkeypatch, side):
     assert [row["skipped"] for row in table] == ["1", "0"]
     means = [float(table[0][name]) for name in ("map_loss", "potential_loss", "gradient_norm")]
     assert all(mean == mean for mean in means)
+    map_loss, error, dual = (float(table[1][name]) for name in ("map_loss", "reconstruction", "dual"))
+    assert map_loss == pytest.approx(1e4 * error + dual, rel=1e-4)              # w_rec of the paper
     assert ("step 3: 1 not applied since the last reading, loss or gradient not finite: 3"
             in (tmp_path / "out/run/train.log").read_text())
 
