@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.dry_run:
         check_all(entries + sets)
     cache = decode_all(entries, run.folder / "decoded.bin") if options.cache and not flags.dry_run else None
-    training_set = TrainingSet(entries, options.seed, cache, options.clean_share)
+    training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k
 
     # Setup networks: lambda, BaryIR (encoder, T, decoder), the potentials, the average of the weights.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, plain_patch
+from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, camera, plain_patch
 from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, listed_files, match_pairs
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, did_you_mean, first_few
@@ -259,13 +259,16 @@ class TrainingSet(Dataset):
     Args:
         entries: the sources' image sets; those whose options give the same `source` are one source.
         clean_share: share of the samples whose input is clean, a quarter of them plain colours.
+        camera_share: share of the others, but those of degradation noise, whose input goes through a camera
+            (data.degradations.camera): without it, the smoothness of haze and low light made of clean
+            images, or stored as JPEG, tells them from photographs, and a network restores only those.
 
     Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index.
     """
 
     def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
-                 clean_share: float = 0.0) -> None:
-        self.seed, self.clean_share = seed, clean_share
+                 clean_share: float = 0.0, camera_share: float = 0.0) -> None:
+        self.seed, self.clean_share, self.camera_share = seed, clean_share, camera_share
         sources = list(dict.fromkeys(images.options.source or images for images in entries))
         # Those of one source follow each other.
         self.entries = sorted(entries, key=lambda images: sources.index(images.options.source or images))
@@ -312,7 +315,10 @@ class TrainingSet(Dataset):
             depth = planes[-1] if images.depths else None
             degraded = images.degrade(degraded, rng, level, depth)
         inner = slice(images.margin, images.margin + patch)
-        return degraded[inner, inner], clean[inner, inner]
+        degraded, clean = degraded[inner, inner], clean[inner, inner]
+        if images.options.degradation != "noise" and self.camera_share and rng.random() < self.camera_share:
+            degraded = camera(degraded, rng)
+        return degraded, clean
 
     def clean_patch(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> np.ndarray:
         """A patch of an image's ground truth, every fourth time plain colours instead."""

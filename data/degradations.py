@@ -264,6 +264,22 @@ def _jpeg(clean: np.ndarray, quality: int, subsampling: int) -> np.ndarray:
     return np.asarray(Image.open(file))
 
 
+def camera(image: np.ndarray, rng: Generator) -> np.ndarray:
+    """What a camera adds: a little sensor noise, and to every third image JPEG of quality 60 to 95.
+
+    Gaussian noise of standard deviation up to 5 on the 0-255 scale, half of the time smoothed over up to a
+    pixel, as demosaicing does, with its deviation kept. Rounded to 8 bit.
+    """
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    if rng.random() < 0.5:
+        noise = gaussian_filter(noise, (rng.uniform(0.3, 1),) * 2 + (0,))
+        noise /= noise.std()
+    image = truncate(image + rng.uniform(0, 5) * noise + 0.5)
+    if rng.random() < 1 / 3:
+        image = compression(image, rng.uniform(60, 95), rng, Parts())
+    return image
+
+
 def unharmed(clean: np.ndarray, strength: float, rng: Generator, parts: Parts) -> np.ndarray:
     """The clean image itself: what needs no restoration has to come back as it is."""
     return clean

@@ -163,6 +163,25 @@ def test_a_share_of_the_samples_is_clean(tree):
     assert not any(torch.equal(*TrainingSet([images], seed=0)[(n % 4, n, 16)][:2]) for n in range(50))
 
 
+def test_a_share_of_the_degraded_samples_goes_through_a_camera(tree):
+    """The other samples are bit for bit those without it, and inputs that are clean or noisy stay."""
+    def samples(entry, **shares):
+        training_set = TrainingSet([image_set(tree, name="x", clean="clean", **entry)], seed=0, **shares)
+        return [training_set[(n % 4, n, 16)] for n in range(200)]
+
+    haze = dict(degradation="haze", range=[1, 1], airlight=[1, 1])
+    plain, taken = (samples(haze, clean_share=0.3, camera_share=share) for share in (1e-9, 0.5))
+    changed = [not torch.equal(a[0], b[0]) for a, b in zip(plain, taken, strict=True)]
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, taken, strict=True))
+    assert 50 <= sum(changed) <= 90                             # half of seven tenths of 200
+    assert not any(change and torch.equal(*pair[:2]) for change, pair in zip(changed, plain, strict=True))
+    apart = torch.stack([b[0].double() - a[0] for a, b in zip(plain, taken, strict=True)])[changed]
+    assert abs(apart.mean()) < 0.5 and 1 <= apart.abs().median() <= 5          # JPEG does more to noise
+    noisy = dict(degradation="noise", range=[5, 50])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(samples(noisy), samples(noisy, camera_share=1),
+                                                       strict=True))
+
+
 def test_what_a_source_holds_out_makes_a_validation_set(tree):
     noise = dict(clean="clean", degradation="noise", range=[5, 50])
     source = image_set(tree, name="noise", **noise, holdout=["[13].png"])

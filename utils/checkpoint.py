@@ -29,7 +29,7 @@ from utils.options import Network, TrainOptions, parse
 
 # Options that a run must keep, as its checkpoint would not fit; and those that would make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
-SAME_RUN = ("sources", "seed", "objective", "clean_share")
+SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share")
 
 
 def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> None:

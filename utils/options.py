@@ -231,6 +231,8 @@ class TrainOptions(Options):
     patch: Positive[int] = 128
     progressive: list[Stage] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
     clean_share: Share = 0.0                                # share of each source's samples with clean input
+    # Share of the degraded inputs, but those of degradation noise, that get a little noise and JPEG on top.
+    camera_share: Share = 0.0
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
     learning_rate: Positive[float] = 1e-4
     potential_learning_rate: Positive[float] = 1e-4
