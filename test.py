@@ -83,7 +83,7 @@ def main() -> None:
                     page.add(images.name, str(name), folder / images.name / name, pictures,
                              (result.scores_in, result.scores))
 
-        how = {"strip": options.strip, "precision": options.precision}
+        how = {"strip": options.strip, "precision": options.precision, "border": options.border}
         rows = evaluate(net, sets, options.protocol, metrics, each, **how)
     shown = write_tables(folder, rows, published, options)
     pictures = f"; each image beside its input in {folder}/SET/side_by_side"

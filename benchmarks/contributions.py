@@ -66,7 +66,8 @@ def main() -> None:
                                for image in degraded_and_clean(images, index))
             restored = {}
             for side, net.latents in SIDES.items():
-                image = restore(net, to_tensor(degraded)[None].to(device), options.strip, options.precision)
+                image = restore(net, to_tensor(degraded)[None].to(device), options.strip, options.precision,
+                                options.border)
                 restored[side] = image[0].permute(1, 2, 0).cpu().numpy()
             degraded = degraded.astype(np.float32) / 255
             if clean is not None:

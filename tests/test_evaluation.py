@@ -235,3 +235,13 @@ def test_precision_auto_asks_the_processor(tmp_path, checkpoint, monkeypatch, na
     restored = {kind: restore(net, image, precision=kind) for kind in ("auto", "float32", "bfloat16")}
     assert torch.equal(restored["auto"], restored["bfloat16"]) is native
     assert torch.equal(restored["auto"], restored["float32"]) is not native
+
+
+@pytest.mark.parametrize("size", [(20, 33), (1, 9), (6, 5)])
+def test_a_border_is_the_image_reflected_and_cropped_again(checkpoint, size):
+    net, image = load_network(checkpoint), torch.rand(1, 3, *size)
+    around = np.pad(image[0].numpy(), [(0, 0)] + [(min(8, min(size) - 1),) * 2] * 2, mode="reflect")
+    inner = slice(min(8, min(size) - 1), None)
+    expected = restore(net, torch.from_numpy(around)[None])[..., inner, inner][..., :size[0], :size[1]]
+    assert torch.equal(restore(net, image, border=8), expected)
+    assert expected.shape == image.shape

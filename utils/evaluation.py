@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -85,15 +86,20 @@ def precision_on(device: torch.device, wanted: str) -> str:
 
 @torch.inference_mode()
 def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto",
-            precision: str = "float32") -> Tensor:
+            precision: str = "float32", border: int = 0) -> Tensor:
     """Restore one image [1,3,H,W] in [0,1], computing `strip` rows at a time (0: all, auto: `strip_rows`).
 
     precision: float32, bfloat16 or auto (`precision_on`).
+    border: pixels of its reflection around the image meanwhile. Without, the convolutions see zeros there.
 
     Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError
     where one is too much. A compiled network computes all rows at once.
     """
     height, width = degraded.shape[-2:]
+    border = min(border, height - 1, width - 1)
+    if border:
+        degraded = F.pad(degraded, (border,) * 4, mode="reflect")
+        return restore(net, degraded, strip, precision)[..., border:-border, border:-border]
     size, device = f"{width}x{height} pixels", degraded.device
     bfloat16 = precision_on(device, precision) == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
@@ -125,8 +131,8 @@ def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor
 
 
 def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
-                strip: int | Literal["auto"] = "auto", precision: str = "float32") -> Iterator[Restored]:
-    """Restore and measure a set's images one by one."""
+                **how) -> Iterator[Restored]:
+    """Restore and measure a set's images one by one; how: as `restore` takes it."""
     device = next(net.parameters()).device
     for index in range(images.selected):
         path = images.pairs[index].path
@@ -139,7 +145,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
                                  f"measure {', '.join(metrics.names)}, expected at least "
                                  f"{smallest}x{smallest}")
-            restored = restore(net, to_tensor(degraded)[None].to(device), strip, precision)
+            restored = restore(net, to_tensor(degraded)[None].to(device), **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []

@@ -276,6 +276,7 @@ class TestOptions(Options):
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     # Rows of an image computed at a time, which bounds the memory. 0, or with compile: all of them.
     strip: Literal["auto"] | NotNegative[int] = "auto"
+    border: NotNegative[int] = 0                            # pixels of its reflection around each image
     metrics: Metrics = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml, beside ours
     save: bool = True                                       # write the restored images

@@ -92,7 +92,7 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     photographs.leave_done(options.checkpoint, flags.overwrite)
     page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
     try:
-        restore_photographs(network(), photographs, options.strip, options.precision)
+        restore_photographs(network(), photographs, options)
     finally:                                                # where some could not be restored, too (status 3)
         whole = getattr(sys.exception(), "status", 3) == 3
         if page and whole and (index := photograph_report(page, jobs)):
@@ -155,7 +155,7 @@ def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
             for name, png, same in zip(names, pngs, stay, strict=True)]
 
 
-def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str, precision: str) -> None:
+def restore_photographs(net: BaryIR, photographs: Photographs, options: TestOptions) -> None:
     """Restore photographs and write each to its place.
 
     InputError with exit status 3, after all others, where some could not be restored.
@@ -170,7 +170,8 @@ def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str,
             try:
                 photograph = read_photograph(source)
                 degraded = torch.from_numpy(photograph.floats()).permute(2, 0, 1)[None].to(device)
-                restored = restore(net, degraded, strip, precision)[0].permute(1, 2, 0).cpu().numpy()
+                restored = restore(net, degraded, options.strip, options.precision, options.border)
+                restored = restored[0].permute(1, 2, 0).cpu().numpy()
                 write_photograph(photograph, restored, target)
                 for remark in photograph.remarks:
                     bar.write(printable(f"{source}: {remark}"))
@@ -184,7 +185,7 @@ def restore_photographs(net: BaryIR, photographs: Photographs, strip: int | str,
             except KeyboardInterrupt:
                 again = "; the same command goes on where it stopped" * photographs.source.is_dir()
                 raise InputError(f"interrupted before {source}{again}", status=130) from None
-    report(photographs, failures, precision)
+    report(photographs, failures, options.precision)
 
 
 def report(photographs: Photographs, failures: list[str], precision: str) -> None:
