@@ -115,13 +115,17 @@ def network_content(net: nn.Module, network: object) -> dict:
     return {"net": weights, "network": dataclasses.asdict(network)}
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value that was read is a tensor with its numbers: neither sparse nor on no device."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+
+
 def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -> None:
     """InputError unless weights are those of a network, compared without allocating it."""
     def refuse(reason: str) -> None:
         raise InputError(f"{path}: weights and network do not fit ({reason})")
 
-    parts = weights.values() if isinstance(weights, dict) else [None]
-    if not all(isinstance(w, Tensor) and w.layout == torch.strided and w.device.type == "cpu" for w in parts):
+    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
         refuse("net: expected a dict of tensors")
     blocks = sum(sum(value) if isinstance(value, list) else value
                  for name, value in network.items() if name.endswith("_blocks"))
