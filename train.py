@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
                 validate(run, deployed, sets, step)
             stopping = run.stopping(step, device)
             if step % options.save_every == 0 or step == steps or stopping:
-                run.save(step, network_content(deployed, options.network), state, facts, device)
+                run.save(step, network_content(deployed, options.network))
             if stopping and step < steps:
                 raise run.stopped(step, steps)
     distributed.shutdown()

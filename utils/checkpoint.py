@@ -14,9 +14,8 @@ the network that it names, and its checksums, which torch writes and does not re
 import argparse
 import dataclasses
 import re
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from models.baryir import BaryIR
 from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
-from utils.options import Network, TrainOptions, parse
+from utils.options import Network, parse
 
 # Options that a run must keep, as its checkpoint would not fit; and those that would make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
@@ -41,17 +40,13 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
     try:
         write_atomically(path, write, read_checkpoint, previous)
     except RuntimeError as error:                               # what torch raises on a full disk
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise InputError(f"{path}: cannot be written ({one_line(error)}); "
-                         f"{free:.0f} MB are free there") from None
+        raise InputError(f"{path}: cannot be written ({one_line(error)})") from None
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint's dict on the CPU; InputError where the file is absent, damaged or something else."""
-    if path and Path(path).is_dir():
-        raise InputError(f"{path}: a folder, expected a checkpoint")
     if not Path(path).is_file():
-        raise InputError(f"{path or '(empty path)'}: no such checkpoint")
+        raise InputError(f"{path}: no such checkpoint")
     try:
         check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,24 +76,50 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> tuple[Path
     One that cannot be read is reported; InputError where all cannot.
     """
     there = [path for path in (folder / "last.pth", folder / "previous.pth") if path.exists()]
-    for path in there:
+    for path in there[:-1]:
         try:
             return path, read_checkpoint(path)
         except InputError as error:
-            if path == there[-1]:
-                raise
             report(f"{error}; taking {there[-1]} instead")
-    return None
+    return (there[-1], read_checkpoint(there[-1])) if there else None
 
 
 def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR:
-    """The network of a checkpoint, with its weights, in eval mode on a device."""
+    """The network of a checkpoint, with its weights in float32, in eval mode on a device.
+
+    InputError where its weights are not those of the network that it names; none of it is allocated before.
+    """
+    def refuse(reason: str) -> None:
+        raise InputError(f"{path}: weights and network do not fit ({reason})")
+
     content = read_checkpoint(path)
-    network = parse(Network, content["network"], f"{path}: network.")
-    check_weights(path, dataclasses.asdict(network), content["net"])
-    net = BaryIR(**dataclasses.asdict(network))
-    net.load_state_dict(content["net"])
-    return net.eval().to(device, memory_format=torch.channels_last)
+    network, weights = parse(Network, content["network"], f"{path}: network."), content["net"]
+    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
+        refuse("net: expected a dict of tensors")
+    blocks = sum(sum(value) if isinstance(value, list) else value
+                 for name, value in vars(network).items() if name.endswith("_blocks"))
+    if blocks > len(weights):                                   # before even the modules are made
+        refuse(f"{blocks} transformer blocks and {len(weights)} tensors")
+    try:
+        with torch.device("meta"):
+            net = BaryIR(**vars(network))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        refuse(one_line(error))
+    found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
+                     for side in (weights, net.state_dict()))
+    names = found.keys() | wanted.keys()
+    wrong = sorted((name for name in names if found.get(name) != wanted.get(name)), key=str)
+    if wrong:
+        refuse(f"{len(wrong)} of {len(wanted)} tensors; " + first_few(
+            f"{name}: {found.get(name, ['missing'])[0]}, expected {wanted.get(name, ['none'])[0]}"
+            for name in wrong))
+    net.load_state_dict(weights, assign=True)
+    return net.float().eval().to(device, memory_format=torch.channels_last)
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value that was read is a tensor with its numbers: neither sparse nor on no device."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def load_pretrained(net: BaryIR, path: str, where: str) -> None:
@@ -115,84 +136,26 @@ def network_content(net: nn.Module, network: object) -> dict:
     return {"net": weights, "network": dataclasses.asdict(network)}
 
 
-def is_plain(value: object) -> bool:
-    """Whether a value that was read is a tensor with its numbers: neither sparse nor on no device."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+def changes(path: Path, then: dict, now: dict, allowed: bool) -> list[str]:
+    """The options that differ from a checkpoint's, "changed name: then -> now".
 
-
-def check_weights(path: str | Path, network: dict, weights: dict[str, Tensor]) -> None:
-    """InputError unless weights are those of a network, compared without allocating it."""
-    def refuse(reason: str) -> None:
-        raise InputError(f"{path}: weights and network do not fit ({reason})")
-
-    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
-        refuse("net: expected a dict of tensors")
-    blocks = sum(sum(value) if isinstance(value, list) else value
-                 for name, value in network.items() if name.endswith("_blocks"))
-    if blocks > len(weights):                                   # before even the modules are made
-        refuse(f"{blocks} transformer blocks and {len(weights)} tensors")
-    try:
-        with torch.device("meta"):
-            expected = BaryIR(**network).state_dict()
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        refuse(one_line(error))
-    found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
-                     for side in (weights, expected))
-    names = found.keys() | wanted.keys()
-    wrong = sorted((name for name in names if found.get(name) != wanted.get(name)), key=str)
-    if wrong:
-        refuse(f"{len(wrong)} of {len(expected)} tensors; " + first_few(
-            f"{name}: {found.get(name, ['missing'])[0]}, expected {wanted.get(name, ['none'])[0]}"
-            for name in wrong))
-
-
-def load_state(path: Path, checkpoint: dict, options: TrainOptions, facts: dict, allow_changes: bool,
-               state: Mapping, device: torch.device) -> tuple[int, float, list[str]]:
-    """Put a run into its checkpoint's state; returns step, best validation PSNR in dB, options that differ.
-
-    facts: of the run beside its options, by name. state: what has a state_dict, by name.
-    InputError where it is of another run: other options of FIXED or, unless allowed, of SAME_RUN (how often a
-    source is listed may change).
+    InputError where the run would not be the same: at one of FIXED or, unless `allowed`, of SAME_RUN (how
+    often a source is listed may change).
     """
-    try:
-        saved, step = checkpoint["train"], int(checkpoint["step"])
-        now = {**dataclasses.asdict(options), **facts}
-        changed = changes(path, saved["options"], now, options.file, allow_changes)
-        for name, part in state.items():
-            if part is not None:
-                part.load_state_dict(saved[name])
-        torch.set_rng_state(saved["random"])
-        if device.type == "cuda" and saved["random_cuda"] is not None:
-            torch.cuda.set_rng_state(saved["random_cuda"], device)
-        measured_otherwise = any(text.startswith("validation.sets") for text in changed)
-        best = -float("inf") if measured_otherwise else float(saved["best"])
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{path}: has no {error}, expected a checkpoint of train.py to resume from, "
-                         "not weights only") from None
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be resumed from ({one_line(error)}), "
-                         "expected a checkpoint of train.py") from None
-    return step, best, [f"changed {text}" for text in changed]
-
-
-def changes(path: Path, then: dict, now: dict, file: str, allowed: bool) -> list[str]:
-    """The options that differ from a checkpoint's, "name: then -> now"; InputError at one that must not."""
     if len(then["sources"]) != len(now["sources"]):
-        raise InputError(f"{file}: sources: {len(now['sources'])}, but {path} was trained on "
+        raise InputError(f"{now['file']}: sources: {len(now['sources'])}, but {path} was trained on "
                          f"{len(then['sources'])}; a run cannot continue with them")
-    changed: dict[str, list[str]] = {}
+    changed = []
     for name, before, after in differences(then, now):
-        key = "repeat" if name.endswith(".repeat") else re.split(r"[.[]", name)[0]
-        changed.setdefault(key, []).append(f"{name}: {before} -> {after}")
-    changed.pop("file", None)
-    for key, texts in changed.items():
-        if key in FIXED or key in SAME_RUN and not allowed:
-            way = ("a run cannot continue with it" if key in FIXED else
-                   "it would be another run; --allow-changes continues nevertheless")
-            raise InputError(f"{file}: {', '.join(texts)}, since {path}; {way}")
-    return [text for texts in changed.values() for text in texts]
+        option, text = re.split(r"[.[]", name)[0], f"{name}: {before} -> {after}"
+        if option in FIXED:
+            raise InputError(f"{now['file']}: {text}, since {path}; a run cannot continue with it")
+        if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
+            raise InputError(f"{now['file']}: {text}, since {path}; it would be another run; "
+                             "--allow-changes continues nevertheless")
+        if option != "file":
+            changed.append(f"changed {text}")
+    return changed
 
 
 def differences(then: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:

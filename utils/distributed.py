@@ -37,14 +37,13 @@ def setup(device: str) -> tuple[int, int, torch.device]:
             raise InputError(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes, expected one for "
                              f"each of {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        # The first process validates alone: the others may wait longer than the default of 10 or 30 minutes.
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
+    # The first process validates alone: the others may wait longer than the default of 10 or 30 minutes.
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
     return dist.get_rank(), dist.get_world_size(), torch.device(device)
 
 
 def shutdown() -> None:
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         dist.destroy_process_group()
 
 
@@ -55,7 +54,7 @@ def wait() -> None:
 
 
 def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized()
 
 
 class _Gather(torch.autograd.Function):
@@ -100,10 +99,9 @@ def naming_dead_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = one_line(error, 2000)
-        dead = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\)(.*?)(?: It is possible.*)?$", text)
+        dead = re.search(r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)", text)
         if dead:
-            how = dead[1].strip(" .").removeprefix("is ")
-            raise InputError(f"a worker died ({how}) while it read an image, expected readable files "
+            raise InputError(f"a worker died ({dead[1]}) while it read an image, expected readable files "
                              "(python -m data.check) and enough memory (workers: 0 reads in the main "
                              "process)") from None
         if is_distributed() and (isinstance(error, dist.DistError)

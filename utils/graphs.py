@@ -34,17 +34,13 @@ class Recorded:
             torch.cuda.current_stream().wait_stream(self.aside)
             return results
         if kind not in self.recordings:
-            self.recordings[kind] = self._record(batch, *flags)
+            own, graph = tuple(tensor.clone() for tensor in batch), torch.cuda.CUDAGraph()
+            # Of this thread alone: another one pins the next batch's memory meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                results = self.step(own, *flags)
+            self.recordings[kind] = graph, own, results
         graph, own, results = self.recordings[kind]
         for tensor, given in zip(own, batch, strict=True):
             tensor.copy_(given)
         graph.replay()
         return results
-
-    def _record(self, batch: Sequence[Tensor],
-                *flags: Hashable) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Results]:
-        own, graph = [tensor.clone() for tensor in batch], torch.cuda.CUDAGraph()
-        # Of this thread alone: another one pins the next batch's memory meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            results = self.step(tuple(own), *flags)
-        return graph, own, results

@@ -17,14 +17,8 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from data.sampler import EpochSampler
 from utils import distributed
-from utils.checkpoint import (
-    load_state,
-    network_content,
-    newest_checkpoint,
-    read_checkpoint,
-    save_checkpoint,
-)
-from utils.errors import InputError, first_few, printable
+from utils.checkpoint import changes, network_content, newest_checkpoint, read_checkpoint, save_checkpoint
+from utils.errors import InputError, first_few, one_line, printable
 from utils.evaluation import average_row, evaluate
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
 from utils.options import TrainOptions, dump
@@ -55,21 +49,23 @@ class Run:
         self.options, self.folder = options, Path(options.output) / options.name
         self.writes = distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
+        if restarted and (holds_run or resume is None):
+            resume = ""
         elsewhere = resume is None or resume and Path(resume).resolve().parent != self.folder.resolve()
-        if holds_run and elsewhere and not restarted and not dry:
+        if holds_run and elsewhere and not dry:
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
-        if resume == "" and not self.folder.exists():
+        if resume == "" and not self.folder.exists() and not restarted:
             raise InputError(f"--resume: no run {self.folder}, expected the name of one that was started")
-        if resume and not (restarted and holds_run):
+        if resume:
             self.checkpoint = Path(resume), read_checkpoint(resume)
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock(self.folder)
             remove_partial(self.folder)
-        if not self.checkpoint and (resume is not None or restarted):
+        if resume == "":
             self.checkpoint = newest_checkpoint(self.folder, self.log)
             if not self.checkpoint:
                 self.log(f"{self.folder} holds no checkpoint yet: the run begins anew")
@@ -84,21 +80,43 @@ class Run:
     def resume(self, state: Mapping, facts: dict, allow_changes: bool, device: torch.device) -> None:
         """Put networks and optimizers into the checkpoint's state, if any, and the tables back to its step.
 
-        state, facts: as in `save`. InputError where the checkpoint is of another run.
+        Args:
+            state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
+            facts: further facts of the run beside its options.
+
+        InputError where the checkpoint is of another run.
         """
+        self.state, self.device = state, device
+        self.described = {**dataclasses.asdict(self.options), **facts}
         if self.checkpoint:
-            path, content = self.checkpoint
-            self.step, best, changes = load_state(path, content, self.options, facts, allow_changes, state,
-                                                  device)
-            own = path.resolve().parent == self.folder.resolve()
-            self.best = best if own else -math.inf              # best.pth is the other run's
-            self.log("; ".join([f"resumed {path} at step {self.step}", *changes]))
-            if self.writes and path.name == "previous.pth" and own and (self.folder / "last.pth").exists():
-                os.replace(self.folder / "last.pth", self.folder / "damaged.pth")       # else a save keeps it
+            self._load(*self.checkpoint, allow_changes)
             self.checkpoint = None                              # its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
         self.begin_table("validation.csv", VALIDATION)
+
+    def _load(self, path: Path, content: dict, allow_changes: bool) -> None:
+        if "train" not in content:
+            raise InputError(f"{path}: has no 'train', expected a checkpoint of train.py to resume from, "
+                             "not weights only")
+        self.step, saved = content["step"], content["train"]
+        changed = changes(path, saved["options"], self.described, allow_changes)
+        try:
+            for name, part in self.state.items():
+                if part:
+                    part.load_state_dict(saved[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be resumed from ({one_line(error)}), "
+                             "expected a checkpoint of train.py") from None
+        torch.set_rng_state(saved["random"])
+        if self.device.type == "cuda" and saved["random_cuda"] is not None:
+            torch.cuda.set_rng_state(saved["random_cuda"], self.device)
+        own = path.resolve().parent == self.folder.resolve()    # else best.pth is the other run's
+        if own and not any(text.startswith("changed validation.sets") for text in changed):
+            self.best = saved["best"]
+        self.log("; ".join([f"resumed {path} at step {self.step}", *changed]))
+        if self.writes and own and path.name == "previous.pth":                         # last.pth is damaged
+            os.replace(path, self.folder / "last.pth")
 
     def report(self, sources: Sequence[str], sets: Sequence[ImageSet], net: nn.Module, potentials: nn.Module,
                sampler: EpochSampler, device: torch.device) -> None:
@@ -130,28 +148,15 @@ class Run:
         if self.writes:
             append_row(self.folder / name, [row.get(column, "nan") for column in self.columns[name]])
 
-    def save(self, step: int, offered: dict, state: Mapping, facts: dict, device: torch.device) -> None:
-        """Write last.pth; the one before becomes previous.pth.
-
-        Args:
-            offered: what the checkpoint holds for use: net, network.
-            state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
-            facts: further facts of the run beside its options.
-        """
+    def save(self, step: int, offered: dict) -> None:
+        """Write last.pth; the one before becomes previous.pth. offered: its net and network, for use."""
         if self.writes:
-            train = {name: part.state_dict() if part else None for name, part in state.items()}
-            train |= {"best": self.best, "options": {**dataclasses.asdict(self.options), **facts},
-                      "random": torch.get_rng_state(),
-                      "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
-            content = {**offered, "step": step, "train": train}
-            save_checkpoint(self.folder / "last.pth", content, previous=self.folder / "previous.pth")
-
-    def save_best(self, step: int, psnr: float, offered: dict) -> None:
-        """Write best.pth if a validation's mean PSNR in dB is the best so far."""
-        if psnr > self.best:
-            self.best = psnr
-            if self.writes:
-                save_checkpoint(self.folder / "best.pth", {**offered, "step": step})
+            on_cuda = self.device.type == "cuda"
+            train = {name: part.state_dict() if part else None for name, part in self.state.items()}
+            train |= {"best": self.best, "options": self.described, "random": torch.get_rng_state(),
+                      "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}
+            save_checkpoint(self.folder / "last.pth", {**offered, "step": step, "train": train},
+                            previous=self.folder / "previous.pth")
 
     def watch_signals(self) -> None:
         """From now, SIGINT and SIGTERM let the step end and be saved; Ctrl-C a second later ends at once."""
@@ -177,11 +182,6 @@ class Run:
         message = f"stopped by {number.name} at step {step} of {steps}: saved, continue with --resume"
         return InputError(message, status=128 + number)
 
-    def last_good(self) -> str:
-        """Where the run can go on from, for an error's line."""
-        last = next((self.folder / name for name in CHECKPOINTS if (self.folder / name).exists()), None)
-        return f"the last good checkpoint is {last}" if last else "no checkpoint yet"
-
 
 def validate(run: Run, net: nn.Module, sets: Sequence[ImageSet], step: int) -> None:
     """Measure a network on the validation sets: lines of train.log, rows of validation.csv, best.pth."""
@@ -193,8 +193,9 @@ def validate(run: Run, net: nn.Module, sets: Sequence[ImageSet], step: int) -> N
                     f"({row.images} images)")
         values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
         run.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
-    if average:
-        run.save_best(step, average.scores["psnr"], network_content(net, run.options.network))
+    if average and average.scores["psnr"] > run.best:
+        run.best = average.scores["psnr"]
+        save_checkpoint(run.folder / "best.pth", {**network_content(net, run.options.network), "step": step})
 
 
 def lock(folder: Path) -> None:
@@ -221,26 +222,6 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(-4, 0)                                          # M_MMAP_MAX: no block is mapped on its own
         mallopt(-1, -1)                                         # M_TRIM_THRESHOLD: the heap does not shrink
         mallopt(-2, 2**26)                                      # M_TOP_PAD: it grows in large pieces
-
-
-class Means:
-    """Means of named scalars since the last report, of those that are finite; adding waits for no device."""
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}  # and number
-
-    def add(self, values: Mapping[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float64, device=self.sums[name].device)
-            finite = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
-            self.sums[name] += torch.stack([finite, value.isfinite().double()])
-
-    def report(self) -> dict[str, float]:
-        """The means over all processes of the names that have a value; starts anew."""
-        sums = distributed.average_(torch.stack(list(self.sums.values()))).tolist()
-        for of_name in self.sums.values():
-            of_name.zero_()
-        return {name: value / count for name, (value, count) in zip(self.sums, sums, strict=True) if count}
 
 
 class SourceStatistics:
@@ -274,25 +255,26 @@ class LossTable:
 
     def __init__(self, run: Run, sources: Sequence[str], device: torch.device) -> None:
         self.run, self.start = run, time.monotonic()
-        self.means, self.of_sources = Means(TERMS, device), SourceStatistics(sources, device)
+        self.of_sources = SourceStatistics(sources, device)
+        self.steps: list[Tensor] = []                           # TERMS of each, nan for one that it lacks
         self.norms: list[Tensor] = []                           # of each step's gradients; nan: not applied
         self.in_a_row = 0                                       # of those not applied
+        self.absent = torch.tensor(math.nan, device=device)
         columns = ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped")
         run.begin_table("losses.csv", columns)
 
     def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
         """A step's terms, the cost and potential of its samples [B], if any, their source [B]."""
-        self.means.add(terms)
+        self.steps.append(torch.stack([terms.get(name, self.absent) for name in TERMS]))
+        self.norms.append(sum(value for name, value in terms.items() if name.endswith("gradient_norm")))
         if samples:
             self.of_sources.add(samples["cost"], samples["potential"], source)
-        norms = [value for name, value in terms.items() if name.endswith("gradient_norm")]
-        self.norms.append(torch.stack(norms).sum())
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
         """Write and return a step's row; InputError where NOT_APPLIED steps in a row were not applied."""
         skipped = self._skipped(step)
-        values = {**dict.fromkeys(TERMS, math.nan), **self.means.report(), **self.of_sources.report(),
-                  "skipped": len(skipped)}
+        values = {**self._means(), **self.of_sources.report(), "skipped": len(skipped)}
+        self.steps, self.norms = [], []
         if self.run.writes:
             line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             append_text(self.run.folder / "train.log", f"step {step} {line}\n")
@@ -306,8 +288,16 @@ class LossTable:
         """Print a dry run's step; InputError where it was not finite."""
         if not torch.stack(self.norms).isfinite().all():
             raise InputError(f"{file}: one step: loss or gradient not finite")
-        means = ", ".join(f"{name} {value:.4g}" for name, value in self.means.report().items())
+        means = ", ".join(f"{name} {value:.4g}" for name, value in self._means().items() if value == value)
         self.run.log(f"one step: {means}")
+
+    def _means(self) -> dict[str, float]:
+        """Means of the terms over steps and processes, of those that are finite; nan where none is."""
+        steps = torch.stack(self.steps).double()                                        # [steps, terms]
+        finite = steps.isfinite()
+        sums = torch.stack([steps.where(finite, 0.0).sum(dim=0), finite.sum(dim=0)])
+        total, count = distributed.average_(sums)
+        return dict(zip(TERMS, (total / count).tolist(), strict=True))
 
     def _skipped(self, step: int) -> list[int]:
         """The steps since the last row that were not applied."""
@@ -317,9 +307,10 @@ class LossTable:
             if self.in_a_row:
                 skipped.append(number)
             if self.in_a_row == NOT_APPLIED:
+                last = self.run.folder / "last.pth"
+                good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"
                 raise InputError(f"step {number}: loss or gradient not finite, {NOT_APPLIED} steps in a row; "
-                                 f"{self.run.last_good()}")
-        self.norms = []
+                                 f"{good}")
         if skipped:
             self.run.log(f"step {step}: {len(skipped)} not applied since the last reading, "
                          f"loss or gradient not finite: {first_few(map(str, skipped), 10)}")
