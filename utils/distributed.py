@@ -43,7 +43,7 @@ def setup(device: str) -> tuple[int, int, torch.device]:
 
 
 def shutdown() -> None:
-    if is_distributed():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -54,7 +54,7 @@ def wait() -> None:
 
 
 def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Gather(torch.autograd.Function):

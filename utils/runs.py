@@ -96,6 +96,7 @@ class Run:
         self.begin_table("validation.csv", VALIDATION)
 
     def _load(self, path: Path, content: dict, allow_changes: bool) -> None:
+        """Go on from a checkpoint."""
         if "train" not in content:
             raise InputError(f"{path}: has no 'train', expected a checkpoint of train.py to resume from, "
                              "not weights only")
@@ -115,15 +116,15 @@ class Run:
         if own and not any(text.startswith("changed validation.sets") for text in changed):
             self.best = saved["best"]
         self.log("; ".join([f"resumed {path} at step {self.step}", *changed]))
-        if self.writes and own and path.name == "previous.pth":                         # last.pth is damaged
-            os.replace(path, self.folder / "last.pth")
+        if self.writes and own and path.name == "previous.pth" and (self.folder / "last.pth").exists():
+            os.replace(self.folder / "last.pth", self.folder / "damaged.pth")           # else a save keeps it
 
     def report(self, sources: Sequence[str], sets: Sequence[ImageSet], net: nn.Module, potentials: nn.Module,
                sampler: EpochSampler, device: torch.device) -> None:
         """Log what will run: the options, a line for each source, the validation sets, sizes."""
-        self.log(dump(self.options).rstrip())
-        for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
-            self.log(line)
+        of_sets = [f"validation {images.name}: {images.describe()}" for images in sets]
+        for message in [dump(self.options).rstrip(), *sources, *of_sets]:
+            self.log(message)
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
         epochs = sampler.samples / sum(sampler.groups)
         self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
