@@ -136,25 +136,24 @@ def network_content(net: nn.Module, network: object) -> dict:
     return {"net": weights, "network": dataclasses.asdict(network)}
 
 
-def changes(path: Path, then: dict, now: dict, allowed: bool) -> list[str]:
-    """The options that differ from a checkpoint's, "changed name: then -> now".
+def changes(path: Path, then: dict, file: str, now: dict, allowed: bool) -> list[str]:
+    """The options of `file` that differ from those of the checkpoint at `path`, "changed name: then -> now".
 
     InputError where the run would not be the same: at one of FIXED or, unless `allowed`, of SAME_RUN (how
     often a source is listed may change).
     """
     if len(then["sources"]) != len(now["sources"]):
-        raise InputError(f"{now['file']}: sources: {len(now['sources'])}, but {path} was trained on "
+        raise InputError(f"{file}: sources: {len(now['sources'])}, but {path} was trained on "
                          f"{len(then['sources'])}; a run cannot continue with them")
     changed = []
     for name, before, after in differences(then, now):
         option, text = re.split(r"[.[]", name)[0], f"{name}: {before} -> {after}"
         if option in FIXED:
-            raise InputError(f"{now['file']}: {text}, since {path}; a run cannot continue with it")
+            raise InputError(f"{file}: {text}, since {path}; a run cannot continue with it")
         if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
-            raise InputError(f"{now['file']}: {text}, since {path}; it would be another run; "
+            raise InputError(f"{file}: {text}, since {path}; it would be another run; "
                              "--allow-changes continues nevertheless")
-        if option != "file":
-            changed.append(f"changed {text}")
+        changed.append(f"changed {text}")
     return changed
 
 

@@ -101,7 +101,7 @@ class Run:
             raise InputError(f"{path}: has no 'train', expected a checkpoint of train.py to resume from, "
                              "not weights only")
         self.step, saved = content["step"], content["train"]
-        changed = changes(path, saved["options"], self.described, allow_changes)
+        changed = changes(path, saved["options"], self.options.file, self.described, allow_changes)
         try:
             for name, part in self.state.items():
                 if part:
