@@ -5,7 +5,8 @@
 The authors' files are pickled modules, torch.save({"epoch": n, "BaryIR": <module>, "Pots": <module>}); the
 others' are state dicts. Loaded the usual way, a pickle imports and calls whatever it names. Here torch reads
 it with weights_only=True, and an empty Module stands in for each class that it names: the parameters are
-read, no code is imported or run. (A file that is made to fill the memory can do so, as with any torch.load.)
+read, no code is imported or run. (A file that is made to fill the memory, or to take for ever, can do so, as
+with any torch.load.)
 """
 
 import argparse
