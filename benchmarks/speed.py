@@ -24,10 +24,12 @@ CPU is that of memory which the system hands out anew, page by page; its share v
 import argparse
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -37,7 +39,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain
-from benchmarks.complexity import NETWORKS, gflop, median_seconds, peak_memory, reset_peak_memory
+from benchmarks.complexity import NETWORKS, gflop
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
@@ -143,6 +145,32 @@ def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], Non
         for _ in range(PAIRS // 4):
             next(batches)
     return run
+
+
+def reset_peak_memory(device: str) -> None:
+    """Forget the process's peak memory so far."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")           # Linux: VmHWM starts again
+
+
+def peak_memory(device: str) -> int:
+    """Bytes, since reset_peak_memory: allocated tensors on CUDA, else the process's resident memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+
+
+def median_seconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
