@@ -284,30 +284,6 @@ def table(rows: list[Row]) -> str:
     return as_text(lines)
 
 
-def plot_samples(path: Path, steps: int) -> None:
-    """Scatter of two-dimensional sources, their images under the trained maps and the true barycenter."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot of samples: it needs matplotlib (pip install matplotlib)")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    truth = Gaussians.random(2, WEIGHTS["uniform"], "normal", seed=0)
-    maps, _ = train(truth, steps=steps)
-    x = truth.sample(500, torch.Generator().manual_seed(0))
-    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharex=True, sharey=True, layout="constrained")
-    clouds = {"sources": x, "trained maps": maps(x).detach(), "true barycenter": truth.transport(x)}
-    for axis, (title, points) in zip(axes, clouds.items(), strict=True):
-        for of_source in points:
-            axis.scatter(*of_source.T, s=3)
-        axis.set(title=title, aspect="equal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"samples at D = 2: {path}")
-
-
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true",
@@ -325,7 +301,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=torch.get_num_threads(),
                         help="runs side by side, one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/gaussian_barycenter.csv"),
-                        help="CSV file to write; the plot goes beside it")
+                        help="CSV file to write")
     flags = parser.parse_args()
     if flags.quick and flags.folder:
         raise InputError("--quick has instances of its own, expected it without --from")
@@ -356,8 +332,6 @@ def main() -> None:
     floors = ", ".join(f"D={dim} {sampling_floor(dim):.2g}" for dim in dict.fromkeys(key[0] for key in runs))
     print(f"floor of BW2-UVP at 100,000 samples: {floors}")
     print(f"{flags.jobs} jobs of one thread, torch {torch.__version__}, {date.today()}; {flags.out}")
-    if 2 in flags.dims and not flags.folder:
-        plot_samples(flags.out.with_suffix(".png"), (flags.steps or default_steps(2)) // 4)
 
 
 if __name__ == "__main__":
