@@ -12,14 +12,15 @@ The two sides of   max_f min_T  sum_k lambda_k E_k[ C_i - f_k(b_i) ],   sum_k la
     separate   transport     T                      sum_k lambda_k E_k[ C_i - f_k(b_i) ], latents standardised
                restoration   encoder, decoder       mean|restored - clean|
     both       potential     f_1..f_K               sum_k lambda_k E_k[ f_k(b_i) ]
-    reconstruction   restoration step alone: encoder, T, decoder, without transport (an ablation)
 
+Scheme reconstruction has the restoration step alone, of encoder, T and decoder: no transport (an ablation).
 The layer norm that ends z and b belongs to the encoder.
 """
 
 import argparse
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +53,14 @@ from utils.runs import LossTable, Run, keep_freed_memory, validate
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
 TRANSPORT_CLIP = 1.0                            # largest gradient norm of T there
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]   # degraded, clean [B,3,P,P], source [B], weights [B]
 Terms = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    degraded: Tensor        # [B,3,P,P]
+    clean: Tensor           # [B,3,P,P]
+    source: Tensor          # k_i, [B]
+    weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -81,18 +88,17 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     degraded, clean, source, weights = batch
     objective = options.objective
     side.thaw()
-    with autocast(degraded, options):
+    with autocast(degraded, options):                           # z, b and restored are float32 all the same
         z, skips = net.encode(degraded)
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips).float()
-    z, b = z.float(), b.float()
+        restored = net.decode(b, z - b, skips)
     f = potentials(b)
     costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
     dual = dual_objective(costs["cost"], f, source, weights)
     reconstruction, error = reconstruction_loss(restored, clean, objective.low_weight)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
-    norm = side.average_and_clip(loss, options.clip)
+    norm = side.average_and_clip(loss, options.clip)            # not finite: the next line moves nothing
     side.optimizer.step()
     side.freeze()
     terms, samples = dual_terms(dual, costs, f, source, weights)
@@ -102,15 +108,14 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
 # Potential step: the potentials descend on b of the updated T, the network is frozen.
 def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch, options: TrainOptions,
                    z: Tensor | None = None) -> Terms:
-    degraded, _, source, weights = batch
-    with torch.no_grad(), autocast(degraded, options):
+    with torch.no_grad(), autocast(batch.degraded, options):
         if z is None:
-            z, _ = net.encode(degraded)
-        b = net.transport(z).float()                            # encoder and T only, never the decoder
+            z, _ = net.encode(batch.degraded)
+        b = net.transport(z)                                    # encoder and T only, never the decoder
     side.thaw()
     f = potentials(b)
     rho = 0.0 if potentials.congruent else options.potentials.penalty
-    loss = potential_objective(f, source, weights, potentials.lambdas, rho)
+    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, rho)
     loss.backward()
     norm = side.average_and_clip(loss)
     side.optimizer.step()
@@ -122,21 +127,20 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
 # Transport step (scheme separate): T alone descends; z and the potentials are frozen.
 def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch, options: TrainOptions,
                    z: Tensor) -> tuple[Terms, Terms]:
-    _, _, source, weights = batch
     objective = options.objective
     side.thaw()
     with autocast(z, options):
-        b = net.transport(z).float()
+        b = net.transport(z)
     f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
-    costs = transport_cost(potentials.standardize(z), potentials.standardize(b), source,
+    costs = transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
                            objective.cost, objective.gamma, objective.tau)
-    loss = dual_objective(costs["cost"], f, source, weights)
+    loss = dual_objective(costs["cost"], f, batch.source, batch.weights)
     loss.backward()
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
-    terms, samples = dual_terms(loss, costs, f, source, weights)
+    terms, samples = dual_terms(loss, costs, f, batch.source, batch.weights)
     return {**terms, "transport_gradient_norm": norm}, samples
 
 
@@ -144,12 +148,11 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
 # In scheme reconstruction the side holds T, too.
 def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOptions, z: Tensor,
                      skips: list[Tensor]) -> Terms:
-    degraded, clean, _, _ = batch
     side.thaw()
-    with autocast(clean, options):
+    with autocast(z, options):
         b = net.transport(z)
-        restored = net.decode(b, z - b, skips).float()
-    loss, error = reconstruction_loss(restored, clean, options.objective.low_weight)
+        restored = net.decode(b, z - b, skips)
+    loss, error = reconstruction_loss(restored, batch.clean, options.objective.low_weight)
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
@@ -157,35 +160,31 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     return {"reconstruction": error, "gradient_norm": norm}
 
 
-def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], batch: Batch,
-                   options: TrainOptions) -> tuple[Terms, Terms]:
+def joint_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
+                batch: Batch) -> tuple[Terms, Terms]:
+    """Scheme joint, the paper's: a map step and a potential step."""
+    terms, samples = map_step(net, potentials, sides["map"], batch, options)
+    return terms | potential_step(net, potentials, sides["potential"], batch, options), samples
+
+
+def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
+                   batch: Batch) -> tuple[Terms, Terms]:
     """Scheme separate: `map_steps` transport steps and a potential step on z, then a restoration step.
 
     In scheme reconstruction there is the last one alone.
     """
     sides["restoration"].thaw()
-    with autocast(batch[0], options):
-        z, skips = net.encode(batch[0])
-    sides["restoration"].freeze()               # z keeps its graph; the norm that ends b must not move with T
+    with autocast(batch.degraded, options):
+        z, skips = net.encode(batch.degraded)
+    sides["restoration"].freeze()               # z keeps its graph; T must not move the norm that ends b
     terms, samples = {}, {}
     if options.scheme == "separate":
-        latents = z.detach().float()
+        latents = z.detach()
         potentials.standardize.update(latents)
         for _ in range(options.map_steps):
             terms, samples = transport_step(net, potentials, sides["transport"], batch, options, latents)
         terms |= potential_step(net, potentials, sides["potential"], batch, options, latents)
-    terms |= restoration_step(net, sides["restoration"], batch, options, z.float(), skips)
-    return terms, samples
-
-
-def alternate(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
-              batch: Batch, turn: bool) -> tuple[Terms, Terms]:
-    """The steps of one batch; in scheme joint that of the potentials where it is their turn."""
-    if options.scheme != "joint":
-        return separate_steps(net, potentials, sides, batch, options)
-    terms, samples = map_step(net, potentials, sides["map"], batch, options)
-    if turn:
-        terms |= potential_step(net, potentials, sides["potential"], batch, options)
+    terms |= restoration_step(net, sides["restoration"], batch, options, z, skips)
     return terms, samples
 
 
@@ -248,9 +247,10 @@ def main(arguments: list[str] | None = None) -> None:
     net.requires_grad_(False)
     potentials.requires_grad_(False)
 
-    steps_of_batch = functools.partial(alternate, net, potentials, sides, options)
+    alternate = joint_steps if options.scheme == "joint" else separate_steps
+    alternate = functools.partial(alternate, net, potentials, sides, options)
     if recorded:
-        steps_of_batch = Recorded(steps_of_batch)
+        alternate = Recorded(alternate)
 
     # Setup state: what the run needs to go on exactly; its place in the epoch follows from the step.
     state = {"net": net, "potentials": potentials, "ema": ema}
@@ -273,12 +273,10 @@ def main(arguments: list[str] | None = None) -> None:
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))
             source = source.to(device, non_blocking=True)
-            batch = degraded, clean, source, sample_weights(source, lambdas, drawn)
+            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn))
 
             step += 1
-            # Outside scheme joint always True, as each value is recorded as a graph of its own.
-            turn = options.scheme != "joint" or step % options.map_steps == 0 or flags.dry_run
-            terms, samples = steps_of_batch(batch, turn)
+            terms, samples = alternate(batch)
             if ema:
                 ema.update_parameters(net)
             losses.add(terms, samples, source)

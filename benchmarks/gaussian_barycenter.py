@@ -133,7 +133,7 @@ class Row:
 def train(
     truth: Gaussians, scheme: str = "exact", steps: int = 1000, map_steps: int = 10, batch: int = 128,
     potential_batch: int = 2048, learning_rate: float = 1e-3, potential_learning_rate: float = 2e-3,
-    average: float = 0.99, second_beta: float = 0.999, seed: int = 0, cost: str = "quadratic",
+    average: float = 0.99, second_beta: float = 0.999, seed: int = 0, cost: str = "mean_square",
     objective_lambdas: Tensor | None = None,
 ) -> tuple[Maps, Potentials]:
     """Train maps and potentials by the alternation: `map_steps` map steps, a potential step, `steps` times.
@@ -142,8 +142,9 @@ def train(
         batch, potential_batch: samples of each source in a map step and in a potential step.
         learning_rate, potential_learning_rate: at first, cosine decay; larger, the latter leaves f rough.
         average: decay of the maps' average, which is returned. second_beta: Adam's.
-        cost: a name of losses.barycenter.COSTS. objective_lambdas: [K], other weights in the objective than
-            in the congruence. Both for the negative controls.
+        cost: a name of losses.barycenter.COSTS, of which |x - y|^2 / 2 and |x - y| are multiples.
+        objective_lambdas: [K], other weights in the objective than in the congruence. Both for the negative
+            controls.
 
     The release's scheme takes one map step and one potential step on a batch, whatever `map_steps` says.
     """
@@ -151,6 +152,7 @@ def train(
     generator = torch.Generator().manual_seed(seed + 1)
     sources, dim = truth.means.shape
     width = max(100, 2 * dim)
+    scale = {"mean_square": dim / 2, "root_mean_square": math.sqrt(dim)}[cost]
     lambdas = truth.lambdas.float()
     release = scheme == "release"
     maps = Maps(sources, dim, width, shared=scheme == "shared")
@@ -178,7 +180,7 @@ def train(
         for _ in range(1 if release else map_steps):
             y = maps(x).flatten(0, 1)
             costs = transport_cost(x.flatten(0, 1), y, source, cost, gamma=0.0)["cost"]
-            loss = dual_objective(costs, potentials(y), source, weights)
+            loss = dual_objective(scale * costs, potentials(y), source, weights)
             map_optimizer.zero_grad()
             loss.backward()
             map_optimizer.step()

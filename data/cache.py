@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,13 +66,14 @@ def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
 
 
 def check_all(sets: Sequence[ImageSet]) -> None:
-    """Decode every pair of some sets in parallel; InputError at an unreadable file or unequal sizes."""
-    def check(place: tuple[ImageSet, int]) -> None:
-        place[0].read(place[1])
+    """Decode every file of some sets in parallel; InputError at an unreadable one or an unequal pair."""
+    def decode(read: Callable, what: int | Path) -> None:
+        read(what)
 
-    places = [(images, index) for images in sets for index in range(len(images))]
+    tasks = [(images.read, index) for images in sets for index in range(len(images))]
+    tasks += [(images.image, path) for images in sets for path in (*images.layers, *images.depths.values())]
     with ThreadPoolExecutor() as pool:
-        for _ in decoding(pool.map(check, places), len(places)):
+        for _ in decoding(pool.map(decode, *zip(*tasks, strict=True)), len(tasks)):
             pass
 
 

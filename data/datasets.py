@@ -1,6 +1,6 @@
 """Sources and test sets: pairs of degraded and clean images, or clean images that are degraded on the fly.
 
-What is wrong with a set is one InputError.
+What is wrong with a set is raised as one InputError.
 """
 
 import math
@@ -201,27 +201,18 @@ class ImageSet:
         if level:
             return BY_LEVEL[options.degradation](image, level, rng, depth)
         strength = rng.uniform(*options.range) if options.range else 0.0
-        parts = Parts(depth, Layers(self.layers, self.image), tuple(options.airlight))
+        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(options.airlight))
         return BY_RANGE[options.degradation](image, strength, rng, parts)
+
+    def draw_layer(self, rng: np.random.Generator) -> np.ndarray:
+        """One of the recorded rain layers, [h,w] uint8."""
+        return self.image(self.layers[rng.integers(len(self.layers))])[..., 0]
 
     @property
     def margin(self) -> int:
-        """Pixels around a patch that the degradation looks at."""
+        """Pixels around a patch that the degradation needs, too."""
         options = self.options
         return math.ceil(max(options.range)) if options.degradation in MARGINED and options.range else 0
-
-
-class Layers(Sequence):
-    """Rain layers, [h,w] uint8 each, read when they are asked for."""
-
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> None:
-        self.paths, self.read = paths, read
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.read(self.paths[index])[..., 0]
 
 
 def open_sources(options: TrainOptions) -> list[ImageSet]:
@@ -294,7 +285,7 @@ class TrainingSet(Dataset):
         rng = np.random.default_rng([self.seed, 0, position])
         entry = int(np.searchsorted(self.ends, index, side="right"))
         images = self.entries[entry]
-        number = index % len(images)
+        number = index % len(images)            # each equally often, wherever the entry's part begins
         if self.clean_share and rng.random() < self.clean_share:
             degraded = clean = self.clean_patch(images, number, patch, rng)
         else:

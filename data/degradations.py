@@ -11,7 +11,7 @@ import io
 import math
 import zlib
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,12 +123,12 @@ class Parts:
     """Recorded parts of a degradation.
 
     depth: [H,W] in [0, 1], 1 the farthest, of the image; without it, haze draws a smooth field.
-    layers: grey rain layers [h,w] uint8 to choose from; without them, rain draws its streaks.
+    layer: gives one of several grey rain layers [h,w] uint8; without it, rain draws its streaks.
     airlight: ends of haze's airlight A, in [0, 1].
     """
 
     depth: np.ndarray | None = None
-    layers: Sequence[np.ndarray] = ()
+    layer: Callable[[Generator], np.ndarray] | None = None
     airlight: tuple[float, float] = field(default=(0.7, 1.0))
 
 
@@ -142,13 +142,12 @@ def rain_layers(clean: np.ndarray, count: float, rng: Generator, parts: Parts) -
     shape = clean.shape[:2]
     rain = np.zeros(shape, np.float32)
     for _ in range(round(count)):
-        rain += recorded_layer(parts.layers, shape, rng) if len(parts.layers) else drawn_layer(shape, rng)
+        rain += placed_layer(parts.layer(rng), shape, rng) if parts.layer else drawn_layer(shape, rng)
     return truncate(clean + rain[..., None])
 
 
-def recorded_layer(layers: Sequence[np.ndarray], shape: tuple[int, int], rng: Generator) -> np.ndarray:
+def placed_layer(layer: np.ndarray, shape: tuple[int, int], rng: Generator) -> np.ndarray:
     """A window [h,w] uint8 of a layer; half are mirrored, half turned by up to 15 degrees and scaled."""
-    layer = layers[rng.integers(len(layers))]
     missing = [(0, max(0, size - there)) for size, there in zip(shape, layer.shape, strict=True)]
     if any(after for _, after in missing):
         layer = np.pad(layer, missing, mode="reflect")
@@ -198,7 +197,7 @@ def scattering(clean: np.ndarray, beta: float, rng: Generator, parts: Parts) -> 
 
 
 def smooth_field(shape: tuple[int, int], rng: Generator) -> np.ndarray:
-    """A smooth random field [h,w] from a value in [0, 0.5] to 1: bumps a quarter of it wide, over a slope."""
+    """A smooth random field [h,w] with minimum in [0, 0.5], maximum 1: 4x4 noise and a slope, upsampled."""
     coarse = rng.standard_normal((4, 4))
     coarse += rng.uniform(0, 3) * np.linspace(1, -1, 4)[:, None]                # mostly farther at the top
     image = Image.fromarray(coarse.astype(np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC)
@@ -245,7 +244,8 @@ def underexposure(clean: np.ndarray, stops: float, rng: Generator, parts: Parts)
     """A photograph exposed `stops` (factors of 2) too short, with the noise that it brings, rounded to 8 bit.
 
     Linear light times 2^-stops, times a white balance within 15 % a channel; Poisson-Gaussian noise of
-    variance a light + b^2, a to 1e-3 and b to 5e-4 of full light; a gamma within 10 % of the display's.
+    variance a light + b^2, a log-uniform in [2e-5, 1e-3], b uniform in [0, 5e-4] of full light; a gamma
+    within 10 % of the display's.
     """
     light = LIGHT[clean] * (2**-stops * rng.uniform(0.85, 1.15, 3)).astype(np.float32)
     shot, read = 10 ** rng.uniform(-4.7, -3), rng.uniform(0, 5e-4)
@@ -293,7 +293,7 @@ MARGINED = ("blur", "defocus")          # look beyond a patch, as far as their s
 
 
 def plain_patch(size: int, rng: Generator) -> np.ndarray:
-    """A synthetic clean patch [size,size,3] uint8: one flat colour, or a passage between up to sixteen."""
+    """A synthetic clean patch [size,size,3] uint8: one flat colour, or up to 16, blended bilinearly."""
     cells = int(rng.choice([1, 1, 2, 3, 4]))
     colours = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(colours).resize((size, size), Image.Resampling.BILINEAR))
@@ -312,6 +312,7 @@ def main() -> None:
              for name, degrade in BY_RANGE.items() for strength in strengths[name]]
     grid = make_grid(torch.from_numpy(np.stack(sheet)).permute(0, 3, 1, 2), nrow=3, padding=4, pad_value=255)
     save_image(Image.fromarray(grid.permute(1, 2, 0).numpy()), flags.out)
+    print(f"{flags.out}: a row for each of {rows}")
 
 
 if __name__ == "__main__":

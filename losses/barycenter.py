@@ -49,30 +49,21 @@ def mean_square(z: Tensor, b: Tensor) -> Tensor:
     return (z - b).flatten(1).square().mean(dim=1)
 
 
-def euclidean(z: Tensor, b: Tensor) -> Tensor:
-    """||z_i - b_i||: root_mean_square without its scale. [B,...] each -> [B]."""
-    return torch.linalg.vector_norm((z - b).flatten(1), dim=1)
+COSTS = {"root_mean_square": root_mean_square, "mean_square": mean_square}
 
 
-def quadratic(z: Tensor, b: Tensor) -> Tensor:
-    """||z_i - b_i||^2 / 2: the cost of Wasserstein-2 barycenters. [B,...] each -> [B]."""
-    return (z - b).flatten(1).square().sum(dim=1) / 2
-
-
-COSTS = {cost.__name__: cost for cost in (root_mean_square, mean_square, euclidean, quadratic)}
-
-
-def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "root_mean_square", gamma: float = 0.05,
+def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "mean_square", gamma: float = 0.05,
                    tau: float = 0.07) -> dict[str, Tensor]:
     """C_i = dist(z_i, b_i) + gamma (L_ctr,i + L_ort,i), [B], with its terms; dist is a name of COSTS.
 
     z, b: [B,...]. source: [B] int. With gamma = 0 the two latent terms are left out.
     """
-    terms = {"distance": COSTS[cost](z, b)}
-    if gamma:
-        terms |= {"contrastive": contrastive(z - b, source, tau), "orthogonality": orthogonality(b, z - b)}
-    latent = sum(terms[name] for name in terms if name != "distance")
-    return {"cost": terms["distance"] + gamma * latent, **terms}
+    distance = COSTS[cost](z, b)
+    if not gamma:
+        return {"cost": distance, "distance": distance}
+    ctr, ort = contrastive(z - b, source, tau), orthogonality(b, z - b)
+    cost = distance + gamma * (ctr + ort)
+    return {"cost": cost, "distance": distance, "contrastive": ctr, "orthogonality": ort}
 
 
 def of_source(f: Tensor, source: Tensor) -> Tensor:

@@ -43,20 +43,19 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         size = x.shape[axis]
         pad = -size % multiple
         if pad:
-            amounts = (0, pad) if axis == 3 else (0, 0, 0, pad)
-            # Reflection on one axis needs the other one spelled out, too.
-            x = F.pad(x, amounts + (0, 0) * (axis == 3), mode="reflect" if pad < size else "replicate")
+            amounts = (0, pad, 0, 0) if axis == 3 else (0, 0, 0, pad)
+            x = F.pad(x, amounts, mode="reflect" if pad < size else "replicate")
     return x
 
 
 def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "inductor") -> None:
     """torch.compile of the blocks of all stages; those of equal channels and heads share what is compiled.
 
-    dynamic: for any size from the first image, else from the second.
+    dynamic: True compiles for any size at once, None only after a second size.
     """
     net.compiled = True
     torch._dynamo.config.cache_size_limit = 64                  # kinds of blocks, in several modes
-    torch.fx.experimental._config.use_duck_shape = False        # not for squares alone after a square image
+    torch.fx.experimental._config.use_duck_shape = False        # a square first image: not H = W alone
     for chain in net.modules():
         for block in chain if isinstance(chain, Blocks) else ():
             block.compile(dynamic=dynamic, backend=backend)

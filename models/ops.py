@@ -1,6 +1,6 @@
 """Operations of Restormer's blocks in the form that is fast and keeps little for the backward pass.
 
-None of them changes a result; each was measured (benchmarks/RESULTS.md).
+None of them changes a result but by rounding; each was measured (benchmarks/RESULTS.md).
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """That of convolutions and products of x: autocast's, or else its own."""
+    """The dtype in which convolutions and products of x are computed: autocast's if enabled, else its own."""
     device = x.device.type
     rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)     # not on meta
     return torch.get_autocast_dtype(device) if rounded else x.dtype
@@ -69,7 +69,7 @@ def filled_up(pointwise: Tensor, depthwise: Tensor, out: Tensor) -> tuple[Tensor
     at a time and are slow at int(2.66 * 96) = 255. The result is the same, as gelu(0) * 0 = 0.
     """
     if torch.compiler.is_compiling() and not out.is_cuda:
-        return pointwise, depthwise, out    # from filled ones, the compiler takes a batch of one for NCHW
+        return pointwise, depthwise, out    # with filled ones, the compiler chooses NCHW for a batch of 1
     width = out.shape[1]
     filled = width + -width % 16
 

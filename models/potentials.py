@@ -33,7 +33,7 @@ class Standardize(nn.Module):
     def update(self, z: Tensor) -> None:
         """Take the latents of a batch, of all processes, into the running moments, if all are finite."""
         moments = average_(torch.stack([z.mean(dim=(0, 2, 3)), z.square().mean(dim=(0, 2, 3))]))
-        finite = moments.isfinite().all()                           # nobody waits to know
+        finite = moments.isfinite().all()                           # no host synchronisation
         self.steps += finite
         weight = (1 - self.decay) / (1 - self.decay**self.steps)    # at first the plain mean of all steps
         for running, batch in zip((self.mean, self.square), moments, strict=True):
@@ -69,7 +69,7 @@ class Potentials(nn.Module):
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
             raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
         self.congruent = congruent
-        self.register_buffer("lambdas", lambdas.float(), persistent=False)   # the objective's, if resumed too
+        self.register_buffer("lambdas", lambdas.float(), persistent=False)   # not saved: the current options'
         self.standardize = Standardize(channels) if standardized else nn.Identity()
         self.features = nn.Sequential(
             nn.Conv2d(channels, sources * width, 3, padding=1),

@@ -21,6 +21,8 @@ class LayerNorm(nn.LayerNorm):
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention: attention between channels instead of pixels (Restormer, eq. 1).
 
+    Of its convolutions only the weights are used (models/ops.py, models/strips.py).
+
     Args:
         channels: input and output channels, a multiple of `heads`.
         heads: each head attends within its own c = channels/heads channels.

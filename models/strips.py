@@ -1,4 +1,4 @@
-"""Inference in bounded memory: a network of Restormer blocks computed a few rows at a time, exactly.
+"""Inference in bounded memory: a network of Restormer blocks a few rows at a time, equal to rounding.
 
 Attention needs only sums over all pixels: a first pass over the strips adds them up, a second one uses them.
 A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks and the values of

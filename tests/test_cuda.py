@@ -82,6 +82,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
         torch.testing.assert_close(weight, resumed["net"][name], rtol=1e-2, atol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("before, after", [("false", "true"), ("true", "false")])
+def test_a_run_resumes_with_other_graphs(tmp_path, optimizer, before, after):
+    """A checkpoint of launched steps, as on several GPUs or a CPU, goes on in recorded ones, and back."""
+    opt = option_file(tmp_path, optimizer=optimizer, steps=12)
+    run(opt, "--set", "steps=6", f"graphs={before}")
+    run(opt, "--resume", "--set", f"graphs={after}")
+    assert len(losses(tmp_path / "run")) == 12
+
+
 @pytest.mark.parametrize("kind, how", [
     (torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how):

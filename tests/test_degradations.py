@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from conftest import run_script, write_image
+from data.cache import check_all
 from data.datasets import ImageSet, TrainingSet
-from data.degradations import BY_LEVEL, BY_RANGE, LIGHT, Parts, path_kernel, plain_patch, recorded_layer
+from data.degradations import BY_LEVEL, BY_RANGE, LIGHT, Parts, path_kernel, placed_layer, plain_patch
 from utils import options
 from utils.errors import InputError
 from utils.evaluation import degraded_and_clean
@@ -49,14 +50,14 @@ def test_a_recorded_rain_layer_is_added_as_it_is():
     clean, layer = photograph(), rng(5).integers(0, 90, (60, 80), dtype=np.uint8)
     expected = {True: 0, False: 0}
     for seed in range(40):                                      # every other one is turned and scaled
-        rainy = BY_RANGE["rain"](clean, 1, rng(seed), Parts(layers=[layer]))
+        rainy = BY_RANGE["rain"](clean, 1, rng(seed), Parts(layer=lambda _: layer))
         sides = [np.minimum(clean.astype(int) + s[..., None], 255) for s in (layer, layer[:, ::-1])]
         expected[any(np.array_equal(rainy, side) for side in sides)] += 1
     assert min(expected.values()) >= 10
 
 
 def test_a_small_layer_covers_a_large_image():
-    assert recorded_layer([np.full((20, 20), 9, np.uint8)], (50, 70), rng(3)).shape == (50, 70)
+    assert placed_layer(np.full((20, 20), 9, np.uint8), (50, 70), rng(3)).shape == (50, 70)
 
 
 def test_haze_follows_the_scattering_law_with_its_recorded_depth():
@@ -127,6 +128,16 @@ def test_training_takes_depth_and_layers_from_disk(tree):
     for position in range(6):
         rainy, clean, source = training_set[(5, position, 32)]
         assert source == 1 and torch.equal(rainy, (clean.int() + 30).clamp(max=255).byte())
+
+
+@pytest.mark.parametrize("damaged", ["clean/1.png", "depth/2.png", "layers/a.png"])
+def test_a_dry_run_decodes_depth_and_layers_too(tree, damaged):
+    sets = [image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], depth="depth"),
+            image_set(tree, name="rain", clean="clean", degradation="rain", range=[1, 1], layers="layers")]
+    check_all(sets)
+    (tree / damaged).write_bytes((tree / damaged).read_bytes()[:60])
+    with pytest.raises(InputError, match=damaged):
+        check_all(sets)
 
 
 def test_a_blurred_patch_saw_what_lies_around_it(tree):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.faults import same_state
-from utils.distributed import Side
+from utils.distributed import Side, make_side
 
 
 def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
@@ -47,3 +47,13 @@ def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
     assert torch.equal(layer.weight, before) and same_state(side.optimizer.state_dict()["state"], state)
     step(side, layer(x).square().sum())
     assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["rmsprop", "adamw"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_loaded_optimizer_is_recorded_as_its_own_run_says(kind, recorded):
+    """Whether the checkpoint's was or not; on CUDA torch moves the state there by it."""
+    layer = torch.nn.Linear(3, 2)
+    ours, other = (make_side(kind, layer.parameters(), 0.1, recorded=r) for r in (recorded, not recorded))
+    ours.optimizer.load_state_dict(other.optimizer.state_dict())
+    assert [group["capturable"] for group in ours.optimizer.param_groups] == [recorded]

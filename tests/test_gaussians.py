@@ -80,7 +80,7 @@ def test_training_finds_the_barycenter_and_its_bound_holds(truth):
 @pytest.mark.parametrize("how, least", [
     (dict(objective_lambdas=torch.full((3,), 1 / 3)), 10),      # other weights than the congruence's
     (dict(scheme="shared"), 10),                                # one map for sources that overlap
-    (dict(cost="euclidean"), 10),                               # the distance, not squared
+    (dict(cost="root_mean_square"), 10),                               # the distance, not squared
 ])
 def test_negative_controls(truth, how, least):
     assert not error(truth, **how)[0] < least

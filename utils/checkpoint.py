@@ -26,7 +26,7 @@ from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, parse
 
-# Options that a run must keep, as its checkpoint would not fit; and those that would make it another run.
+# Options that a run must keep, as its networks and optimizers go on; and those that make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
 SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share")
 

@@ -132,13 +132,19 @@ class Side:
         first, size = self.parameters[0], sum(p.numel() for p in self.parameters)
         self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
         self.rate = torch.zeros((), device=first.device)            # where a recorded step reads it
+        optimizer.register_load_state_dict_pre_hook(self._as_here)
+
+    def _as_here(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """A checkpoint's state, perhaps of a CPU or of several GPUs, becomes one of this optimizer."""
+        for group in state["param_groups"]:
+            group["capturable"] = optimizer.defaults["capturable"]
 
     def set_learning_rate(self, factor: float) -> None:
         """The share of the first learning rate that holds from now on."""
-        recorded = self.optimizer.defaults["capturable"]
         rate = self.learning_rate * factor
-        for group in self.optimizer.param_groups:                   # those of a checkpoint, perhaps
-            group.update(lr=self.rate.fill_(rate) if recorded else rate, capturable=recorded)
+        recorded = self.optimizer.defaults["capturable"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate.fill_(rate) if recorded else rate
 
     def thaw(self) -> None:
         """Let the parameters require gradients, which are zero."""
@@ -165,7 +171,7 @@ class Side:
             self.gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
         if self.optimizer.defaults.get("fused"):
             self.optimizer.found_inf = (~finite).float()        # their kernels read it and make no step
-        elif self.gradient.is_cuda:                             # nobody waits to know: a gradient of zeros
+        elif self.gradient.is_cuda:                             # without host synchronisation: zeros
             torch.where(finite, self.gradient, torch.zeros_like(norm), out=self.gradient)
         elif not finite:
             for parameter in self.parameters:                   # optimizers pass over those without gradient

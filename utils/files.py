@@ -14,7 +14,7 @@ PARTIAL = ".partial-"           # what a file's name begins with until it is who
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Give an OSError the name of `path`: a full disk's has none, others may have a temporary file's."""
     try:
         yield
@@ -28,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
 
     check: sees the temporary file before it takes its place. previous: where the file at `path` goes.
     """
-    with naming(path):
+    with naming_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(4)}{path.suffix}")
         try:
@@ -60,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Add to the end of a text file and close it: nothing stays in a buffer."""
-    with naming(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with naming_file(path), open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
 
 

@@ -1,4 +1,4 @@
-"""Options of train.py and test.py: names, types, ranges, defaults (the paper's or the release's), and reader.
+"""Options of train.py and test.py: names, types, ranges, defaults (mostly the paper's), and reader.
 
 An option file is nested YAML. An unknown key, a wrong type or a value out of range is an InputError that
 names the file and the key.
@@ -159,18 +159,18 @@ class Potentials:
 
     width: Positive[int] = 64
     congruence: Literal["exact", "penalty"] = "exact"
-    penalty: Positive[float] = 10.0                         # rho of the release, for congruence: penalty
+    penalty: Positive[float] = 10.0                         # rho of the release
 
 
 @dataclass
 class Objective:
     w_rec: Positive[float] = 1e4
-    # A name of losses.barycenter.COSTS:
-    cost: Literal["root_mean_square", "mean_square", "euclidean", "quadratic"] = "root_mean_square"
+    # The paper's is root_mean_square, with which exactly congruent potentials run away (RESULTS.md).
+    cost: Literal["mean_square", "root_mean_square"] = "mean_square"
     gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
     tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
-    low_weight: NotNegative[float] = 0.0                    # > 0: reconstruction in two bands, of the low one
+    low_weight: NotNegative[float] = 0.0                    # of the low band; 0: one band, plain L1
 
 
 @dataclass
@@ -214,7 +214,7 @@ class TrainOptions(Options):
     sources: list[Source]
     output: str = "experiments"                             # the run's folder is output/name
     seed: NotNegative[int] = 0
-    # What the backward pass computes again. cheap: a block but for its dearest products; all: every block.
+    # Activation checkpointing. cheap: keep each block's matrix products; all: keep each block's input alone.
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
@@ -238,7 +238,7 @@ class TrainOptions(Options):
     potential_learning_rate: Positive[float] = 1e-4
     transport_learning_rate: Positive[float] = 1e-3         # of T in scheme separate
     schedule: Schedule = field(default_factory=Schedule)
-    map_steps: Positive[int] = 1                            # joint: batches a potential step; separate: of T
+    map_steps: Positive[int] = 1                            # separate: steps of T per batch
     graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
     ema: Share = 0.0                                        # decay of the averaged weights; 0 = none
@@ -252,6 +252,8 @@ class TrainOptions(Options):
         require(bool(self.epochs) != bool(self.steps),
                 f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         require(self.sources, "sources: empty, expected at least one source")
+        require(self.scheme != "joint" or self.map_steps == 1,
+                f"map_steps: {self.map_steps} with scheme joint, expected 1")
         require(self.network.barycenter or self.scheme == "reconstruction",
                 f"scheme: {self.scheme} with network.barycenter: false, expected reconstruction")
         parts = {images.source for images in self.sources if images.source}

@@ -28,8 +28,8 @@ TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "ortho
          "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
          "potential_gradient_norm")                             # columns of losses.csv
 VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")    # columns of validation.csv
-NOT_APPLIED = 10            # steps in a row whose loss or gradient is not finite, which end a run
-AGREE_EVERY = 5             # steps between looks of GPUs at each other's signals: torchrun kills after 30 s
+NOT_APPLIED = 10            # so many steps in a row whose loss or gradient is not finite end a run
+AGREE_EVERY = 5             # steps between GPU processes' exchanges of signals: torchrun kills after 30 s
 
 
 class Run:
@@ -90,7 +90,7 @@ class Run:
         self.described = {**dataclasses.asdict(self.options), **facts}
         if self.checkpoint:
             self._load(*self.checkpoint, allow_changes)
-            self.checkpoint = None                              # its memory
+            self.checkpoint = None                              # frees its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
         self.begin_table("validation.csv", VALIDATION)
@@ -117,13 +117,13 @@ class Run:
             self.best = saved["best"]
         self.log("; ".join([f"resumed {path} at step {self.step}", *changed]))
         if self.writes and own and path.name == "previous.pth" and (self.folder / "last.pth").exists():
-            os.replace(self.folder / "last.pth", self.folder / "damaged.pth")           # else a save keeps it
+            os.replace(self.folder / "last.pth", self.folder / "damaged.pth")           # not previous.pth
 
     def report(self, sources: Sequence[str], sets: Sequence[ImageSet], net: nn.Module, potentials: nn.Module,
                sampler: EpochSampler, device: torch.device) -> None:
-        """Log what will run: the options, a line for each source, the validation sets, sizes."""
+        """Log what will run: sources, validation sets, sizes; in a dry run also the options."""
         of_sets = [f"validation {images.name}: {images.describe()}" for images in sets]
-        for message in [dump(self.options).rstrip(), *sources, *of_sets]:
+        for message in [*[dump(self.options).rstrip()] * (not self.writes), *sources, *of_sets]:
             self.log(message)
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
         epochs = sampler.samples / sum(sampler.groups)
@@ -191,7 +191,7 @@ def validate(run: Run, net: nn.Module, sets: Sequence[ImageSet], step: int) -> N
     for row in [*rows, average] if average else rows:
         if row.scores:
             run.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
-                    f"({row.images} images)")
+                    f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
         values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
         run.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
     if average and average.scores["psnr"] > run.best:
@@ -290,7 +290,7 @@ class LossTable:
         if not torch.stack(self.norms).isfinite().all():
             raise InputError(f"{file}: one step: loss or gradient not finite")
         means = ", ".join(f"{name} {value:.4g}" for name, value in self._means().items() if value == value)
-        self.run.log(f"one step: {means}")
+        self.run.log(f"one step: {means}\nno problems; nothing is saved by a dry run")
 
     def _means(self) -> dict[str, float]:
         """Means of the terms over steps and processes, of those that are finite; nan where none is."""
