@@ -137,7 +137,7 @@ def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], Non
     sources = open_sources(options)
     with tempfile.TemporaryDirectory() as folder:
         cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
-    samples = TrainingSet(sources, 0, cache)
+    samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
     batches = iter(make_loader(samples, sampler, flags.workers, torch.device("cpu")))
 
