@@ -78,7 +78,7 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     from losses.barycenter import sample_weights
     from models.baryir import compile_stages
     from models.recompute import recompute
-    from train import make_sides, map_step, potential_step
+    from train import Batch, make_sides, map_step, potential_step
     from utils.graphs import Recorded
     from utils.options import Objective, Source, TrainOptions
 
@@ -106,7 +106,8 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
         if what == "step_compiled":
             compile_stages(net)
         recorded = device.startswith("cuda")
-        sides, sample = make_sides(net, potentials, options, recorded), (degraded, clean, source, weights)
+        sides = make_sides(net, potentials, options, recorded)
+        sample = Batch(degraded, clean, source, weights)
         net.requires_grad_(False)
         potentials.requires_grad_(False)
         steps = [partial(map_step, net, potentials, sides["map"], options=options),
@@ -119,8 +120,11 @@ def training(side: str, what: str, size: int, device: str, dtype: str, batch: in
     return lambda: (maps(), potentials_too())
 
 
-def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], None]:
-    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of --source."""
+def loading(side: str, size: int, folder: str, flags: argparse.Namespace) -> Callable[[], None]:
+    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of --source.
+
+    folder: holds the decoded images, which workers map as long as they load.
+    """
     from data.cache import decode_all
     from data.datasets import TrainingSet, open_sources
     from data.sampler import EpochSampler, make_loader
@@ -135,8 +139,7 @@ def loading(side: str, size: int, flags: argparse.Namespace) -> Callable[[], Non
         options.sources = [entry for entry in options.sources
                            if flags.source in (entry.source, entry.name, entry.degradation)]
     sources = open_sources(options)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
+    cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
     batches = iter(make_loader(samples, sampler, flags.workers, torch.device("cpu")))
@@ -179,16 +182,17 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
     torch.manual_seed(0)
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if what == "loading":
-        run = loading(side, size, flags)
-    elif what in FORWARD:
-        run = forward(side, what, size, flags)
-    else:
-        run = training(side, what, size, device, dtype, flags.batch)
-    run()
-    reset_peak_memory(device)
-    passes = 20 if device.startswith("cuda") else 1 if what == "inference" else PASSES
-    return {"seconds": median_seconds(run, device, passes), "gigabytes": peak_memory(device) / 1e9}
+    with tempfile.TemporaryDirectory() as folder:
+        if what == "loading":
+            run = loading(side, size, folder, flags)
+        elif what in FORWARD:
+            run = forward(side, what, size, flags)
+        else:
+            run = training(side, what, size, device, dtype, flags.batch)
+        run()
+        reset_peak_memory(device)
+        passes = 20 if device.startswith("cuda") else 1 if what == "inference" else PASSES
+        return {"seconds": median_seconds(run, device, passes), "gigabytes": peak_memory(device) / 1e9}
 
 
 def rates(device: str) -> tuple[dict[str, float], float]:
