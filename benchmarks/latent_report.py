@@ -222,7 +222,6 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE",
                         help="option file of test.py: each test set is a source")
-    parser.add_argument("--checkpoint", metavar="PATH", help="instead of the option file's")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override options, keys dotted")
     parser.add_argument("--patches", type=int, default=90, help="of each source")
@@ -230,8 +229,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"),
                         help="CSV file to write; the picture goes beside it")
     flags = parser.parse_args()
-    overrides = flags.set + ([f"checkpoint={flags.checkpoint}"] if flags.checkpoint else [])
-    options = load_options(TestOptions, flags.opt, overrides)
+    options = load_options(TestOptions, flags.opt, flags.set)
     if flags.size < 16 or flags.patches < FOLDS:
         raise InputError(f"--patches {flags.patches} --size {flags.size}, "
                          f"expected at least {FOLDS} patches of at least 16 pixels")
