@@ -1,6 +1,6 @@
 """What the barycenter is worth on images: sources lie apart in z; do they in b, and does r tell them apart?
 
-    python -m benchmarks.latent_report --opt options/study/matched.yml [--checkpoint PATH] [--set root=PATH]
+    python -m benchmarks.latent_report --opt options/study/matched.yml [--set root=PATH checkpoint=PATH]
 
 Each test set of the option file is a source. As many patches of each, spread over its images, go through
 encoder and barycenter map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and

@@ -58,7 +58,8 @@ def test_report(tmp_path, checkpoint):
     opt.write_text(yaml.safe_dump({"name": "some", "checkpoint": "none.pth", "root": str(tmp_path),
                                    "device": "cpu", "sets": sets}))
     out = tmp_path / "out/report.csv"
-    arguments = ["benchmarks/latent_report.py", "--opt", opt, "--set", f"checkpoint={checkpoint}", "--patches", 12,
+    arguments = ["benchmarks/latent_report.py", "--opt", opt, "--set", f"checkpoint={checkpoint}",
+                 "--patches", 12,
                  "--size", 24, "--out", out]
     result = run_script(*arguments)
     assert result.returncode == 0, result.stderr

@@ -3,11 +3,11 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
-Batch, Results = TypeVar("Batch", bound=NamedTuple), TypeVar("Results")
+Batch, Results = TypeVar("Batch", bound=tuple), TypeVar("Results")
 WARM_UP = 3             # calls before a recording, in which libraries and optimizers make what they keep
 
 
