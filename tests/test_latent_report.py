@@ -59,8 +59,7 @@ def test_report(tmp_path, checkpoint):
                                    "device": "cpu", "sets": sets}))
     out = tmp_path / "out/report.csv"
     arguments = ["benchmarks/latent_report.py", "--opt", opt, "--set", f"checkpoint={checkpoint}",
-                 "--patches", 12,
-                 "--size", 24, "--out", out]
+                 "--patches", 12, "--size", 24, "--out", out]
     result = run_script(*arguments)
     assert result.returncode == 0, result.stderr
     rows = {row["quantity"]: row for row in csv.DictReader(out.read_text().splitlines())}
