@@ -23,6 +23,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 from torchvision.utils import make_grid
 
+from utils.errors import one_line_errors
+from utils.images import read_image, save_image
+
 GAMMA = 2.2                                                     # of 8-bit values: light = (value / 255)^2.2
 LIGHT = (np.arange(256) / 255).astype(np.float32) ** GAMMA      # linear light of each 8-bit value
 
@@ -316,8 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from utils.errors import one_line_errors
-    from utils.images import read_image, save_image
-
     with one_line_errors():
         main()

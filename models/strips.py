@@ -90,7 +90,10 @@ def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise:
         new, first, last = strip.shape[1], top == 0, top + rows >= height
         for part, p in zip(seen, pointwise, strict=True):
             torch.mm(strip.flatten(0, 2), p.flatten(1).mT, out=part[0, 2:2 + new].flatten(0, 1))
-            part[:, 1:1 + first] = part[:, 2 + new:2 + new + last] = 0
+            if first:
+                part[:, 1] = 0
+            if last:
+                part[:, 2 + new] = 0
         begin, end = int(first), 2 + new + int(last)
         if end - begin > 2:                                     # not after a first strip of a single row
             values = [depthwise_conv(part[:, begin:end].permute(0, 3, 1, 2), d, padding=(0, 1))

@@ -53,8 +53,8 @@ class Run:
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
         if restarted and (holds_run or resume is None):
             resume = ""
-        elsewhere = resume is None or resume and Path(resume).resolve().parent != self.folder.resolve()
-        if holds_run and elsewhere and not dry:
+        own = resume == "" or resume and Path(resume).resolve().parent == self.folder.resolve()
+        if holds_run and not own and not dry:
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
         if resume == "" and not self.folder.exists() and not restarted:
