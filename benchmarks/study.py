@@ -213,8 +213,8 @@ def tables() -> str:
     for row, found in by_row.items():
         of_seeds = [np.mean([found[name].mean(axis=1) for name in of_group[part]], axis=0)
                     for part in of_group]
-        lines.append([names.get(row, row), *(f"{x.mean():.2f}" + f" ({x.std(ddof=1):.2f})" * (len(x) > 1)
-                                             for x in of_seeds), str(len(of_seeds[0]))])
+        cells = (f"{x.mean():.2f}" + (f" ({x.std(ddof=1):.2f})" if len(x) > 1 else "") for x in of_seeds)
+        lines.append([names.get(row, row), *cells, str(len(of_seeds[0]))])
     text += ["", as_text(lines)]
     if BASELINE in by_row:
         rng = np.random.default_rng(0)
@@ -288,7 +288,7 @@ def main() -> None:
     with ThreadPoolExecutor(max(1, flags.jobs)) as pool:
         for line in pool.map(separately, missing):
             print(line, flush=True)
-    collect(flags.output)
+            collect(flags.output)
     if not STOPPING:
         print(tables())
 
