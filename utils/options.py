@@ -159,7 +159,7 @@ class Potentials:
 
     width: Positive[int] = 64
     congruence: Literal["exact", "penalty"] = "exact"
-    penalty: Positive[float] = 10.0                         # rho of the release
+    penalty: Positive[float] = 10.0                         # rho of the release, for congruence: penalty
 
 
 @dataclass
@@ -214,7 +214,7 @@ class TrainOptions(Options):
     sources: list[Source]
     output: str = "experiments"                             # the run's folder is output/name
     seed: NotNegative[int] = 0
-    # Activation checkpointing. cheap: keep each block's matrix products; all: keep each block's input alone.
+    # Activation checkpointing. cheap: keep what is expensive to compute again; all: each block's input alone.
     recompute: Literal["none", "cheap", "all"] = "none"
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from

@@ -122,9 +122,10 @@ class Run:
     def report(self, sources: Sequence[str], sets: Sequence[ImageSet], net: nn.Module, potentials: nn.Module,
                sampler: EpochSampler, device: torch.device) -> None:
         """Log what will run: sources, validation sets, sizes; in a dry run also the options."""
-        of_sets = [f"validation {images.name}: {images.describe()}" for images in sets]
-        for message in [*[dump(self.options).rstrip()] * (not self.writes), *sources, *of_sets]:
-            self.log(message)
+        if not self.writes:
+            self.log(dump(self.options).rstrip())               # else they are in options.yml
+        for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
+            self.log(line)
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
         epochs = sampler.samples / sum(sampler.groups)
         self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
@@ -290,7 +291,8 @@ class LossTable:
         if not torch.stack(self.norms).isfinite().all():
             raise InputError(f"{file}: one step: loss or gradient not finite")
         means = ", ".join(f"{name} {value:.4g}" for name, value in self._means().items() if value == value)
-        self.run.log(f"one step: {means}\nno problems; nothing is saved by a dry run")
+        self.run.log(f"one step: {means}")
+        self.run.log("no problems; a dry run saves nothing")
 
     def _means(self) -> dict[str, float]:
         """Means of the terms over steps and processes, of those that are finite; nan where none is."""
