@@ -1,6 +1,6 @@
 """Does the barycenter help where training never went? Networks under equal conditions, on real images.
 
-    python -m benchmarks.study --root PATH/TO/mini5d [--jobs 2]       trains and measures what is missing
+    python -m benchmarks.study --root PATH/TO/mini5d [--jobs 2]       trains and measures what the tables lack
     python -m benchmarks.study --root PATH/TO/mini5d --run e_separate --seed 1
     python -m benchmarks.study --tables                               prints the tables, trains nothing
 
@@ -266,8 +266,10 @@ def main() -> None:
     if flags.run:
         run(flags.run, flags.seed, flags.root, flags.output)
         return
-    missing = [(name, seed) for seed in range(3) for name in names if seed < SEEDS.get(name[0], 1)
-               and not (flags.output / f"{name}_{seed}/runs.csv").exists()]
+    collect(flags.output)
+    have = {(line["row"], int(line["seed"])) for line in read(RESULTS / "runs.csv")}
+    missing = [(name, seed) for seed in range(3) for name in names
+               if seed < SEEDS.get(name[0], 1) and (name[0], seed) not in have]
 
     def separately(of: tuple[str, int]) -> str:
         """A run in a process of its own, on one core; returns its line."""
