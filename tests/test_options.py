@@ -54,6 +54,20 @@ def test_the_networks_options_are_its_arguments():
     assert as_given == arguments
 
 
+def test_options_that_a_scheme_does_not_use_are_named(tmp_path):
+    for scheme, changes, unread in (
+        ("joint", ["objective.gamma=0", "transport_learning_rate=1"], ["transport_learning_rate"]),
+        ("separate", ["objective.gamma=0", "objective.w_rec=1", "map_steps=2"], ["w_rec"]),
+        ("reconstruction", ["objective.gamma=0", "potentials.width=8", "map_steps=2", "clip=1"],
+         ["map_steps", "gamma", "width"]),
+    ):
+        loaded = load(tmp_path, MINIMAL, f"scheme={scheme}", *changes)
+        assert loaded.unread() == unread
+        assert not load(tmp_path, MINIMAL, f"scheme={scheme}").unread()
+        known = {**vars(loaded), **vars(loaded.objective), **vars(loaded.potentials)}
+        assert options.UNREAD[scheme] <= known.keys()
+
+
 def test_defaults_are_the_papers_values(tmp_path):
     loaded = load(tmp_path, MINIMAL)
     assert (loaded.objective.w_rec, loaded.objective.gamma, loaded.objective.tau) == (1e4, 0.05, 0.07)

@@ -191,6 +191,12 @@ class Schedule:
         return self.factor ** int(step / (self.every * steps_per_epoch)) if self.name == "step" else 1.0
 
 
+# Options that a scheme does not read.
+UNREAD = {"joint": {"transport_learning_rate"}, "separate": {"w_rec"},
+          "reconstruction": {"w_rec", "cost", "gamma", "tau", "lambdas", "width", "congruence", "penalty",
+                             "map_steps", "potential_learning_rate", "transport_learning_rate"}}
+
+
 @dataclass
 class Validation:
     every: Positive[int] = 5000                             # steps
@@ -266,6 +272,11 @@ class TrainOptions(Options):
         require(not self.balanced or not any(batch % len(names) for batch in batches),
                 f"balanced: batches of {batches} with {len(names)} sources, "
                 f"expected multiples of {len(names)}")
+
+    def unread(self) -> list[str]:
+        """Options that were changed and that the scheme does not read."""
+        return [name for part in (self, self.objective, self.potentials) for name, value in vars(part).items()
+                if name in UNREAD[self.scheme] and value != getattr(type(part), name)]
 
 
 @dataclass(kw_only=True)
