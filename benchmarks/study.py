@@ -48,7 +48,7 @@ from utils.tables import as_text
 OPTIONS = Path("options/study")
 RESULTS = Path("benchmarks/study")
 SEEDS = {"b": 3, "c": 3, "e": 3}                                # of the rows, by their letter; else 1
-BASELINE = "b"
+BASELINE, UNSEEN = "b", "type and mixed"
 GROUPS = ("seen", "level", "type", "mixed")
 TABLES = {
     "sets": ("row", "seed", "sources", "group", "set", "images", "psnr", "ssim"),
@@ -216,34 +216,36 @@ def tables() -> str:
         cells = (f"{x.mean():.2f}" + (f" ({x.std(ddof=1):.2f})" if len(x) > 1 else "") for x in of_seeds)
         lines.append([names.get(row, row), *cells, str(len(of_seeds[0]))])
     text += ["", as_text(lines)]
+    gains = {}
     if BASELINE in by_row:
         rng = np.random.default_rng(0)
         title = f"paired difference to {names[BASELINE]} in dB, 95 % interval"
-        lines = [[title, *of_group, "type and mixed"]]
+        lines = [[title, *of_group, UNSEEN]]
         groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
         for row, found in by_row.items():
             if row != BASELINE:
-                cells = ("{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[BASELINE], part, rng))
-                         for part in groups)
+                cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[BASELINE], part, rng))
+                         for part in groups]
                 lines.append([names.get(row, row), *cells])
+                gains[row] = cells[-1]
         text += ["", as_text(lines)]
     lines = [["PSNR in dB", *(names.get(row, row) for row in by_row)]]
     lines += [[name, *(f"{found[name].mean():.2f}" for found in by_row.values())] for name in sets]
-    text += ["", as_text(lines), "", as_text(latent_table(names))]
+    text += ["", as_text(lines), "", as_text(latent_table(names, gains))]
     return "\n".join(text)
 
 
-def latent_table(names: dict[str, str]) -> list[list[str]]:
-    """What latents.csv says of each row with a barycenter, mean over seeds: z, b and r."""
+def latent_table(names: dict[str, str], gains: dict[str, str]) -> list[list[str]]:
+    """What latents.csv says of each row with a barycenter, means over seeds of z, b and r, and its gain."""
     wanted = ("distance between sources", "variance", "probe accuracy", "same scene", "retrieval")
     found = defaultdict(list)
     for line in read(RESULTS / "latents.csv"):
         if line["quantity"] in wanted:
             found[line["row"], line["quantity"]].append([float(line[space]) for space in "zbr"])
-    lines = [["matched scenes: z / b / r", *wanted]]
+    lines = [["matched scenes: z / b / r", *wanted, f"{UNSEEN}, less {BASELINE}"]]
     for row in dict.fromkeys(row for row, _ in found):
         lines.append([names.get(row, row), *(" / ".join(f"{value:.3f}" for value in np.mean(found[row, q], 0))
-                                             for q in wanted)])
+                                             for q in wanted), gains.get(row, "-")])
     return lines
 
 
