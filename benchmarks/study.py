@@ -4,11 +4,11 @@
     python -m benchmarks.study --root PATH/TO/mini5d --run e_separate --seed 1
     python -m benchmarks.study --tables                               prints the tables, trains nothing
 
-A row is an option file of options/study (base.yml and one line of difference), a run is a row with a seed.
-train.py trains it, on the same samples in the same order as all runs of its seed, and goes on where it was
-stopped (SIGTERM or Ctrl-C: all is saved). It is measured on the sets of test.yml and the matched scenes of
-matched.yml (benchmarks.latent_report). Its figures lie beside its checkpoint and are collected in
-benchmarks/study:
+A row is an option file of options/study (base.yml and one line of difference), a run is a row with a seed;
+rows from i on are further runs, which ask why. train.py trains it, on the same samples in the same order as
+all runs of its seed, and goes on where it was stopped (SIGTERM or Ctrl-C: all is saved). It is measured on
+the sets of test.yml and the matched scenes of matched.yml (benchmarks.latent_report). Its figures lie
+beside its checkpoint and are collected in benchmarks/study:
 
     sets.csv      PSNR and SSIM by set; groups: seen, and unseen level, type and mixed degradations
     images.csv    the same by image

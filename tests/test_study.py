@@ -23,7 +23,9 @@ def test_rows_differ_in_one_thing_alone():
     # d: the objective's weight, distance, penalty; the clip grows with the weight; one step of T a batch.
     allowed = {"a": {"scheme", "network"}, "b": {"scheme", "network"}, "c": {"scheme"},
                "d": {"scheme", "objective", "potentials", "clip", "map_steps"},
-               "e": set(), "f": {"objective"}, "g": {"network"}, "h": {"network"}}
+               "e": set(), "f": {"objective"}, "g": {"network"}, "h": {"network"},
+               "i": {"map_steps"}, "j": {"network"}, "k": {"potential_learning_rate"}}
+    allowed["l"] = allowed["d"]
     base = dataclasses.asdict(load_options(TrainOptions, str(REPOSITORY / "options/study/base.yml")))
     files = sorted((REPOSITORY / "options/study").glob("[a-z]_*.yml"))
     assert [path.stem[0] for path in files] == list(allowed)
