@@ -48,7 +48,7 @@ from utils.tables import as_text
 OPTIONS = Path("options/study")
 RESULTS = Path("benchmarks/study")
 SEEDS = {"b": 3, "c": 3, "e": 3}                                # of the rows, by their letter; else 1
-BASELINE, UNSEEN = "b", "type and mixed"
+UNSEEN = "type and mixed"
 GROUPS = ("seen", "level", "type", "mixed")
 TABLES = {
     "sets": ("row", "seed", "sources", "group", "set", "images", "psnr", "ssim"),
@@ -198,11 +198,13 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], sets:
     return (mean(np.arange), *np.percentile(draws, (2.5, 97.5)))
 
 
-def tables() -> str:
-    """All tables, of the files in benchmarks/study."""
+def tables(baseline: str = "b") -> str:
+    """All tables, of the files in benchmarks/study; differences are to the row `baseline`."""
     by_row, runs = scores(read(RESULTS / "images.csv")), read(RESULTS / "runs.csv")
     if not runs:
         raise InputError(f"{RESULTS}: no runs.csv yet, expected runs: python -m benchmarks.study --root PATH")
+    if baseline not in by_row:
+        raise InputError(f"--baseline {baseline}: no run of that row, expected one of {', '.join(by_row)}")
     names = {path.stem[0]: path.stem for path in option_files().values()}
     text = ["Equal conditions", as_text([list(TABLES["runs"]), *([*line.values()] for line in runs)])]
     sets = sorted({name for of_row in by_row.values() for name in of_row},
@@ -216,33 +218,30 @@ def tables() -> str:
         cells = (f"{x.mean():.2f}" + (f" ({x.std(ddof=1):.2f})" if len(x) > 1 else "") for x in of_seeds)
         lines.append([names.get(row, row), *cells, str(len(of_seeds[0]))])
     text += ["", as_text(lines)]
-    gains = {}
-    if BASELINE in by_row:
-        rng = np.random.default_rng(0)
-        title = f"paired difference to {names[BASELINE]} in dB, 95 % interval"
-        lines = [[title, *of_group, UNSEEN]]
-        groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
-        for row, found in by_row.items():
-            if row != BASELINE:
-                cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[BASELINE], part, rng))
-                         for part in groups]
-                lines.append([names.get(row, row), *cells])
-                gains[row] = cells[-1]
-        text += ["", as_text(lines)]
+    rng, gains = np.random.default_rng(0), {}
+    lines = [[f"paired difference to {names[baseline]} in dB, 95 % interval", *of_group, UNSEEN]]
+    groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
+    for row, found in by_row.items():
+        if row != baseline:
+            cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[baseline], part, rng))
+                     for part in groups]
+            lines.append([names.get(row, row), *cells])
+            gains[row] = cells[-1]
+    text += ["", as_text(lines)]
     lines = [["PSNR in dB", *(names.get(row, row) for row in by_row)]]
     lines += [[name, *(f"{found[name].mean():.2f}" for found in by_row.values())] for name in sets]
-    text += ["", as_text(lines), "", as_text(latent_table(names, gains))]
+    text += ["", as_text(lines), "", as_text(latent_table(names, f"{UNSEEN}, less {baseline}", gains))]
     return "\n".join(text)
 
 
-def latent_table(names: dict[str, str], gains: dict[str, str]) -> list[list[str]]:
+def latent_table(names: dict[str, str], title: str, gains: dict[str, str]) -> list[list[str]]:
     """What latents.csv says of each row with a barycenter, means over seeds of z, b and r, and its gain."""
     wanted = ("distance between sources", "variance", "probe accuracy", "same scene", "retrieval")
     found = defaultdict(list)
     for line in read(RESULTS / "latents.csv"):
         if line["quantity"] in wanted:
             found[line["row"], line["quantity"]].append([float(line[space]) for space in "zbr"])
-    lines = [["matched scenes: z / b / r", *wanted, f"{UNSEEN}, less {BASELINE}"]]
+    lines = [["matched scenes: z / b / r", *wanted, title]]
     for row in dict.fromkeys(row for row, _ in found):
         lines.append([names.get(row, row), *(" / ".join(f"{value:.3f}" for value in np.mean(found[row, q], 0))
                                              for q in wanted), gains.get(row, "-")])
@@ -257,12 +256,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
+    parser.add_argument("--baseline", default="b", metavar="LETTER", help="row that others are compared to")
     flags = parser.parse_args()
     names = option_files()
     if flags.run and flags.run not in names:
         raise InputError(f"--run {flags.run}, expected one of {', '.join(names)}")
     if flags.tables:
-        print(tables())
+        print(tables(flags.baseline))
         return
     pass_on_signals()
     if flags.run:
@@ -294,7 +294,7 @@ def main() -> None:
             print(line, flush=True)
             collect(flags.output)
     if not STOPPING:
-        print(tables())
+        print(tables(flags.baseline))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,9 @@ def test_runs_and_tables(small_study):
     study.collect(small_study / "runs")
     text = study.tables()
     assert "e_other" in text and "type_noise" in text and "retrieval" in text
+    assert "difference to e_other" in study.tables("e")
+    with pytest.raises(InputError, match="--baseline x: no run of that row, expected one of b, e"):
+        study.tables("x")
     runs = study.read(small_study / "results/runs.csv")
     assert [line["row"] for line in runs] == ["b", "e"] and len({line["samples_hash"] for line in runs}) == 1
     images = study.read(small_study / "results/images.csv")
