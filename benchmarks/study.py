@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
-    parser.add_argument("--baseline", default="b", metavar="LETTER", help="with --tables: row to compare with")
+    parser.add_argument("--baseline", default="b", metavar="LETTER", help="with --tables: compare with it")
     flags = parser.parse_args()
     names = option_files()
     if flags.run and flags.run not in names:
