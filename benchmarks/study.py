@@ -218,11 +218,12 @@ def tables(baseline: str = "b") -> str:
         cells = (f"{x.mean():.2f}" + (f" ({x.std(ddof=1):.2f})" if len(x) > 1 else "") for x in of_seeds)
         lines.append([names.get(row, row), *cells, str(len(of_seeds[0]))])
     text += ["", as_text(lines)]
-    rng, gains = np.random.default_rng(0), {}
+    gains = {}
     lines = [[f"paired difference to {names[baseline]} in dB, 95 % interval", *of_group, UNSEEN]]
     groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
     for row, found in by_row.items():
         if row != baseline:
+            rng = np.random.default_rng(0)                      # of each row: no other row moves its digits
             cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[baseline], part, rng))
                      for part in groups]
             lines.append([names.get(row, row), *cells])
