@@ -47,7 +47,7 @@ from utils.tables import as_text
 
 OPTIONS = Path("options/study")
 RESULTS = Path("benchmarks/study")
-SEEDS = {"b": 3, "c": 3, "e": 3}                                # of the rows, by their letter; else 1
+SEEDS = {"b": 3, "c": 3, "e": 3, "j": 3}                                # of the rows, by their letter; else 1
 UNSEEN = "type and mixed"
 GROUPS = ("seen", "level", "type", "mixed")
 TABLES = {
