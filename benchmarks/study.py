@@ -1,11 +1,12 @@
 """Does the barycenter help where training never went? Networks under equal conditions, on real images.
 
     python -m benchmarks.study --root PATH/TO/mini5d [--jobs 2]       trains and measures what the tables lack
-    python -m benchmarks.study --root PATH/TO/mini5d --run e_separate --seed 1
+    python -m benchmarks.study --root PATH/TO/mini5d --run e_separate --seed 1 [--sources 3]
     python -m benchmarks.study --tables                               prints the tables, trains nothing
 
 A row is an option file of options/study (base.yml and one line of difference), a run is a row with a seed;
-rows from i on are further runs, which ask why. train.py trains it, on the same samples in the same order as
+rows from i on are further runs, which ask why. For the paper's curve, runs of CURVE have less sources, the
+first of ORDER. train.py trains it, on the same samples in the same order as
 all runs of its seed, and goes on where it was stopped (SIGTERM or Ctrl-C: all is saved). It is measured on
 the sets of test.yml and the matched scenes of matched.yml (benchmarks.latent_report). Its figures lie
 beside its checkpoint and are collected in benchmarks/study:
@@ -17,8 +18,10 @@ beside its checkpoint and are collected in benchmarks/study:
 """
 
 import csv
+import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import platform
 import resource
@@ -47,15 +50,17 @@ from utils.tables import as_text
 
 OPTIONS = Path("options/study")
 RESULTS = Path("benchmarks/study")
-SEEDS = {"b": 3, "c": 3, "e": 3, "j": 3}                                # of the rows, by their letter; else 1
+SEEDS = {"b": 3, "c": 3, "e": 3, "j": 3, "k": 3}                        # of the rows, by their letter; else 1
+ORDER = ("rain", "haze", "noise", "lowlight", "deblur")                 # in which the curve adds sources
+CURVE = ("b", "e")
 UNSEEN = "type and mixed"
 GROUPS = ("seen", "level", "type", "mixed")
 TABLES = {
     "sets": ("row", "seed", "sources", "group", "set", "images", "psnr", "ssim"),
     "images": ("row", "seed", "sources", "group", "set", "image", "psnr", "ssim"),
-    "runs": ("row", "seed", "parameters", "steps", "samples", "core_hours", "samples_hash", "date",
+    "runs": ("row", "seed", "sources", "parameters", "steps", "samples", "core_hours", "samples_hash", "date",
              "machine"),
-    "latents": ("row", "seed", "quantity", "z", "b", "r"),
+    "latents": ("row", "seed", "sources", "quantity", "z", "b", "r"),
 }
 DRAWS = 2000                                                    # of the bootstrap
 RUNNING: list[subprocess.Popen] = []
@@ -74,11 +79,28 @@ def hash_of_samples(sampler: EpochSampler, samples: TrainingSet, count: int = 10
     return hashlib.sha256(repr((sampler.seed, first, files)).encode()).hexdigest()[:16]
 
 
-def run(name: str, seed: int, root: str, output: Path) -> None:
+def first_sources(file: str, count: int) -> list[str]:
+    """Overrides that leave an option file the first sources of ORDER, in batches that they share evenly."""
+    options = load_options(TrainOptions, file)
+    sources = [dataclasses.asdict(source) for source in options.sources if source.source in ORDER[:count]]
+    batch, *batches = (max(1, round(size / count)) * count
+                       for size in (options.batch, *(size for _, size, _ in options.progressive)))
+    progressive = [[start, size, patch]
+                   for (start, _, patch), size in zip(options.progressive, batches, strict=True)]
+    return [f"sources={json.dumps(sources)}", f"batch={batch}", f"progressive={progressive}"]
+
+
+def run_name(name: str, seed: int, sources: int) -> str:
+    return f"{name}_{seed}" + (f"_of_{sources}" if sources < len(ORDER) else "")
+
+
+def run(name: str, seed: int, sources: int, root: str, output: Path) -> None:
     """Train a row with a seed, or continue it, and write its figures beside its checkpoint."""
-    row, folder = name[0], output / f"{name}_{seed}"
+    row, folder, file = name[0], output / run_name(name, seed, sources), str(option_files()[name])
     overrides = [f"root={root}", f"seed={seed}", f"name={folder.name}", f"output={output}"]
-    options = load_options(TrainOptions, str(option_files()[name]), overrides)
+    if sources < len(ORDER):
+        overrides += first_sources(file, sources)
+    options = load_options(TrainOptions, file, overrides)
     resume = ["--resume"] if (folder / "last.pth").exists() else []
     status = wait_for([sys.executable, "train.py", "--opt", options.file, "--set", *overrides, *resume])
     seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
@@ -91,7 +113,7 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     tests, matched = (load_options(TestOptions, str(OPTIONS / file), [f"root={root}"])
                       for file in ("test.yml", "matched.yml"))
     samples = TrainingSet(open_sources(options), seed)
-    sampler, sources = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1), len(samples.names)
+    sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
     images = []
 
     def note(images_of: ImageSet, result: Restored) -> None:
@@ -107,10 +129,10 @@ def run(name: str, seed: int, root: str, output: Path) -> None:
     if options.network.barycenter:
         scenes = open_test_sets(matched.sets, root, f"{matched.file}: sets", print)
         latents, _ = latent_report.measure(net, scenes, scenes[0].selected, 128)
-    write(folder, "latents", [[row, seed, *values[:4]] for values in latents])
+    write(folder, "latents", [[row, seed, sources, *values[:4]] for values in latents])
     parameters = sum(parameter.numel() for parameter in net.parameters())
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
-    write(folder, "runs", [[row, seed, parameters, options.steps, sampler.samples, f"{hours:.3f}",
+    write(folder, "runs", [[row, seed, sources, parameters, options.steps, sampler.samples, f"{hours:.3f}",
                             hash_of_samples(sampler, samples), date.today(), machine()]])
     (folder / "decoded.bin").unlink(missing_ok=True)            # a gigabyte
 
@@ -151,16 +173,21 @@ def write(folder: Path, table: str, rows: list) -> None:
 
 
 def collect(output: Path) -> None:
-    """The finished runs' figures, with what benchmarks/study has of others, by row and seed."""
+    """The finished runs' figures, with what benchmarks/study has of others, by row, seed and sources."""
     done = [path.parent for path in sorted(output.glob("*/runs.csv"))]
     for table in TABLES:
         rows = {}
         for path in [RESULTS / f"{table}.csv", *(folder / f"{table}.csv" for folder in done)]:
             by_run = defaultdict(list)
             for line in read(path):
-                by_run[line["row"], int(line["seed"])].append(list(line.values()))
+                by_run[key(line)].append(list(line.values()))
             rows |= by_run
-        write(RESULTS, table, [row for key in sorted(rows) for row in rows[key]])
+        write(RESULTS, table, [row for of_run in sorted(rows) for row in rows[of_run]])
+
+
+def key(line: dict[str, str]) -> tuple[str, int, int]:
+    """Row, number of sources (the study's runs, of all, come last) and seed that a line is of."""
+    return line["row"], int(line["sources"]), int(line["seed"])
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -170,10 +197,10 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def scores(lines: list[dict[str, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """PSNR of images.csv by row and set, [seeds,images]."""
+def scores(lines: list[dict[str, str]], sources: int) -> dict[str, dict[str, np.ndarray]]:
+    """PSNR of images.csv by row and set, [seeds,images], of the runs of so many sources."""
     found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for line in lines:
+    for line in (line for line in lines if int(line["sources"]) == sources):
         found[line["row"]][line["set"]][int(line["seed"])].append(float(line["psnr"]))
     return {row: {name: np.array([by_seed[seed] for seed in sorted(by_seed)])
                   for name, by_seed in sets.items()} for row, sets in found.items()}
@@ -200,7 +227,8 @@ def difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], sets:
 
 def tables(baseline: str = "b") -> str:
     """All tables, of the files in benchmarks/study; differences are to the row `baseline`."""
-    by_row, runs = scores(read(RESULTS / "images.csv")), read(RESULTS / "runs.csv")
+    runs, images = read(RESULTS / "runs.csv"), read(RESULTS / "images.csv")
+    by_row = scores(images, len(ORDER))
     if not runs:
         raise InputError(f"{RESULTS}: no runs.csv yet, expected runs: python -m benchmarks.study --root PATH")
     if baseline not in by_row:
@@ -232,7 +260,25 @@ def tables(baseline: str = "b") -> str:
     lines = [["PSNR in dB", *(names.get(row, row) for row in by_row)]]
     lines += [[name, *(f"{found[name].mean():.2f}" for found in by_row.values())] for name in sets]
     text += ["", as_text(lines), "", as_text(latent_table(names, f"{UNSEEN}, less {baseline}", gains))]
-    return "\n".join(text)
+    return "\n".join([*text, "", as_text(curve(images, of_group))])
+
+
+def curve(images: list[dict[str, str]], of_group: dict[str, list[str]]) -> list[list[str]]:
+    """PSNR of the rows CURVE where no run was trained, by the number of degradations trained."""
+    parts = [part for part in of_group if part in ("type", "mixed")]
+    unseen = [name for part in parts for name in of_group[part]]
+    first, last = CURVE
+    lines = [[f"trained, of {', '.join(ORDER)}", *(f"{row}: {part}" for part in parts for row in CURVE),
+              f"{last} less {first}, {UNSEEN}", "seeds"]]
+    for count in range(1, len(ORDER) + 1):
+        found = scores(images, count)
+        if all(row in found for row in CURVE):
+            means = (np.mean([found[row][name].mean() for name in of_group[part]])
+                     for part in parts for row in CURVE)
+            gain = difference(found[last], found[first], unseen, np.random.default_rng(0))
+            lines.append([f"the first {count}", *(f"{mean:.2f}" for mean in means),
+                          "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain), str(len(found[last][unseen[0]]))])
+    return lines
 
 
 def latent_table(names: dict[str, str], title: str, gains: dict[str, str]) -> list[list[str]]:
@@ -240,7 +286,7 @@ def latent_table(names: dict[str, str], title: str, gains: dict[str, str]) -> li
     wanted = ("distance between sources", "variance", "probe accuracy", "same scene", "retrieval")
     found = defaultdict(list)
     for line in read(RESULTS / "latents.csv"):
-        if line["quantity"] in wanted:
+        if line["quantity"] in wanted and int(line["sources"]) == len(ORDER):
             found[line["row"], line["quantity"]].append([float(line[space]) for space in "zbr"])
     lines = [["matched scenes: z / b / r", *wanted, title]]
     for row in dict.fromkeys(row for row, _ in found):
@@ -254,6 +300,8 @@ def main() -> None:
     parser.add_argument("--root", default="datasets/mini5d", help="folder of the images")
     parser.add_argument("--run", metavar="NAME", help="one row alone, by its option file's name")
     parser.add_argument("--seed", type=int, default=0, help="with --run")
+    parser.add_argument("--sources", type=int, default=len(ORDER), choices=range(1, len(ORDER) + 1),
+                        metavar="COUNT", help=f"with --run: only the first of {', '.join(ORDER)}")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
@@ -267,31 +315,33 @@ def main() -> None:
         return
     pass_on_signals()
     if flags.run:
-        run(flags.run, flags.seed, flags.root, flags.output)
+        run(flags.run, flags.seed, flags.sources, flags.root, flags.output)
         return
     collect(flags.output)
-    have = {(line["row"], int(line["seed"])) for line in read(RESULTS / "runs.csv")}
-    missing = [(name, seed) for seed in range(3) for name in names
-               if seed < SEEDS.get(name[0], 1) and (name[0], seed) not in have]
+    have = {key(line) for line in read(RESULTS / "runs.csv")}
+    wanted = [(name, len(ORDER), seed) for seed in range(3) for name in names
+              if seed < SEEDS.get(name[0], 1)]
+    wanted += [(name, count, 0) for count in range(2, len(ORDER)) for name in names if name[0] in CURVE]
 
-    def separately(of: tuple[str, int]) -> str:
+    def separately(of: tuple[str, int, int]) -> str:
         """A run in a process of its own, on one core; returns its line."""
-        name, seed = of
+        name, sources, seed = of
+        label = run_name(name, seed, sources)
         if STOPPING:
-            return f"{name} seed {seed}: not begun"
+            return f"{label}: not begun"
         start = time.monotonic()
         command = [sys.executable, "-m", "benchmarks.study", "--root", flags.root, "--output", flags.output,
-                   "--run", name, "--seed", str(seed)]
-        log = flags.output / f"{name}_{seed}.log"
+                   "--run", name, "--seed", str(seed), "--sources", str(sources)]
+        log = flags.output / f"{label}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:
             status = wait_for(command, stdout=file, stderr=subprocess.STDOUT,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})
         state = f"not done, see {log}" if status else "done"
-        return f"{name} seed {seed}: {state}, {(time.monotonic() - start) / 60:.0f} minutes"
+        return f"{label}: {state}, {(time.monotonic() - start) / 60:.0f} minutes"
 
     with ThreadPoolExecutor(max(1, flags.jobs)) as pool:
-        for line in pool.map(separately, missing):
+        for line in pool.map(separately, [of for of in wanted if (of[0][0], *of[1:]) not in have]):
             print(line, flush=True)
             collect(flags.output)
     if not STOPPING:

@@ -44,6 +44,20 @@ def test_difference_of_a_known_gain():
     assert nothing == 0 and low < 0 < high
 
 
+@pytest.mark.parametrize(("count", "names", "batch", "last"), [
+    (2, ["haze", "rain"], 20, 4), (3, ["haze", "noise", "rain"], 21, 6),
+    (4, ["haze", "lowlight", "noise", "rain"], 20, 4)])
+def test_runs_of_the_curve_have_the_first_sources(count, names, batch, last):
+    file = str(REPOSITORY / "options/study/e_separate.yml")
+    options = load_options(TrainOptions, file, study.first_sources(file, count))
+    all_of_them = load_options(TrainOptions, file)
+    assert sorted({source.source for source in options.sources}) == names
+    assert options.sources == [source for source in all_of_them.sources if source.source in names]
+    assert (options.batch, options.progressive) == (batch, [[1600, last, 128]])
+    changed = {name for name, value in vars(options).items() if value != getattr(all_of_them, name)}
+    assert changed <= {"sources", "batch", "progressive"}
+
+
 @pytest.fixture
 def small_study(tmp_path: Path, monkeypatch) -> Path:
     """Two rows of two tiny sources, in the place of options/study."""
@@ -64,6 +78,7 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
         (tmp_path / f"options/{name}.yml").write_text(yaml.safe_dump(options))
     monkeypatch.setattr(study, "OPTIONS", tmp_path / "options")
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study, "ORDER", ("30", "10"))
     monkeypatch.chdir(REPOSITORY)
     return tmp_path
 
@@ -71,19 +86,24 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
 def test_runs_and_tables(small_study):
     with pytest.raises(InputError, match="no runs.csv yet"):
         study.tables()
-    for name in study.option_files():
-        study.run(name, 0, str(small_study / "data"), small_study / "runs")
+    for name, sources in (("b_one", 1), ("b_one", 2), ("e_other", 2)):
+        study.run(name, 0, sources, str(small_study / "data"), small_study / "runs")
     study.collect(small_study / "runs")
     text = study.tables()
+    assert [line.split()[2] for line in text.splitlines() if line.startswith("the first")] == ["2"]
     assert "e_other" in text and "type_noise" in text and "retrieval" in text
     assert "difference to e_other" in study.tables("e")
     with pytest.raises(InputError, match="--baseline x: no run of that row, expected one of b, e"):
         study.tables("x")
     runs = study.read(small_study / "results/runs.csv")
-    assert [line["row"] for line in runs] == ["b", "e"] and len({line["samples_hash"] for line in runs}) == 1
-    images = study.read(small_study / "results/images.csv")
-    by_set = [float(line["psnr"]) for line in images if line["row"] == "e" and line["set"] == "seen_noise"]
-    row = next(line for line in study.read(small_study / "results/sets.csv") if line["row"] == "e")
+    assert [study.key(line) for line in runs] == [("b", 1, 0), ("b", 2, 0), ("e", 2, 0)]
+    fewer, *hashes = [line["samples_hash"] for line in runs]
+    assert fewer != hashes[0] == hashes[1]                      # same samples for all rows
+    of_e = [line for line in study.read(small_study / "results/images.csv")
+            if study.key(line) == ("e", 2, 0)]
+    by_set = [float(line["psnr"]) for line in of_e if line["set"] == "seen_noise"]
+    row = next(line for line in study.read(small_study / "results/sets.csv")
+               if study.key(line) == ("e", 2, 0))
     assert len(by_set) == 5 and row["group"] == "seen"
     assert float(row["psnr"]) == pytest.approx(np.mean(by_set))
     study.collect(small_study / "nowhere")                      # what is there stays
@@ -96,7 +116,7 @@ def test_a_signal_stops_and_saves(small_study, tmp_path):
     driver = ("import sys; from pathlib import Path; from benchmarks import study; "
               "from utils.errors import one_line_errors; "
               "study.OPTIONS = Path(sys.argv[1]); study.pass_on_signals()\n"
-              "with one_line_errors(): study.run('b_one', 0, sys.argv[2], Path(sys.argv[3]))")
+              "with one_line_errors(): study.run('b_one', 0, 5, sys.argv[2], Path(sys.argv[3]))")
     command = [sys.executable, "-c", driver, tmp_path / "options", tmp_path / "data", tmp_path / "runs"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     for line in process.stdout:
