@@ -11,7 +11,7 @@ all runs of its seed, and goes on where it was stopped (SIGTERM or Ctrl-C: all i
 the sets of test.yml and the matched scenes of matched.yml (benchmarks.latent_report). Its figures lie
 beside its checkpoint and are collected in benchmarks/study:
 
-    sets.csv      PSNR and SSIM by set; groups: seen, and unseen level, type and mixed degradations
+    sets.csv      PSNR and SSIM by set; groups: seen (by runs of all sources), unseen level, type, mixed
     images.csv    the same by image
     runs.csv      parameters, steps, samples, core-hours, hash of the first 1000 samples, date, machine
     latents.csv   what benchmarks.latent_report says of the matched scenes
