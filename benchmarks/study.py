@@ -5,11 +5,11 @@
     python -m benchmarks.study --tables                               prints the tables, trains nothing
 
 A row is an option file of options/study (base.yml and one line of difference), a run is a row with a seed;
-rows from i on are further runs, which ask why. For the paper's curve, runs of CURVE have less sources, the
-first of ORDER. train.py trains it, on the same samples in the same order as
-all runs of its seed, and goes on where it was stopped (SIGTERM or Ctrl-C: all is saved). It is measured on
-the sets of test.yml and the matched scenes of matched.yml (benchmarks.latent_report). Its figures lie
-beside its checkpoint and are collected in benchmarks/study:
+rows from i on are further runs, which ask why. For the paper's curve, rows of CURVE have runs of fewer
+sources, too, the first of ORDER. train.py trains a run, on the same samples in the same order as all of its
+seed and sources, and goes on where it was stopped (SIGTERM or Ctrl-C: all is saved). It is measured on the
+sets of test.yml and the matched scenes of matched.yml (benchmarks.latent_report). Its figures lie beside its
+checkpoint and are collected in benchmarks/study:
 
     sets.csv      PSNR and SSIM by set; groups: seen (by runs of all sources), unseen level, type, mixed
     images.csv    the same by image
@@ -54,6 +54,8 @@ SEEDS = {"b": 3, "c": 3, "e": 3, "j": 3, "k": 3}                        # of the
 ORDER = ("rain", "haze", "noise", "lowlight", "deblur")                 # in which the curve adds sources
 CURVE = ("b", "e")
 UNSEEN = "type and mixed"
+UNSEEN_GROUPS = ("type", "mixed")
+GAIN = "{:+.2f} [{:+.2f}, {:+.2f}]"                                     # of difference()
 GROUPS = ("seen", "level", "type", "mixed")
 TABLES = {
     "sets": ("row", "seed", "sources", "group", "set", "images", "psnr", "ssim"),
@@ -248,11 +250,11 @@ def tables(baseline: str = "b") -> str:
     text += ["", as_text(lines)]
     gains = {}
     lines = [[f"paired difference to {names[baseline]} in dB, 95 % interval", *of_group, UNSEEN]]
-    groups = [*of_group.values(), [name for name in sets if group(name) in ("type", "mixed")]]
+    groups = [*of_group.values(), [name for name in sets if group(name) in UNSEEN_GROUPS]]
     for row, found in by_row.items():
         if row != baseline:
             rng = np.random.default_rng(0)                      # of each row: no other row moves its digits
-            cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*difference(found, by_row[baseline], part, rng))
+            cells = [GAIN.format(*difference(found, by_row[baseline], part, rng))
                      for part in groups]
             lines.append([names.get(row, row), *cells])
             gains[row] = cells[-1]
@@ -265,7 +267,7 @@ def tables(baseline: str = "b") -> str:
 
 def curve(images: list[dict[str, str]], of_group: dict[str, list[str]]) -> list[list[str]]:
     """PSNR of the rows CURVE where no run was trained, by the number of degradations trained."""
-    parts = [part for part in of_group if part in ("type", "mixed")]
+    parts = [part for part in of_group if part in UNSEEN_GROUPS]
     unseen = [name for part in parts for name in of_group[part]]
     first, last = CURVE
     lines = [[f"trained, of {', '.join(ORDER)}", *(f"{row}: {part}" for part in parts for row in CURVE),
@@ -277,7 +279,7 @@ def curve(images: list[dict[str, str]], of_group: dict[str, list[str]]) -> list[
                      for part in parts for row in CURVE)
             gain = difference(found[last], found[first], unseen, np.random.default_rng(0))
             lines.append([f"the first {count}", *(f"{mean:.2f}" for mean in means),
-                          "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain), str(len(found[last][unseen[0]]))])
+                          GAIN.format(*gain), str(len(found[last][unseen[0]]))])
     return lines
 
 
