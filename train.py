@@ -20,11 +20,12 @@ The layer norm that ends z and b belongs to the encoder.
 import argparse
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from data.cache import check_all, decode_all
 from data.datasets import TrainingSet, open_sources, open_test_sets
@@ -59,8 +60,9 @@ Terms = dict[str, Tensor]
 class Batch(NamedTuple):
     degraded: Tensor        # [B,3,P,P]
     clean: Tensor           # [B,3,P,P]
-    source: Tensor          # k_i, [B]
-    weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]
+    source: Tensor          # k_i, [B]; -1: a clean input, of no source
+    weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]; 0 for clean inputs
+    low_weight: Tensor      # of the low band in the reconstruction
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -78,6 +80,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
+    """The reconstruction loss, plain or in two bands, and the mean error."""
+    return reconstruction_loss(restored, batch.clean, batch.low_weight if any(options.objective.low_weight) else None)
+
+
+def growing_average(decay: float) -> Callable:
+    """Averaging of weights that forgets the first ones: its decay after t steps is min(decay, (1+t) / (10+t))."""
+    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return average
+
+
 def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
 
@@ -85,7 +100,7 @@ def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
 # Map step: encoder, T and decoder descend, the potentials are frozen.
 def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
              options: TrainOptions) -> tuple[Terms, Terms]:
-    degraded, clean, source, weights = batch
+    degraded, source, weights = batch.degraded, batch.source, batch.weights
     objective = options.objective
     side.thaw()
     with autocast(degraded, options):                           # z, b and restored are float32 all the same
@@ -95,7 +110,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     f = potentials(b)
     costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
     dual = dual_objective(costs["cost"], f, source, weights)
-    reconstruction, error = reconstruction_loss(restored, clean, objective.low_weight)
+    reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)            # not finite: the next line moves nothing
@@ -152,7 +167,7 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(z, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
-    loss, error = reconstruction_loss(restored, batch.clean, options.objective.low_weight)
+    loss, error = reconstruction_of(restored, batch, options)
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
@@ -191,7 +206,7 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
 def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
                recorded: bool = False) -> dict[str, Side]:
     """The sides of the alternation: each has the parameters that it moves, and their optimizer."""
-    make = functools.partial(make_side, options.optimizer, recorded=recorded)
+    make = functools.partial(make_side, options.optimizer, eps=options.adam_eps, recorded=recorded)
     rate, potential_rate = options.learning_rate, options.potential_learning_rate
     if options.scheme == "joint":
         return {"map": make(net.parameters(), rate),
@@ -226,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup networks: lambda, BaryIR (encoder, T, decoder), the potentials, the average of the weights.
     with naming(f"{options.file}: objective.lambdas"):
         lambdas = source_weights(counts, options.objective.lambdas).to(device)
-    drawn = probabilities(counts, options.balanced).to(device)          # p_k
+    drawn = probabilities(counts, options.balanced).to(device) * (1 - options.clean_share)      # p_k
     with naming(f"{options.file}: network"):
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
@@ -235,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
                             congruent=options.potentials.congruence == "exact",
                             standardized=options.scheme == "separate").to(device)
     net = net.to(memory_format=torch.channels_last)
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+    ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
     recompute(net, options.recompute)
     if options.compile:
@@ -273,7 +288,9 @@ def main(arguments: list[str] | None = None) -> None:
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))
             source = source.to(device, non_blocking=True)
-            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn))
+            first, last = options.objective.low_weight
+            low_weight = torch.full((), first + (last - first) * step / steps, device=device)
+            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn), low_weight)
 
             step += 1
             terms, samples = alternate(batch)

@@ -3,7 +3,6 @@
 What is wrong with a set is raised as one InputError.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,12 +13,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, camera, plain_patch
+from data.degradations import (
+    DEGRADATIONS,
+    GRID,
+    OF_DEPTH,
+    OF_GRID,
+    Parts,
+    camera_noise,
+    file_rng,
+    reach,
+    smooth_field,
+)
+from data.drawings import clean_pair
 from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, listed_files, match_pairs
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, did_you_mean, first_few
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
+
+NONE = -1                       # source of a clean input, which belongs to none
+LIGHT_NOISE = (0, 4)            # stops of the camera's noise on top of the other degradations
 
 
 def bundled_folder() -> Path:
@@ -65,7 +78,7 @@ class ImageSet:
         self.unused_clean = len(set(clean) - {pair.clean for pair in self.pairs})
         if options.holdout:
             self._hold_out()
-        self.layers = find_images(self.root, options.layers, f"{where}.layers")[1] if options.layers else []
+        self.layers = self._find_layers() if options.layers else []
         self.depths = self._find_depths() if options.depth else {}
         if self.problems and strict:
             raise InputError(self.problems[0])
@@ -123,6 +136,15 @@ class ImageSet:
             what = "leaves no image of" if any(held) else "names no image in"
             raise InputError(f"{self.where}.holdout: {', '.join(patterns)} {what} {self.folder}")
         self.pairs = [pair for pair, out in zip(self.pairs, held, strict=True) if out == testing]
+
+    def _find_layers(self) -> list[Path]:
+        """The rain layers, without those that `holdout_layers` names, or, in a test set, these alone."""
+        folder, layers = find_images(self.root, self.options.layers, f"{self.where}.layers")
+        patterns, testing = self.options.holdout_layers, isinstance(self.options, TestSet)
+        kept = [path for path in layers if any(fnmatch(path.name, p) for p in patterns) == testing]
+        if patterns and not kept:
+            raise InputError(f"{self.where}.holdout_layers: {', '.join(patterns)} leaves none of {folder}")
+        return kept if patterns else layers
 
     def _find_depths(self) -> dict[Path, Path]:
         """The depth image of each clean one."""
@@ -182,37 +204,52 @@ class ImageSet:
                              "expected the same size")
         return degraded, clean
 
-    def read_depth(self, index: int, clean: np.ndarray) -> np.ndarray | None:
-        """The recorded depth [H,W] float32 in [0, 1] of a clean image, resized to it bilinearly, or None."""
-        path = self.depths.get(self.pairs[index].clean)
-        if not path:
+    def depth(self, index: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:
+        """Depth [H,W] in [0, 1] of a whole photograph, where the degradation needs one: recorded, or random."""
+        height, width = shape
+        pair = self.pairs[index]
+        if self.options.degradation not in OF_DEPTH:
             return None
-        height, width = clean.shape[:2]
-        depth = Image.fromarray(self.image(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(depth) / np.float32(255)
+        if self.options.bundled and (depth := bundled_depth(pair.path.name)) is not None:
+            return depth
+        if pair.clean not in self.depths:
+            return smooth_field(shape, rng)
+        recorded = Image.fromarray(self.image(self.depths[pair.clean])[..., 0])
+        return np.asarray(recorded.resize((width, height), Image.Resampling.BILINEAR)) / np.float32(255)
 
-    def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0,
-                depth: np.ndarray | None = None) -> np.ndarray:
-        """The set's degradation of an image, both [H,W,3] uint8, of strength `level` or drawn from its range.
+    def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,
+                depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The set's degradation of an image [H,W,3] uint8, and what of it is to be restored."""
+        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(self.options.airlight))
+        return DEGRADATIONS[self.options.degradation](image, strength, rng, parts)
 
-        depth: [H,W] in [0, 1].
-        """
+    def draw_strength(self, rng: np.random.Generator) -> float:
+        """One of the options' levels, or a strength between the ends of their range."""
         options = self.options
-        if level:
-            return BY_LEVEL[options.degradation](image, level, rng, depth)
-        strength = rng.uniform(*options.range) if options.range else 0.0
-        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(options.airlight))
-        return BY_RANGE[options.degradation](image, strength, rng, parts)
+        return float(rng.choice(options.levels)) if options.levels else rng.uniform(*options.range or (0, 0))
+
+    def degraded_and_clean(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded by its file's name."""
+        degraded, clean = self.read(index)
+        options = self.options
+        if options.degradation:
+            level = options.levels[0] if options.levels else 0
+            rng = file_rng(self.pairs[index].path.name, level)
+            image, made = (clean, True) if degraded is None else (degraded, False)
+            depth = self.depth(index, image.shape[:2], rng)
+            degraded, target = self.degrade(image, level or self.draw_strength(rng), rng, depth)
+            clean = target if made else clean
+        top, left = options.offset
+        return degraded[top:, left:], None if clean is None else clean[top:, left:]
 
     def draw_layer(self, rng: np.random.Generator) -> np.ndarray:
         """One of the recorded rain layers, [h,w] uint8."""
         return self.image(self.layers[rng.integers(len(self.layers))])[..., 0]
 
     @property
-    def margin(self) -> int:
-        """Pixels around a patch that the degradation needs, too."""
-        options = self.options
-        return math.ceil(max(options.range)) if options.degradation in MARGINED and options.range else 0
+    def reach(self) -> int:
+        """Pixels around a patch at which the degradation looks, too."""
+        return reach(self.options.degradation, max([0, *self.options.levels, *self.options.range]))
 
 
 def open_sources(options: TrainOptions) -> list[ImageSet]:
@@ -249,12 +286,13 @@ class TrainingSet(Dataset):
 
     Args:
         entries: the sources' image sets; those whose options give the same `source` are one source.
-        clean_share: share of the samples whose input is clean, a quarter of them plain colours.
-        camera_share: share of the others, but those of degradation noise, whose input goes through a camera
-            (data.degradations.camera): without it, the smoothness of haze and low light made of clean
-            images, or stored as JPEG, tells them from photographs, and a network restores only those.
+        clean_share: share of the samples whose input is clean, some of them drawn (data.drawings).
+        camera_share: share of the others, but those of degradation noise and camera, whose input gets a
+            camera's noise (data.degradations.camera_noise): without it, the smoothness of haze and low light
+            made of clean images tells them from photographs, and a network restores only those.
 
-    Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index.
+    Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index, NONE
+    for a clean input.
     """
 
     def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
@@ -286,33 +324,37 @@ class TrainingSet(Dataset):
         entry = int(np.searchsorted(self.ends, index, side="right"))
         images = self.entries[entry]
         number = index % len(images)            # each equally often, wherever the entry's part begins
-        if self.clean_share and rng.random() < self.clean_share:
-            degraded = clean = self.clean_patch(images, number, patch, rng)
+        clean_input = rng.random() < self.clean_share
+        if clean_input:
+            clean = images.image(images.pairs[number].clean)
+            degraded, clean = clean_pair(random_dihedral(random_crop([clean], patch, rng), rng)[0], rng)
         else:
             degraded, clean = self.degraded_pair(images, number, patch, rng)
         degraded, clean = (torch.from_numpy(np.array(image, order="C")) for image in (degraded, clean))
-        return degraded, clean, self.source_of[entry]
+        return degraded, clean, NONE if clean_input else self.source_of[entry]
 
     def degraded_pair(self, images: ImageSet, number: int, patch: int,
                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
-        degraded, clean = images.read(number)
-        planes = [degraded, clean, images.read_depth(number, clean)]
-        planes = [plane for plane in planes if plane is not None]
-        planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
-        degraded, clean = planes[0], planes[int(images.paired)]
-        if images.options.degradation:
-            level = rng.choice(images.options.levels) if images.options.levels else 0
-            depth = planes[-1] if images.depths else None
-            degraded = images.degrade(degraded, rng, level, depth)
-        inner = slice(images.margin, images.margin + patch)
-        degraded, clean = degraded[inner, inner], clean[inner, inner]
-        if images.options.degradation != "noise" and self.camera_share and rng.random() < self.camera_share:
-            degraded = camera(degraded, rng)
-        return degraded, clean
+        """Degraded and clean patch of an image, the degradation drawn where it is not on disk.
 
-    def clean_patch(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> np.ndarray:
-        """A patch of an image's ground truth, every fourth time plain colours instead."""
-        if rng.random() < 0.25:
-            return plain_patch(patch, rng)
-        return random_dihedral(random_crop([images.image(images.pairs[number].clean)], patch, rng), rng)[0]
+        Structure of a photograph's scale, its depth, is drawn for the photograph and cut. A larger window is
+        degraded, of which the patch is a random part: JPEG's grid lies anywhere, no edge is near.
+        """
+        kind, border = images.options.degradation, images.reach
+        on_top = kind not in ("noise", "camera") and rng.random() < self.camera_share
+        window = patch + 2 * border + GRID * (on_top or kind in OF_GRID)
+        window *= 2 if kind == "camera" else 1                  # which may shrink what it gets
+        degraded, clean = images.read(number)
+        planes = [degraded, clean, images.depth(number, clean.shape[:2], rng)]
+        there = [plane is not None for plane in planes]
+        cut = iter(random_dihedral(random_crop([p for p in planes if p is not None], window, rng), rng))
+        degraded, clean, depth = (next(cut) if is_there else None for is_there in there)
+        if kind:
+            image = degraded if images.paired else clean
+            degraded, target = images.degrade(image, images.draw_strength(rng), rng, depth)
+            clean = clean if images.paired else target
+        if on_top:
+            degraded = camera_noise(degraded, rng.uniform(*LIGHT_NOISE), rng)
+        height, width = clean.shape[:2]
+        inner = slice(border, height - border), slice(border, width - border)
+        return tuple(random_crop([degraded[inner], clean[inner]], patch, rng))

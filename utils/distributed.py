@@ -180,8 +180,8 @@ class Side:
 
 
 def make_side(optimizer: str, parameters: Iterable[nn.Parameter], learning_rate: float,
-              betas: tuple[float, float] = (0.9, 0.999), recorded: bool = False) -> Side:
-    """A side whose optimizer is rmsprop, adam or adamw (betas: of the latter two), without weight decay.
+              betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, recorded: bool = False) -> Side:
+    """A side whose optimizer is rmsprop, adam or adamw (betas, eps: of the latter two), without weight decay.
 
     recorded: its steps can be recorded as a CUDA graph (utils/graphs.py).
     """
@@ -189,5 +189,5 @@ def make_side(optimizer: str, parameters: Iterable[nn.Parameter], learning_rate:
     if optimizer == "rmsprop":                                  # torch has no fused one
         return Side(parameters, torch.optim.RMSprop(parameters, learning_rate, capturable=recorded))
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
-    return Side(parameters, kind(parameters, learning_rate, betas, weight_decay=0.0, fused=True,
+    return Side(parameters, kind(parameters, learning_rate, betas, eps, weight_decay=0.0, fused=True,
                                  capturable=recorded))

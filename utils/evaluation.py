@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.datasets import ImageSet, bundled_depth
-from data.degradations import file_rng
+from data.datasets import ImageSet
 from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
@@ -58,17 +57,6 @@ class Row:
     def values(self, metrics: Sequence[str]) -> list[float | str]:
         """The input's metrics, then the restored images', for a CSV file: empty text where there is none."""
         return [scores.get(name, "") for scores in (self.scores_in, self.scores) for name in metrics]
-
-
-def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded per file."""
-    degraded, clean = images.read(index)
-    if images.options.degradation:
-        name, level = images.pairs[index].path.name, (images.options.levels or [0])[0]
-        depth = bundled_depth(name) if images.options.bundled else images.read_depth(index, clean)
-        image = clean if degraded is None else degraded
-        degraded = images.degrade(image, file_rng(name, level), level, depth)
-    return degraded, clean
 
 
 def precision_on(device: torch.device, wanted: str) -> str:
@@ -137,7 +125,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
     for index in range(images.selected):
         path = images.pairs[index].path
         degraded, clean = (image if image is None else crop_for(protocol, image)
-                           for image in degraded_and_clean(images, index))
+                           for image in images.degraded_and_clean(index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
         with naming(str(path)):

@@ -28,6 +28,7 @@ Positive = Annotated[T, lambda number: number > 0, "a number above 0"]
 NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
 Share = Annotated[float, lambda share: 0 <= share < 1, "a share from 0 to below 1"]
 Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels), "numbers above 0"]
+Ends = Annotated[list[float], lambda ends: len(ends) == 2 and min(ends) >= 0, "two numbers, 0 or more"]
 Heads = Annotated[list[int], lambda heads: all(number >= 1 for number in heads), "numbers from 1 on"]
 Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
@@ -82,15 +83,18 @@ class Images:
     bundled: list[str] = field(default_factory=list)        # photographs of scikit-image, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
-    degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "poisson",
-                         "gaussian_blur", "underwater", "clean"] = ""
-    levels: Levels = field(default_factory=list)            # strengths; noise: sigma of 255, jpeg: quality
-    # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the
-    # camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
+    degradation: Literal["", "noise", "camera", "poisson", "rain", "haze", "underwater", "blur", "defocus",
+                         "gaussian_blur", "lowlight", "jpeg", "jpeg_444", "clean"] = ""
+    # Strengths, or the ends [low, high] of their range. noise: sigma of 255; camera: stops of gain; rain: layers;
+    # haze: beta; blur: length of the camera's path, defocus: radius, gaussian_blur: sigma, in pixels; lowlight:
+    # stops; jpeg: quality; poisson: photons; underwater: a factor (data/degradations.py).
+    levels: Levels = field(default_factory=list)
     range: list[float] = field(default_factory=list)
-    layers: str = ""                                        # rain by range: folder of layers, else drawn ones
-    depth: str = ""                                         # haze by range: folder, files named as clean ones
-    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze by range: ends of A
+    layers: str = ""                                        # of rain: a folder, else they are drawn
+    holdout_layers: list[str] = field(default_factory=list)     # name patterns that sources lack, test sets keep
+    depth: str = ""                                         # of haze: a folder, files named as clean ones
+    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # of haze: ends of A
+    offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])  # of tests: rows, columns cut off
 
     def __post_init__(self) -> None:
         if self.type == "denoise" and not self.degradation:
@@ -101,20 +105,17 @@ class Images:
         require(kind or not strengths, "degradation: none given for levels or a range")
         require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
                                                     "expected for example [15, 25, 50], or a range")
-        require(not self.levels or kind not in ("defocus", "clean"),
-                f"levels: given for degradation {kind}, expected a range")
-        require(not self.range or kind not in ("poisson", "gaussian_blur", "underwater"),
-                f"range: given for degradation {kind}, expected levels")
         require(not (self.levels and self.range), "range: given beside levels, expected one of them")
         for name, ends, most in (("range", self.range or [0, 0], math.inf), ("airlight", self.airlight, 1)):
             require(len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most,
                     f"{name}: {shown(ends)}, expected two numbers [low, high] from 0 to {most}")
-        require(kind != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
+        require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
                 f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
         require(self.clean or not self.depth, "depth: given without the folder clean")
+        require(kind != "camera" or not self.degraded,
+                "degradation: camera on top of a folder degraded, expected another one, or camera_share")
         for name, owner in (("layers", "rain"), ("depth", "haze")):
-            require(not getattr(self, name) or kind == owner and self.range,
-                    f"{name}: given without a degradation {owner} by range")
+            require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
 
 
 @dataclass(kw_only=True)
@@ -170,7 +171,8 @@ class Objective:
     gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
     tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
-    low_weight: NotNegative[float] = 0.0                    # of the low band; 0: one band, plain L1
+    # Weight of the low band at the run's first and last step. [0, 0]: one band, plain L1.
+    low_weight: Ends = field(default_factory=lambda: [0.0, 0.0])
 
 
 @dataclass
@@ -237,7 +239,7 @@ class TrainOptions(Options):
     patch: Positive[int] = 128
     progressive: list[Stage] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
     clean_share: Share = 0.0                                # share of each source's samples with clean input
-    # Share of the degraded inputs, but those of degradation noise, that get a little noise and JPEG on top.
+    # Share of the degraded inputs, but those of degradation noise or camera, that get a camera's noise, too.
     camera_share: Share = 0.0
     optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
     learning_rate: Positive[float] = 1e-4
@@ -247,7 +249,8 @@ class TrainOptions(Options):
     map_steps: Positive[int] = 1                            # separate: steps of T per batch
     graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
-    ema: Share = 0.0                                        # decay of the averaged weights; 0 = none
+    adam_eps: Positive[float] = 1e-8                        # of adam and adamw
+    ema: Share = 0.0                                        # largest decay of the averaged weights; 0 = none
     workers: NotNegative[int] = 4
     cache: bool = False                                     # decode all images first, into a mapped file
     log_every: Positive[int] = 50                           # steps

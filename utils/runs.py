@@ -237,10 +237,11 @@ class SourceStatistics:
         self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)              # 1, C, f, f^2
 
     def add(self, cost: Tensor, f: Tensor, source: Tensor) -> None:
-        """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int."""
+        """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int, -1 for what is of none."""
         cost, f = cost.double(), f.double()
         rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
-        self.sums.index_add_(0, source, torch.where(rows.isfinite().all(dim=1, keepdim=True), rows, 0.0))
+        counts = rows.isfinite().all(dim=1, keepdim=True) & (source >= 0)[:, None]
+        self.sums.index_add_(0, source.clamp(min=0), torch.where(counts, rows, 0.0))
 
     def report(self) -> dict[str, float]:
         """The columns' values over all processes, nan for a source without a sample; starts anew."""
