@@ -82,11 +82,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
     """The reconstruction loss, plain or in two bands, and the mean error."""
-    return reconstruction_loss(restored, batch.clean, batch.low_weight if any(options.objective.low_weight) else None)
+    in_bands = any(options.objective.low_weight)
+    return reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
 
 
 def growing_average(decay: float) -> Callable:
-    """Averaging of weights that forgets the first ones: its decay after t steps is min(decay, (1+t) / (10+t))."""
+    """Averaging of weights that forgets the first: after t steps by min(decay, (1 + t) / (10 + t))."""
     def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
 

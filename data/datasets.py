@@ -205,7 +205,7 @@ class ImageSet:
         return degraded, clean
 
     def depth(self, index: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:
-        """Depth [H,W] in [0, 1] of a whole photograph, where the degradation needs one: recorded, or random."""
+        """Depth [H,W] in [0, 1] of a photograph, where the degradation needs one: recorded, or random."""
         height, width = shape
         pair = self.pairs[index]
         if self.options.degradation not in OF_DEPTH:
@@ -229,7 +229,7 @@ class ImageSet:
         return float(rng.choice(options.levels)) if options.levels else rng.uniform(*options.range or (0, 0))
 
     def degraded_and_clean(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded by its file's name."""
+        """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded by its name."""
         degraded, clean = self.read(index)
         options = self.options
         if options.degradation:

@@ -65,7 +65,8 @@ def poisson(clean: np.ndarray, photons: float, rng: Generator, parts: Parts) -> 
 
 # Cameras: unprocessing (Brooks et al., CVPR 2019, arXiv 1811.11127), whose numbers these are.
 
-RAW = (0.5 - np.sin(np.arcsin(1 - 2 * np.arange(256) / 255) / 3)).astype(np.float32) ** GAMMA   # by 8-bit value
+LINEAR_TONE = 0.5 - np.sin(np.arcsin(1 - 2 * np.arange(256) / 255) / 3)                 # smoothstep inverted
+RAW = LINEAR_TONE.astype(np.float32) ** GAMMA                   # sensor value of each 8-bit value
 BILINEAR = (np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 4,  # of red and blue, which fill a quarter
             np.float32([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4)  # of green, which fills half
 
@@ -110,10 +111,11 @@ def photographed(scene: np.ndarray, stops: float, rng: Generator) -> Pair:
     shot = 1e-4 * 2**stops
     read = math.exp(2.18 * math.log(shot) + 1.2 + rng.normal(0, 0.26))
     raw = RAW[scene] * safe_gains(scene, gains)
-    mosaic = np.zeros((2, 2, 3), np.float32)                    # RGGB or one of its shifts: which is seen where
+    mosaic = np.zeros((2, 2, 3), np.float32)                    # RGGB or one of its shifts
     mosaic[[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 2]] = 1
     mosaic = np.roll(mosaic, rng.integers(2, size=2), axis=(0, 1))
-    seen = np.tile(mosaic, [(size + 1) // 2 for size in scene.shape[:2]] + [1])[:scene.shape[0], :scene.shape[1]]
+    height, width = scene.shape[:2]
+    seen = np.tile(mosaic, (height // 2 + 1, width // 2 + 1, 1))[:height, :width]
     noise = np.sqrt(shot * raw + read) * rng.standard_normal(raw.shape, np.float32)
 
     def developed(raw: np.ndarray) -> np.ndarray:
@@ -194,7 +196,7 @@ def haze(clean: np.ndarray, beta: float, rng: Generator, parts: Parts) -> Pair:
 
 
 def underwater(clean: np.ndarray, strength: float, rng: Generator, parts: Parts) -> Pair:
-    """Underwater cast I_c = J_c t_c + B_c (1 - t_c), t_c = exp(-strength beta_c (0.5 + d)): red goes first."""
+    """Underwater cast I_c = J_c t_c + B_c (1 - t_c), t_c = exp(-strength beta_c (0.5 + d)), least red."""
     depth = smooth_field(clean.shape[:2], rng) if parts.depth is None else parts.depth
     beta, light = np.float32([0.8, 0.3, 0.2]), np.float32([0.05, 0.45, 0.5])
     transmission = np.exp(-strength * beta * (0.5 + depth[..., None]))
@@ -274,7 +276,7 @@ def lowlight(clean: np.ndarray, stops: float, rng: Generator, parts: Parts) -> P
 
 
 def jpeg(clean: np.ndarray, quality: float, rng: Generator, parts: Parts, subsampling: int = 2) -> Pair:
-    """JPEG of a quality from 1 to 100 (rounded), as Pillow writes it; by default with half colours (4:2:0)."""
+    """JPEG of a quality from 1 to 100 (rounded), as Pillow writes it, with half colours (4:2:0) or full."""
     file = io.BytesIO()
     Image.fromarray(clean).save(file, "JPEG", quality=round(quality), subsampling=subsampling)
     return np.asarray(Image.open(file)), clean
@@ -286,13 +288,16 @@ def unharmed(clean: np.ndarray, strength: float, rng: Generator, parts: Parts) -
 
 
 DEGRADATIONS: dict[str, Callable[[np.ndarray, float, Generator, Parts], Pair]] = {
-    "noise": noise, "camera": camera, "poisson": poisson, "rain": rain, "haze": haze, "underwater": underwater,
-    "blur": blur, "defocus": defocus, "gaussian_blur": gaussian_blur, "lowlight": lowlight, "jpeg": jpeg,
-    "jpeg_444": functools.partial(jpeg, subsampling=0), "clean": unharmed,
+    "noise": noise, "camera": camera, "poisson": poisson,
+    "rain": rain, "haze": haze, "underwater": underwater,
+    "blur": blur, "defocus": defocus, "gaussian_blur": gaussian_blur,
+    "lowlight": lowlight, "jpeg": jpeg, "jpeg_444": functools.partial(jpeg, subsampling=0),
+    "clean": unharmed,
 }
 OF_DEPTH, OF_GRID = ("haze", "underwater"), ("camera", "jpeg", "jpeg_444")      # what depth, a grid matter to
 
 
 def reach(name: str, strength: float) -> int:
     """Pixels around a patch at which a degradation of so much strength looks, too."""
-    return 2 if name == "camera" else math.ceil({"blur": 1, "defocus": 1, "gaussian_blur": 4}.get(name, 0) * strength)
+    radii = {"blur": 1, "defocus": 1, "gaussian_blur": 4}       # of each unit of strength
+    return 2 if name == "camera" else math.ceil(radii.get(name, 0) * strength)

@@ -22,7 +22,7 @@ def colours(size: int, rng: Generator) -> np.ndarray:
 
 
 def drawing(ground: np.ndarray, rng: Generator) -> np.ndarray:
-    """Lines of text, a grid or fence, or a line drawing on a ground [size,size,3] uint8, at up to twice its size."""
+    """Text, a grid or fence, or a line drawing on a ground, [size,size,3] uint8 each."""
     size, scale = len(ground), int(rng.integers(1, 3))          # drawn larger and shrunk, edges are soft
     side = size * scale
     image = Image.fromarray(ground).resize((side, side), Image.Resampling.BILINEAR)
@@ -42,7 +42,8 @@ def drawing(ground: np.ndarray, rng: Generator) -> np.ndarray:
                 pen.line([*(middle - along), *(middle + along)], ink, width)
     else:
         for _ in range(int(rng.integers(2, 16))):
-            pen.line([tuple(point) for point in rng.uniform(0, side, (int(rng.integers(2, 6)), 2))], ink, width)
+            points = rng.uniform(0, side, (rng.integers(2, 6), 2))
+            pen.line([tuple(point) for point in points], ink, width)
             x, y, reach = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0.05, 0.4) * side
             pen.ellipse([x - reach, y - reach, x + reach, y + reach], outline=ink, width=width)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))

@@ -36,8 +36,8 @@ def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
 def orthogonality(b: Tensor, r: Tensor, source: Tensor) -> Tensor:
     """L_ort,i = sum_j <b^_i, r^_j>^2 over all samples j: barycenter latents carry nothing of any residual.
 
-    b, r: [B,8C,h,w]. source: [B] int; clean inputs (-1) are no j. Returns [B]. A sum, as in the paper: it grows with the batch and the number of processes
-    (the release takes a smaller gamma on several GPUs).
+    b, r: [B,8C,h,w]. source: [B] int; clean inputs (-1) are no j. Returns [B]. A sum, as in the paper: it
+    grows with the batch and the number of processes (the release takes a smaller gamma on several GPUs).
     """
     products = (normalized(b) @ gather(normalized(r)).T).square()
     return (products * (gather(source) >= 0)).sum(dim=1)

@@ -85,13 +85,13 @@ class Images:
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
     degradation: Literal["", "noise", "camera", "poisson", "rain", "haze", "underwater", "blur", "defocus",
                          "gaussian_blur", "lowlight", "jpeg", "jpeg_444", "clean"] = ""
-    # Strengths, or the ends [low, high] of their range. noise: sigma of 255; camera: stops of gain; rain: layers;
-    # haze: beta; blur: length of the camera's path, defocus: radius, gaussian_blur: sigma, in pixels; lowlight:
-    # stops; jpeg: quality; poisson: photons; underwater: a factor (data/degradations.py).
+    # Strengths, or the ends [low, high] of their range. noise: sigma of 255; camera: stops of gain; rain:
+    # layers; haze: beta; blur: length of the camera's path, defocus: radius, gaussian_blur: sigma, in pixels;
+    # lowlight: stops; jpeg: quality; poisson: photons; underwater: a factor (data/degradations.py).
     levels: Levels = field(default_factory=list)
     range: list[float] = field(default_factory=list)
     layers: str = ""                                        # of rain: a folder, else they are drawn
-    holdout_layers: list[str] = field(default_factory=list)     # name patterns that sources lack, test sets keep
+    holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
     depth: str = ""                                         # of haze: a folder, files named as clean ones
     airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # of haze: ends of A
     offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])  # of tests: rows, columns cut off
