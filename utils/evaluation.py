@@ -18,6 +18,7 @@ from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
 from utils.metrics import Metrics, crop_for, means
 
+BORDER = 8                      # of reflection around whole images, where networks see zeros
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
 
@@ -80,31 +81,23 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     precision: float32, bfloat16 or auto (`precision_on`).
     border: pixels of its reflection around the image meanwhile. Without, the convolutions see zeros there.
 
-    Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError
-    where one is too much. A compiled network computes all rows at once.
+    A compiled network computes all rows at once. InputError where the memory does not suffice.
     """
     height, width = degraded.shape[-2:]
     border = min(border, height - 1, width - 1)
     if border:
         degraded = F.pad(degraded, (border,) * 4, mode="reflect")
         return restore(net, degraded, strip, precision)[..., border:-border, border:-border]
-    size, device = f"{width}x{height} pixels", degraded.device
-    bfloat16 = precision_on(device, precision) == "bfloat16"
+    device, bfloat16 = degraded.device, precision_on(degraded.device, precision) == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
-    rows = 0 if net.compiled else rows
-    while True:
-        try:
-            return _restore(net, degraded, rows, bfloat16)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if rows == 1 or net.compiled:
-            reason = "expected compile: false, which allows strips" if net.compiled else "even row by row"
-            raise InputError(f"{size}: not enough memory on {device}, {reason}")
-        rows = (rows or min(height, 256)) // 2 or 1
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        tqdm.write(f"{size}: not enough memory on {device}, once more in strips of {rows} rows")
+    try:
+        return _restore(net, degraded, 0 if net.compiled else rows, bfloat16)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fewer = (rows or min(height, 256)) // 2 or 1
+        raise InputError(f"{width}x{height} pixels: not enough memory on {device}, "
+                         f"expected strip={fewer} or less, or a smaller image") from None
 
 
 def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:
@@ -128,12 +121,13 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
                            for image in images.degraded_and_clean(index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
+        border = BORDER if protocol == "full" else 0
         with naming(str(path)):
             if min(height, width) < smallest:
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
                                  f"measure {', '.join(metrics.names)}, expected at least "
                                  f"{smallest}x{smallest}")
-            restored = restore(net, to_tensor(degraded)[None].to(device), **how)
+            restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         scores_in, scores, features = {}, {}, []
