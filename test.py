@@ -38,6 +38,7 @@ def parse_arguments() -> Namespace:
     add("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
     add("--keep-format", action="store_true", help="with --input: JPEG, ... come back as such, not as PNG")
     add("--report", action="store_true", help="with --input: a page to look at, index.html in its folder")
+    add("--keep-tones", action="store_true", help="brightness, colour and haze stay as they are")
     add("--overwrite", action="store_true", help="with --input: replace what is at --output")
     flags = parser.parse_args()
     if (flags.input is None) != (flags.output is None):
@@ -47,8 +48,8 @@ def parse_arguments() -> Namespace:
 
 def main() -> None:
     flags = parse_arguments()
-    protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
-    options = load_options(TestOptions, flags.opt, flags.set + protocol)
+    overrides = [f"protocol={flags.protocol}"] * bool(flags.protocol) + ["keep_tones=true"] * flags.keep_tones
+    options = load_options(TestOptions, flags.opt, flags.set + overrides)
     device = distributed.setup()[2]
     options.precision = precision_on(device, options.precision or ("auto" if flags.input else "float32"))
     if flags.input:
@@ -85,8 +86,8 @@ def main() -> None:
                 page.add(images.name, str(name), folder / images.name / name, pictures,
                          (result.scores_in, result.scores))
 
-        rows = evaluate(net, sets, options.protocol, metrics, each, strip=options.strip,
-                        precision=options.precision)
+        how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
+        rows = evaluate(net, sets, options.protocol, metrics, each, **how)
     shown = write_tables(folder, rows, published, options)
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:

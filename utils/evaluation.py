@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from utils.errors import InputError, naming, out_of_memory
 from utils.metrics import Metrics, crop_for, means
 
 BORDER = 8                      # of reflection around whole images, where networks see zeros
+TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
 
@@ -111,7 +113,15 @@ def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor
             return in_strips(net, rows, after_block=bar.update)(degraded)[0].float()
 
 
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
+def with_tones_of(degraded: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """A restored image with the brightness, colour and haze of its input: the low band is the input's.
+
+    degraded, restored: [H,W,3] float32 in [0, 1]. The band is what a Gaussian of TONES pixels keeps.
+    """
+    return restored + gaussian_filter(degraded - restored, (TONES, TONES, 0))
+
+
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, keep_tones: bool = False,
                 **how) -> Iterator[Restored]:
     """Restore and measure a set's images one by one; how: as `restore` takes it."""
     device = next(net.parameters()).device
@@ -130,6 +140,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
+        restored = with_tones_of(degraded, restored) if keep_tones else restored
         scores_in, scores, features = {}, {}, []
         if clean is not None:
             clean = clean.astype(np.float32) / 255
