@@ -88,6 +88,6 @@ def public_tree(tmp_path: Path) -> Path:
         ("deblur/input/a.png", "deblur/target/a.png"), ("lowlight/low/1.png", "lowlight/high/1.png"),
     ]):
         write_image(root / "test" / degraded, seed=i)
-        write_image(root / "test" / clean, seed=i + 10)
+        write_image(root / "test" / clean, seed=i + 100)
     write_image(root / "test/denoise/bsd68/101085.png", seed=20)
     return root
