@@ -60,12 +60,9 @@ class Network:
     residual_blocks: list[NotNegative[int]] = field(default_factory=lambda: [6, 6])
     refinement_blocks: NotNegative[int] = 4
     heads: Heads = field(default_factory=lambda: [1, 2, 4, 8])
-    bridge_heads: Positive[int] = 4
     expansion: Positive[float] = 2.66
-    residual_scale: float = 0.8
     backbone: str = "restormer"                             # a name of models.baryir.BACKBONES
     barycenter: bool = True                                 # false: the plain backbone
-    latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
     branch_init: NotNegative[float] = 1.0                   # small: blocks begin as identities
 
 
@@ -222,8 +219,7 @@ class TrainOptions(Options):
     sources: list[Source]
     output: str = "experiments"                             # the run's folder is output/name
     seed: NotNegative[int] = 0
-    # Activation checkpointing. cheap: keep what is expensive to compute again; all: each block's input alone.
-    recompute: Literal["none", "cheap", "all"] = "none"
+    recompute: bool = False                                 # less memory: each block once more in backward
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
     potentials: Potentials = field(default_factory=Potentials)
