@@ -26,7 +26,7 @@ from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, parse
 
-FORMER = {"bridge_heads": 4, "residual_scale": 0.8, "latents": "both"}         # arguments that are constants now
+FORMER = {"bridge_heads": 4, "residual_scale": 0.8, "latents": "both"}         # arguments, now constants
 # Options that a run must keep, as its networks and optimizers go on; and those that make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
 SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share")
