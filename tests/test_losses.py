@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks import plain
 from losses.barycenter import (
     COSTS,
     congruence_error,
@@ -26,54 +27,54 @@ from models.potentials import Standardize
 from utils.distributed import Side
 
 LAMBDAS, PROBABILITIES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
-SOURCE = torch.tensor([0, 2, 1, 2, -1, 0, -1])                  # -1: clean inputs, of no source
+SOURCE = torch.tensor([0, 2, 1, 2, 0, 1])
 
 
-def latents(batch: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+def latents(batch: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(batch)
     z, noise = torch.randn(2, batch, 8, 3, 4, generator=generator, dtype=torch.float64)
     return z, z + 0.5 * noise + 0.2
 
 
-def unit(v: torch.Tensor) -> torch.Tensor:
-    return v.flatten() / v.flatten().norm()
-
-
-def naive_cost(z, b, source, gamma, tau) -> dict[int, float]:
-    """C_i of each degraded input, sample by sample, as the equations are written. Clean inputs are no j."""
-    r, degraded = z - b, [i for i in range(len(z)) if source[i] >= 0]
-    costs = {}
-    for i in degraded:
-        distance = math.sqrt(((z[i] - b[i]) ** 2).mean())
-        l_ort = sum(float(unit(b[i]) @ unit(r[j])) ** 2 for j in degraded)
-        every = {j: math.exp(float(unit(r[i]) @ unit(r[j])) / tau) for j in degraded}
-        same = sum(every[j] for j in degraded if source[j] == source[i])
-        costs[i] = distance + gamma * (-math.log(same / sum(every.values())) + l_ort)
-    return costs
-
-
 def test_dual_objective_equals_the_double_loop():
     z, b = latents()
-    f = torch.rand(7, 3, dtype=torch.float64)
+    f = torch.rand(6, 3, dtype=torch.float64)
     weights = sample_weights(SOURCE, LAMBDAS, PROBABILITIES)
-    costs = transport_cost(z, b, SOURCE, "root_mean_square", gamma=0.05, tau=0.07)
+    costs = transport_cost(z, b, SOURCE, gamma=0.05, tau=0.07)
     loss = dual_objective(costs["cost"], f, SOURCE, weights)
     terms, samples = dual_terms(loss, costs, f, SOURCE, weights)
-    expected = 0.0
-    for i, cost in naive_cost(z, b, SOURCE, gamma=0.05, tau=0.07).items():
-        k = int(SOURCE[i])
-        expected += float(LAMBDAS[k] / PROBABILITIES[k]) / 7 * (cost - float(f[i, k]))
-        assert float(samples["cost"][i]) == pytest.approx(cost, rel=1e-5)
+    naive, expected = plain.transport_cost(z, b, SOURCE, gamma=0.05, tau=0.07), 0.0
+    for i, k in enumerate(SOURCE.tolist()):
+        expected += float(LAMBDAS[k] / PROBABILITIES[k]) / 6 * float(naive[i] - f[i, k])
+        assert float(samples["cost"][i]) == pytest.approx(float(naive[i]), rel=1e-5)
         assert float(samples["potential"][i]) == float(f[i, k])
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == float(terms["dual"]) == pytest.approx(expected, rel=1e-5)
     assert set(terms) == {"dual", "distance", "contrastive", "orthogonality", "potential"}
-    assert float(terms["dual"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_clean_inputs_are_of_no_source():
+    """They weigh nothing, and no degraded input sees them."""
+    z, b = latents(8)
+    source, degraded = torch.tensor([0, -1, 2, 1, -1, 2, 0, 1]), [0, 2, 3, 5, 6, 7]
+    costs = transport_cost(z, b, source)["cost"]
+    alone = transport_cost(z[degraded], b[degraded], source[degraded])["cost"]
+    torch.testing.assert_close(costs[degraded], alone)
+    weights, f = sample_weights(source, LAMBDAS, PROBABILITIES), torch.rand(8, 3)
+    weights_alone = sample_weights(source[degraded], LAMBDAS, PROBABILITIES)
+    torch.testing.assert_close(8 * weights[degraded], 6 * weights_alone)
+    for objective, of_degraded in (
+        (dual_objective(costs, f, source, weights),
+         dual_objective(alone, f[degraded], source[degraded], weights_alone)),
+        (potential_objective(f, source, weights, LAMBDAS),
+         potential_objective(f[degraded], source[degraded], weights_alone, LAMBDAS)),
+    ):
+        torch.testing.assert_close(8 * objective, 6 * of_degraded)
 
 
 def test_potential_objective_and_penalty_equal_the_loop():
-    f, weights = torch.randn(7, 3), sample_weights(SOURCE, LAMBDAS, PROBABILITIES)
-    expected = sum(float(weights[i] * f[i, SOURCE[i]]) for i in range(7) if SOURCE[i] >= 0)
-    penalty = sum(10 * float(sum(LAMBDAS[k] * f[i, k] for k in range(3))) ** 2 for i in range(7)) / 7
+    f, weights = torch.randn(6, 3), sample_weights(SOURCE, LAMBDAS, PROBABILITIES)
+    expected = sum(float(weights[i] * f[i, SOURCE[i]]) for i in range(6))
+    penalty = sum(10 * float(sum(LAMBDAS[k] * f[i, k] for k in range(3))) ** 2 for i in range(6)) / 6
     assert float(potential_objective(f, SOURCE, weights, LAMBDAS)) == pytest.approx(expected, rel=1e-5)
     assert float(congruence_penalty(f, LAMBDAS)) == pytest.approx(penalty, rel=1e-5)
     assert float(congruence_error(f, LAMBDAS)) == pytest.approx(math.sqrt(penalty / 10), rel=1e-5)
@@ -83,7 +84,7 @@ def test_potential_objective_and_penalty_equal_the_loop():
 
 def test_costs_and_their_terms():
     z, b = latents()
-    squares = [float(((z[i] - b[i]) ** 2).sum()) / z[0].numel() for i in range(7)]
+    squares = [float(((z[i] - b[i]) ** 2).sum()) / z[0].numel() for i in range(6)]
     expected = {"root_mean_square": [s ** 0.5 for s in squares], "mean_square": squares}
     assert set(expected) == set(COSTS)
     for name, values in expected.items():
@@ -108,7 +109,7 @@ def test_one_sample_or_one_source_is_finite(source):
 
 def test_zero_residual_and_a_batch_of_clean_inputs_have_finite_gradients():
     z, _ = latents()
-    for source in (SOURCE, torch.full((7,), -1)):
+    for source in (SOURCE, torch.full((6,), -1)):
         b = z.clone().requires_grad_()
         terms = contrastive(z - b, source), orthogonality(b, z - b, source), root_mean_square(z, b)
         sum(terms).sum().backward()

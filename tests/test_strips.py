@@ -1,7 +1,6 @@
 """Strips against the whole image; the network that they were made of stays as it is."""
 
 import copy
-import threading
 
 import pytest
 import torch
@@ -77,38 +76,25 @@ def test_strips_leave_no_trace(net):
         assert all(parameter.grad is not None for parameter in copied.decoder.parameters())
 
 
-def test_copies_and_training_while_strips_are_computed(net):
-    """A copy taken inside computes whole images with weights of its own; the twin has the network's."""
-    degraded, copies = torch.rand(1, 3, 24, 40), []
-    twin = in_strips(net, 5, after_block=lambda: copies.append(copy.deepcopy(net)) if not copies else None)
+def test_what_others_do_while_strips_are_computed(net):
+    """Whole images, copies with weights of their own, training; the twin has the network's weights."""
+    degraded, inside, copies = torch.rand(1, 3, 24, 40), [], []
+    whole = net(degraded)[0]
+
+    def meanwhile() -> None:
+        if copies:
+            return
+        with torch.enable_grad():
+            inside.append(net(degraded)[0])
+        copies.append(copy.deepcopy(net))
+
+    twin = in_strips(net, 5, after_block=meanwhile)
     with torch.no_grad():
-        whole = net(degraded)[0]
-        twin(degraded)
+        torch.testing.assert_close(twin(degraded)[0], whole, rtol=1e-4, atol=1e-5)
+        assert torch.equal(inside[0], whole) and inside[0].requires_grad
         net.output.weight.mul_(2)
         torch.testing.assert_close(twin(degraded)[0], net(degraded)[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(copies[0](degraded)[0], whole) and copies[0](degraded)[0].requires_grad
-
-
-def test_strips_in_one_thread_and_the_whole_image_in_another(net):
-    degraded, inside, done = torch.rand(1, 3, 24, 40), threading.Event(), threading.Event()
-    whole, results = net(degraded)[0], []
-
-    def wait() -> None:
-        inside.set()
-        assert done.wait(timeout=60)
-
-    @torch.no_grad()
-    def restore_in_strips() -> None:
-        results.append(in_strips(net, 5, after_block=wait)(degraded)[0])
-
-    thread = threading.Thread(target=restore_in_strips)
-    thread.start()
-    assert inside.wait(timeout=60)
-    restored = net(degraded)[0]
-    done.set()
-    thread.join()
-    assert torch.equal(restored, whole) and restored.requires_grad
-    torch.testing.assert_close(results[0], whole, rtol=1e-4, atol=1e-5)
 
 
 def test_strips_bound_the_memory(net, monkeypatch):
