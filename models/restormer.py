@@ -1,8 +1,8 @@
 """Blocks of Restormer (Zamir et al., arXiv 2111.09881): layer norm, MDTA, GDFN, transformer block, down, up.
 
 Written from the paper's description. All convolutions are bias-free. Maps are [B,C,H,W], fastest in
-channels-last layout. `convolve`, `gelu_times` and the functions behind them, below the blocks, give what the
-papers' operations give, but faster and from less memory (measured: benchmarks/RESULTS.md).
+channels-last layout. The functions below the blocks are their operations in the form that is fast and keeps
+little for the backward pass (each was measured: benchmarks/RESULTS.md).
 """
 
 import torch
@@ -20,7 +20,8 @@ class LayerNorm(nn.LayerNorm):
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention: attention between channels instead of pixels (Restormer, eq. 1).
 
-    channels: of input and output, a multiple of `heads`; each head attends within its c = channels/heads.
+    q, k, v = qkv_depthwise(qkv(x)); project_out(softmax(<q/|q|, k/|k|> * temperature) v), where each head
+    attends within its own c = channels / heads channels.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -37,7 +38,7 @@ class MDTA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = convolve(x, self.qkv.weight, self.qkv_depthwise.weight, parts=3)             # 3 x [B,C,H,W]
         attention = self.attention_matrix(*self.products(q, k))                                # [B,heads,c,c]
-        return mix_channels(self.projected(attention), v)       # project_out(attention v)     # [B,C,H,W]
+        return mix_channels(self.projected(attention), v)                                      # [B,C,H,W]
 
     def products(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the pixels: q k^T [B,heads,c,c], and in float32 |q|^2 and |k|^2 [B,heads,c]."""
@@ -59,7 +60,10 @@ class MDTA(nn.Module):
 
 
 class GDFN(nn.Module):
-    """Gated-Dconv feed-forward network (Restormer, eq. 2) of h = `expansion` * channels hidden channels."""
+    """Gated-Dconv feed-forward network (Restormer, eq. 2) of h = `expansion` * channels hidden channels.
+
+    x1, x2 = depthwise(project_in(x)); project_out(gelu(x1) * x2).
+    """
 
     def __init__(self, channels: int, expansion: float = 2.66) -> None:
         super().__init__()
