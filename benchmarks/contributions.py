@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.ablations import OneLatent, load_as
 from data.datasets import open_test_sets
 from data.transforms import to_tensor
 from utils import distributed
-from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import precision_on, restore
 from utils.files import write_csv
@@ -54,7 +54,7 @@ def main() -> None:
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     device = distributed.setup(options.device)[2]
-    net = load_network(options.checkpoint, device)
+    net = load_as(OneLatent, options.checkpoint).to(device)
     if not net.barycenter:
         raise InputError(f"{options.checkpoint}: a plain backbone, expected a network with a barycenter map")
 
@@ -65,7 +65,7 @@ def main() -> None:
             degraded, clean = (image if image is None else crop_for(options.protocol, image)
                                for image in images.degraded_and_clean(index))
             restored = {}
-            for side, net.latents in SIDES.items():
+            for side, net.kept in SIDES.items():
                 image = restore(net, to_tensor(degraded)[None].to(device), options.strip, options.precision,
                                 options.border)
                 restored[side] = image[0].permute(1, 2, 0).cpu().numpy()

@@ -89,7 +89,6 @@ class BaryIR(nn.Module):
         residual_scale: factor of the residual branch where it joins the encoder's skip (0.8 in the release).
         backbone: a name of BACKBONES.
         barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
-        latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
         branch_init: factor of the weights that end each block's branches when they are drawn. Small, blocks
             begin as identities, and the coarse levels with averages of the image instead of noise (ours).
     """
@@ -111,7 +110,6 @@ class BaryIR(nn.Module):
         residual_scale: float = 0.8,
         backbone: str = "restormer",
         barycenter: bool = True,
-        latents: str = "both",
         branch_init: float = 1.0,
     ) -> None:
         super().__init__()
@@ -128,8 +126,6 @@ class BaryIR(nn.Module):
             raise ValueError(f"transport_blocks: {transport_blocks}, expected at least 1")
         if backbone not in BACKBONES:
             raise ValueError(f"backbone: {backbone}, expected one of {', '.join(BACKBONES)}")
-        if latents not in ("both", "barycenter", "residual") or latents != "both" and not barycenter:
-            raise ValueError(f"latents: {latents}, expected both{', barycenter or residual' * barycenter}")
         kind = BACKBONES[backbone]
         prompts = kind.prompts(width, levels, bridge_heads) if kind.prompts else [None] * levels
 
@@ -149,7 +145,7 @@ class BaryIR(nn.Module):
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
         self.multiple = 2**levels
-        self.residual_scale, self.barycenter, self.latents = residual_scale, barycenter, latents
+        self.residual_scale, self.barycenter = residual_scale, barycenter
         self.width, self.widest = width, 2 * int(expansion * 2 * width)     # channels of maps at full size
 
         # Setup encoder: image -> z.
@@ -222,8 +218,6 @@ class BaryIR(nn.Module):
         free_skips: take each skip from the list when it is used, which bounds the memory of large images.
         """
         skips = skips if free_skips else list(skips)
-        b = torch.zeros_like(b) if self.latents == "residual" else b
-        r = torch.zeros_like(r) if self.latents == "barycenter" else r
         x = self.fuse(torch.cat([b, r], dim=1) if self.barycenter else b)   # [B,4C,h,w]
         residual = self.residual_in(r)                                      # [B,8C,h,w]
         for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1

@@ -88,20 +88,6 @@ def test_the_prompt_is_taken_from_b_not_from_r():
     assert torch.equal(appended[0], appended[1]) and not torch.allclose(appended[0], appended[2])
 
 
-@pytest.mark.parametrize("latents", ["barycenter", "residual"])
-def test_the_decoder_without_one_of_the_latents(latents):
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 24, 40)
-    z, skips = net.encode(degraded)
-    b = net.transport(z)
-    kept = (b, 0 * b) if latents == "barycenter" else (0 * b, z - b)
-    ablated = BaryIR(**SMALL, latents=latents)
-    ablated.load_state_dict(net.state_dict())
-    restored, z_too, b_too = ablated(degraded)
-    assert torch.equal(restored, net.decode(*kept, skips)) and not torch.allclose(restored, net(degraded)[0])
-    assert torch.equal(z, z_too) and torch.equal(b, b_too)
-
-
 def test_parameter_count_and_official_names(paper_net):
     assert sum(p.numel() for p in paper_net.parameters()) == 53_549_774
     names = [official_name(name) for name, _ in paper_net.named_parameters()]
@@ -216,8 +202,6 @@ def test_other_depth_and_wrong_arguments():
         BaryIR(heads=[1, 2, 5, 8])
     with pytest.raises(ValueError, match="backbone: resnet, expected one of restormer, promptir"):
         BaryIR(backbone="resnet")
-    with pytest.raises(ValueError, match="latents: residual, expected both$"):
-        BaryIR(barycenter=False, latents="residual")
 
 
 @BACKBONE

@@ -93,6 +93,8 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
         raise InputError(f"{path}: weights and network do not fit ({reason})")
 
     content = read_checkpoint(path)
+    if isinstance(content["network"], dict):
+        content["network"].pop("latents", None)                 # an option until 2026-11-29, always both
     network, weights = parse(Network, content["network"], f"{path}: network."), content["net"]
     if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
         refuse("net: expected a dict of tensors")

@@ -65,7 +65,6 @@ class Network:
     residual_scale: float = 0.8
     backbone: str = "restormer"                             # a name of models.baryir.BACKBONES
     barycenter: bool = True                                 # false: the plain backbone
-    latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
     branch_init: NotNegative[float] = 1.0                   # small: blocks begin as identities
 
 
