@@ -92,7 +92,8 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, flags.set)
     content = read_checkpoint(flags.checkpoint)
-    training_set = TrainingSet(open_sources(options), options.seed, None, options.clean_share, options.camera_share)
+    training_set = TrainingSet(open_sources(options), options.seed, None, options.clean_share,
+                               options.camera_share)
     lambdas = source_weights(training_set.samples_per_epoch, options.objective.lambdas)
     net = load_network(flags.checkpoint).train()
     potentials = Potentials(lambdas, net.latent_channels, options.potentials.width,

@@ -180,7 +180,7 @@ def measure(net: BaryIR, images: ImageSet, options: TestOptions,
             elsewhere: list[Tensor]) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
     """Scores of a set's images, by what the decoder is given ("": its latents) and of the input; and their r.
 
-    elsewhere: r of the same scenes in another set, for one of the checks of a Bottleneck; may be empty.
+    elsewhere: r of the same scenes in another set, for one of the checks of a Bottleneck, or empty.
     """
     metrics, found, seen = Metrics(), defaultdict(list), []
     bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
@@ -271,60 +271,63 @@ def collect(output: Path) -> None:
         write(RESULTS, table, [row for of_run in sorted(rows) for row in rows[of_run]])
 
 
-def shown(difference: tuple[float, float, float]) -> str:
-    mean, low, high = difference
-    return f"{mean:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
-
-
 def label(line: dict[str, str]) -> str:
     """A row in the tables: its name and, in options/study, which weights where they are not averaged ones."""
-    return line["row"] + ", last" * (line["weights"] == "last" and design_of(line["row"]) == "study")
+    row, colon, given = line["row"].partition(":")
+    return row + ", last" * (line["weights"] == "last" and design_of(row) == "study") + colon + given
 
 
 class Figures:
-    """What the files in benchmarks/study say of a design; its runs' rows by their labels."""
+    """What the files in benchmarks/study say of a design.
+
+    psnr: by label, seed and set. of_group: seeds and sets of each group. rows: labels without a colon.
+    """
 
     def __init__(self, design: str) -> None:
-        self.design = design
-        self.sets, self.images, self.latents = ([line for line in read(RESULTS / f"{table}.csv")
-                                                 if design_of(line["row"]) == design]
-                                                for table in ("sets", "images", "latents"))
-        self.rows = list(dict.fromkeys(label(line) for line in self.images))
-        self.rows.sort(key=lambda row: [*SEEDS].index(row.partition(",")[0]))
-        self.groups = [name for name in GROUPS if name in {line["group"] for line in self.sets}]
+        sets, self.images, self.latents = ([line for line in read(RESULTS / f"{table}.csv")
+                                            if design_of(line["row"]) == design]
+                                           for table in ("sets", "images", "latents"))
+        self.paired, self.unseen = design == "decide", UNSEEN[design]
+        self.psnr, self.of_group = defaultdict(dict), {name: set() for name in GROUPS}
+        for line in sets:
+            self.psnr[label(line)][line["seed"], line["set"]] = float(line["psnr"])
+            self.of_group[line["group"]].add((line["seed"], line["set"]))
+        self.groups = [name for name in GROUPS if self.of_group[name]]
+        self.rows = sorted({row for row in self.psnr if ":" not in row},
+                           key=lambda row: [*SEEDS].index(row.partition(",")[0]))
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
-        """Mean difference in PSNR and its interval, over the sets of some groups; scenes are images."""
-        of_rows = ([line for line in self.images if label(line) == name and line["group"] in groups
-                    and line["set"] != without] for name in (row, other))
-        ours, theirs = (effects((int(line["seed"]), line["set"], line["image"].partition("_")[0],
-                                 float(line["psnr"])) for line in lines) for lines in of_rows)
-        same_seeds = self.design == "decide" and len(ours.seeds) == len(theirs.seeds)
-        return interval(ours, theirs, paired=same_seeds)
+        """Mean difference in PSNR over the sets of some groups, and its interval."""
+        found = {name: [(int(line["seed"]), line["set"], line["image"].partition("_")[0], float(line["psnr"]))
+                        for line in self.images if label(line) == name and line["group"] in groups
+                        and line["set"] != without] for name in (row, other)}
+        seeds = [{seed for seed, *_ in scores} for scores in found.values()]
+        both = seeds[0] & seeds[1] if self.paired else seeds[0] | seeds[1]
+        if not both or not all(seeds):
+            return np.nan, np.nan, np.nan
+        ours, theirs = (effects(score for score in scores if score[0] in both) for scores in found.values())
+        return interval(ours, theirs, self.paired)
 
-    def means(self, row: str, groups: tuple[str, ...]) -> dict[tuple[str, str], float]:
-        """PSNR of a row by seed and set of some groups."""
-        return {(line["seed"], line["set"]): float(line["psnr"]) for line in self.sets
-                if label(line) == row and line["group"] in groups}
+    def gain(self, row: str, name: str) -> str:
+        """Of a group: PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
+        keys = self.of_group[name] & self.psnr[row].keys()
+        if not keys:
+            return "-"
+        of_row, before, oracle = (np.array([of[key] for key in keys]) for of in (
+            self.psnr[row], self.psnr[f"{row}: input"], self.oracle(keys)))
+        gain = (of_row - before).mean()
+        share = f" {gain / (oracle - before).mean():.0%}" if not np.isnan(oracle).any() else ""
+        return f"{of_row.mean():.2f} {gain:+.2f}{share}"
 
-    def gains(self, row: str, groups: tuple[str, ...]) -> str:
-        """PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
-        found, oracle = self.means(row, groups), defaultdict(list)
-        before = self.means(f"{row}: input", groups)
-        for (_, name), value in self.means("oracle", GROUPS).items():
-            oracle[name].append(value)
-        gain = np.mean([value - before[of] for of, value in found.items()])
-        text = f"{np.mean([*found.values()]):.2f} {gain:+.2f}"
-        if oracle:
-            possible = np.mean([np.mean(oracle[name]) - before[seed, name] for seed, name in found])
-            text += f" {gain / possible:.0%}"
-        return text
+    def oracle(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], float]:
+        """The oracle's PSNR on a seed's sets, mean over its own seeds; nan without oracle."""
+        return {key: np.mean([value for (_, of_set), value in self.psnr["oracle"].items() if of_set == key[1]]
+                             or np.nan) for key in keys}
 
     def latent(self, row: str, quantity: str, space: str) -> float:
         """Mean over seeds; nan where there is none."""
-        values = [float(line[space] or "nan") for line in self.latents
-                  if label(line) == row and line["quantity"] == quantity]
-        return float(np.mean(values)) if values else np.nan
+        return float(np.mean([float(line[space] or "nan") for line in self.latents
+                              if label(line) == row and line["quantity"] == quantity] or np.nan))
 
 
 def tables(baseline: str = "") -> str:
@@ -337,88 +340,82 @@ def tables(baseline: str = "") -> str:
         figures = Figures(design)
         first = baseline if baseline in figures.rows else BASELINES[design]
         if figures.rows:
-            text += [f"\n{folder}: {', '.join(figures.rows)}", *map(as_text, tables_of(figures, first))]
-        if "transport" in figures.rows and "frozen" in figures.rows:
-            text += ["", verdict(figures)]
+            text += [f"\n{folder}", *map(as_text, tables_of(figures, first))]
+        if {"transport", "frozen"} <= {*figures.rows}:
+            text += [verdict(figures)]
     return "\n".join(text)
 
 
 def tables_of(figures: Figures, baseline: str) -> list[list[list[str]]]:
     """A design's tables: gains, differences to the baseline, sets, checks, latents."""
-    groups, unseen = figures.groups, UNSEEN[figures.design]
+    groups, psnr = figures.groups, figures.psnr
     gains = [["PSNR in dB, gain over the input, share of the oracle's gain", *groups]]
-    gains += [[row, *(figures.gains(row, (name,)) for name in groups if figures.means(row, (name,)))]
-              for row in figures.rows]
-    differences = [[f"difference to {baseline} in dB, 95 % interval", *groups, " and ".join(unseen)]]
-    if baseline in figures.rows:
-        for row in figures.rows:
-            parts = [part for part in (*((name,) for name in groups), unseen) if figures.means(row, part)]
-            if row not in (baseline, "oracle"):
-                differences.append([row, *(shown(figures.difference(row, baseline, part)) for part in parts)])
-    names = sorted({line["set"] for line in figures.sets}, key=lambda name: GROUPS.index(group(name, "")))
-    sets = [["PSNR in dB", "input", *figures.rows]]
-    for name in names:
-        of_set = ([value for (_, of), value in figures.means(row, GROUPS[:-1]).items() if of == name]
-                  for row in (f"{figures.rows[0]}: input", *figures.rows))
-        sets.append([name, *(f"{np.mean(values):.2f}" for values in of_set)])
+    gains += [[row, *(figures.gain(row, name) for name in groups)] for row in figures.rows]
+    parts = [*((name,) for name in groups), figures.unseen]
+    differences = [[f"difference to {baseline} in dB, 95 % interval", *map(" and ".join, parts)]]
+    differences += [[row, *(shown(figures.difference(row, baseline, part)) for part in parts)]
+                    for row in figures.rows if row != baseline]
+    sets = [["PSNR in dB, of the trained", "input", *figures.rows]]
+    trained = {key for name in groups if name != "left out" for key in figures.of_group[name]}
+    for name in sorted({of_set for _, of_set in trained}, key=lambda name: GROUPS.index(group(name, ""))):
+        of_rows = ([value for key, value in psnr[row].items() if key in trained and key[1] == name]
+                   for row in (f"{figures.rows[0]}: input", *figures.rows))
+        sets.append([name, *(f"{np.mean(values or np.nan):.2f}" for values in of_rows)])
     checks = [["change in dB by what the decoder is given", *groups]]
-    for changed in dict.fromkeys(label(line) for line in figures.sets if ": " in line["row"]):
-        row, _, check = changed.partition(": ")
-        if check != "input" and row != "none":
-            before = [figures.means(row, (name,)) for name in groups]
-            after = [figures.means(changed, (name,)) for name in groups]
-            checks.append([changed, *(f"{np.mean([new[of] - old[of] for of in new]):+.2f}"
-                                      for old, new in zip(before, after, strict=True) if new)])
+    for changed in (name for name in psnr if ": " in name and not name.endswith(": input")):
+        before = psnr[changed.partition(":")[0]]
+        of_groups = ([psnr[changed][key] - before[key] for key in figures.of_group[name] & before.keys()
+                      if key in psnr[changed]] for name in groups)
+        checks.append([changed, *(f"{np.mean(values or np.nan):+.2f}" for values in of_groups)])
     latents = [["matched scenes: z / b / r", *QUANTITIES]]
     latents += [[row, *(" / ".join(f"{figures.latent(row, quantity, space):.3f}" for space in "zbr")
-                        for quantity in QUANTITIES)]
-                for row in figures.rows if row in {label(line) for line in figures.latents}]
+                        for quantity in QUANTITIES)] for row in figures.rows]
     return [table for table in (gains, differences, sets, checks, latents) if len(table) > 1]
+
+
+def shown(difference: tuple[float, float, float]) -> str:
+    mean, low, high = difference
+    return f"{mean:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
 
 
 def verdict(figures: Figures) -> str:
     """The rule of options/decide/base.yml, applied to the runs that there are."""
-    unseen = UNSEEN["decide"]
-    gain, low, high = figures.difference("transport", "frozen", unseen)
-    sets = {name for _, name in figures.means("transport", unseen)}
-    least = min(figures.difference("transport", "frozen", unseen, without=name)[0] for name in sets)
-    moved = (figures.latent("transport", "distance between sources", "b")
-             / figures.latent("transport", "distance between sources", "z"))
-    outcome = ("cannot be told: T did not bring the sources together" if not moved <= TREATED
+    difference = partial(figures.difference, "transport", "frozen", figures.unseen)
+    gain, low, high = difference()
+    sets = {line["set"] for line in figures.images if line["group"] in figures.unseen}
+    least = min(difference(without=name)[0] for name in sets)
+    apart = [figures.latent("transport", "distance between sources", space) for space in "bz"]
+    outcome = ("cannot be told: T did not bring the sources together" if not apart[0] <= TREATED * apart[1]
                else "holds" if gain >= CLAIMED and low > 0 and least > 0
                else "fails for certain" if high < CLAIMED else "fails")
-    seeds = len({line["seed"] for line in figures.images if line["row"] == "transport"})
-    return (f"transport less frozen, {' and '.join(unseen)}, {seeds} seeds: {shown((gain, low, high))} dB, "
-            f"{least:+.2f} without its best set; distance between sources in b / in z {moved:.2f}. "
-            f"The claim {outcome}")
+    return (f"transport less frozen, {' and '.join(figures.unseen)}: {shown(difference())} dB, "
+            f"{least:+.2f} without its best set; distance between sources {apart[1]:.3f} in z, "
+            f"{apart[0]:.3f} in b. The claim {outcome}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("datasets/mini5d"), help="folder of the images")
-    parser.add_argument("--rows", nargs="+", default=list(SEEDS), metavar="ROW", help="of these alone")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of these alone")
     parser.add_argument("--seeds", type=int, default=8, help="at most so many of each row")
     parser.add_argument("--last", action="store_true", help="measure the last weights where the runs average")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
     parser.add_argument("--baseline", default="", metavar="ROW", help="with --tables: compare with it")
     flags = parser.parse_args(arguments)
-    for row in [*flags.rows, *[flags.baseline] * bool(flags.baseline)]:
+    rows = flags.rows or list(option_files())
+    for row in rows:
         if row not in option_files():
             raise InputError(f"no row {row}, expected some of {', '.join(option_files())}")
     collect(flags.output)
-    if not flags.tables:
-        for seed in range(flags.seeds):
-            for row in (row for row in flags.rows if seed < SEEDS[row]):
-                if (row + ", last" * (flags.last and design_of(row) == "study"), seed) not in measured():
-                    run(row, seed, flags.root, flags.output, flags.last)
-                    collect(flags.output)
+    for seed in range(0 if flags.tables else flags.seeds):
+        done = {(label(line), int(line["seed"])) for line in read(RESULTS / "runs.csv")}
+        for row in rows:
+            name = row + ", last" * (flags.last and design_of(row) == "study")
+            if seed < SEEDS[row] and (name, seed) not in done:
+                run(row, seed, flags.root, flags.output, flags.last)
+                collect(flags.output)
     print(tables(flags.baseline))
-
-
-def measured() -> set[tuple[str, int]]:
-    """The runs of runs.csv: labels and seeds."""
-    return {(label(line), int(line["seed"])) for line in read(RESULTS / "runs.csv")}
 
 
 if __name__ == "__main__":

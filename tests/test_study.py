@@ -28,10 +28,11 @@ NETWORK = {"width": 8, "encoder_blocks": [1, 1], "latent_blocks": 1, "transport_
 @pytest.mark.parametrize(("design", "allowed"), [
     ("study", {"b": {"scheme", "network"}, "c": {"scheme"}, "e": set(), "g": set(),
                "k": {"potential_learning_rate"},
-               # The objective's weight, distance, penalty; the clip grows with the weight; one step of T a batch.
+               # d: weight, distance, penalty; the clip grows with the weight; one step of T a batch.
                "d": {"scheme", "objective", "potentials", "clip", "map_steps"}}),
-    ("decide", {"w": {"steps"}, "transport": {"scheme", "map_steps"}, "frozen": set(), "reconstruction": set(),
-                "none": set(), "dropout": {"scheme", "map_steps"}, "oracle": {"sources", "steps"}})])
+    ("decide", {"w": {"steps"}, "frozen": set(), "reconstruction": set(), "none": set(),
+                "transport": {"scheme", "map_steps"}, "dropout": {"scheme", "map_steps"},
+                "oracle": {"sources", "steps"}})])
 def test_rows_differ_in_one_thing_alone(design, allowed):
     folder = REPOSITORY / "options" / design
     base = dataclasses.asdict(load_options(TrainOptions, str(folder / "base.yml")))
@@ -55,7 +56,7 @@ def test_tests_and_matched_scenes_are_of_trained_sources():
             for images in yaml.safe_load(path.read_text())["sets"] if path.exists() else ():
                 if "layers" in images and not images["name"].startswith("oracle"):
                     assert {tuple(images["holdout_layers"])} == held_out
-    assert set(study.LEFT_OUT) < {source.source for source in options.sources}      # of options/decide or study
+    assert set(study.LEFT_OUT) < {source.source for source in options.sources}
 
 
 def test_a_bottleneck_restores_from_b_and_the_mean_of_r_alone():
@@ -71,7 +72,7 @@ def test_a_bottleneck_restores_from_b_and_the_mean_of_r_alone():
     none = Bottleneck("none", **NETWORK)
     assert torch.equal(none.transport(z), z)
     dropping = Bottleneck(dropout=0.5, **NETWORK)
-    given = torch.cat([b[:1]] * 40), torch.cat([(z - b)[:1]] * 40), [skip[:1].repeat(40, 1, 1, 1) for skip in skips]
+    given = torch.cat([b[:1]] * 40), torch.cat([(z - b)[:1]] * 40), [torch.cat([s[:1]] * 40) for s in skips]
     assert len(dropping.decode(*given).flatten(1).round(decimals=4).unique(dim=0)) == 2
     assert len(dropping.eval().decode(*given).flatten(1).round(decimals=4).unique(dim=0)) == 1
 
@@ -123,9 +124,8 @@ def test_interval_of_a_known_gain():
 def test_an_image_in_two_sets_is_no_two_images():
     once = [score for score in scores(3) if score[1] == "x"]
     twice = once + [(seed, "y", image, value) for seed, _, image, value in once]
-    expected = interval(effects(once), effects(scores(3, 0.5)), False)[1:]
-    np.testing.assert_allclose(interval(effects(twice), effects(scores(3, 0.5)), False)[1:], expected, atol=0.05)
-    np.testing.assert_allclose(effects(twice).images, effects(once).images)
+    for of_twice, of_once in zip(effects(twice), effects(once), strict=True):
+        np.testing.assert_allclose(of_twice, of_once)
 
 
 @pytest.mark.parametrize("seeds", [3, 8])
@@ -137,11 +137,12 @@ def test_intervals_hold_the_truth(seeds, paired):
 @pytest.fixture
 def small_study(tmp_path: Path, monkeypatch) -> Path:
     """Rows of two tiny sources in the place of the option files: a plain network and arms of a bottleneck."""
-    for n in range(5):
+    for n in range(3):
         write_image(tmp_path / f"data/clean/{n}.png", 48, 40, seed=n)
     trained = [{"name": f"seen_{name}", "clean": "clean", "degradation": "noise", "levels": [level]}
                for name, level in (("rain", 20), ("haze", 40))]
-    sets = [*trained, {"name": "mixed_haze", "degraded": "made/haze", "clean": "made/clean",
+    sets = [*trained, {"name": "level_rain", "clean": "clean", "degradation": "noise", "levels": [60]},
+            {"name": "mixed_haze", "degraded": "made/haze", "clean": "made/clean",
                        "degradation": "noise", "levels": [9]}]
     matched = [{**images, "name": images["name"][5:]} for images in trained]
     base = {"name": "base", "steps": 2, "batch": 2, "patch": 16, "workers": 0, "network": NETWORK,
@@ -177,34 +178,33 @@ def test_runs_and_tables(small_study, capsys):
     with pytest.raises(InputError, match="no runs.csv yet"):
         study.tables()
     where = ("--root", small_study / "data", "--output", small_study / "runs")
-    study_main(*where, "--rows", "b", "e", "--seeds", 2)
+    study_main(*where, "--rows", "b", "e", "--seeds", 1)
     study_main(*where, "--rows", "b", "--seeds", 1, "--last")
     study_main(*where, "--rows", "w", "transport", "frozen", "--seeds", 2)
     capsys.readouterr()
     study_main(*where, "--tables", "--baseline", "b")
     text = capsys.readouterr().out
-    for line in ("difference to b", "difference to frozen", "b, last", "transport: T off", "The claim", "retrieval",
-                 "frozen: r of another source"):
-        assert line in text
+    for words in ("difference to b", "difference to frozen", "b, last", "transport: T off", "The claim",
+                  "retrieval", "frozen: r of another source"):
+        assert words in text
     assert "(one seed)" not in [line for line in text.splitlines() if line.startswith("transport ")][1]
     runs = study.read(small_study / "results/runs.csv")
     assert [study.key(line) for line in runs if line["row"] == "b"] == [
-        ("b", 3, 0, "averaged"), ("b", 3, 0, "last"), ("b", 3, 1, "averaged")]
+        ("b", 3, 0, "averaged"), ("b", 3, 0, "last")]
     hashes = {(line["row"], line["seed"]): line["samples_hash"] for line in runs}
-    assert hashes["b", "0"] == hashes["e", "0"] != hashes["b", "1"]             # same samples for all rows
-    assert hashes["w", "0"] != hashes["transport", "0"] == hashes["frozen", "0"]
+    assert hashes["b", "0"] == hashes["e", "0"]                 # same samples for all rows
+    assert hashes["w", "0"] != hashes["transport", "0"] == hashes["frozen", "0"] != hashes["frozen", "1"]
     images = study.read(small_study / "results/images.csv")
-    of_e = [line for line in images if study.key(line) == ("e", 3, 0, "averaged") and line["set"] == "seen_rain"]
-    row = next(line for line in study.read(small_study / "results/sets.csv")
-               if study.key(line) == ("e", 3, 0, "averaged") and line["set"] == "seen_rain")
-    assert len(of_e) == 5 and float(row["psnr"]) == pytest.approx(np.mean([float(line["psnr"]) for line in of_e]),
-                                                                  abs=1e-3)
+    of_e, (of_set,) = ([float(line["psnr"]) for line in lines if line["set"] == "seen_rain"
+                        and study.key(line) == ("e", 3, 0, "averaged")]
+                       for lines in (images, study.read(small_study / "results/sets.csv")))
+    assert len(of_e) == 3 and of_set == pytest.approx(np.mean(of_e), abs=1e-3)
     study.collect(small_study / "nowhere")                      # what is there stays
     assert study.read(small_study / "results/runs.csv") == runs
-    nets = {row: torch.load(small_study / f"runs/{row}_0/last.pth")["net"] for row in ("w", "frozen", "transport")}
-    moved = {row: not torch.equal(net["transport_map.0.norm1.weight"], nets["w"]["transport_map.0.norm1.weight"])
-             for row, net in nets.items()}
-    assert moved == {"w": False, "frozen": False, "transport": True}
+    nets = {row: torch.load(small_study / f"runs/{row}_0/last.pth")["net"]
+            for row in ("w", "frozen", "transport")}
+    of_map = {row: net["transport_map.0.norm1.weight"] for row, net in nets.items()}
+    assert torch.equal(of_map["frozen"], of_map["w"]) and not torch.equal(of_map["transport"], of_map["w"])
     assert not torch.equal(nets["frozen"]["patch_embed.weight"], nets["w"]["patch_embed.weight"])
     with pytest.raises(InputError, match="no row x, expected some of w, transport"):
         study_main(*where, "--rows", "x")
@@ -216,7 +216,8 @@ def test_a_signal_stops_and_saves(small_study, tmp_path):
     driver = ("import sys; from pathlib import Path; from benchmarks import study; "
               "from utils.errors import one_line_errors; study.RESULTS = Path(sys.argv[1]) / 'results'; "
               "study.DESIGNS = {'study': Path(sys.argv[1]) / 'options/study'}\n"
-              "with one_line_errors(): study.run('b', 0, Path(sys.argv[1]) / 'data', Path(sys.argv[1]) / 'runs')")
+              "with one_line_errors(): study.main(['--root', sys.argv[1] + '/data', '--rows', 'b', "
+              "'--output', sys.argv[1] + '/runs'])")
     process = subprocess.Popen([sys.executable, "-c", driver, tmp_path], cwd=REPOSITORY,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     for line in process.stdout:
