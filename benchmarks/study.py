@@ -13,7 +13,7 @@ with a seed. Stopped (SIGTERM or Ctrl-C), a training is saved, and the same comm
 Figures lie beside the checkpoint and are collected in benchmarks/study:
 
     sets.csv      PSNR and SSIM by set; row "w: input": of the degraded images; "transport: T off" and the
-                  like: of row transport, where its decoder is given something else than its latents
+                  like, in mixed sets: where the decoder of row transport is given other latents
     images.csv    the same by image, of rows without a colon
     runs.csv      parameters, steps, samples, core-hours, hash of the first 1000 samples, date, machine
     latents.csv   what benchmarks.latent_report says of the matched scenes
@@ -62,6 +62,7 @@ RESULTS = Path("benchmarks/study")
 SEEDS = {"w": 8, "transport": 8, "frozen": 8, "reconstruction": 8, "none": 8, "oracle": 2, "dropout": 2,
          "b": 3, "c": 3, "e": 3, "k": 3, "d": 1, "g": 1}                # of each row, in this order
 ARMS = ("transport", "frozen", "reconstruction", "none", "dropout")     # which begin with w
+CHECKED = ("transport", "frozen", "reconstruction", "dropout")
 LEFT_OUT = ("rain", "haze", "deblur", "lowlight")                       # by seeds 0, 1, 2, 3, 4, ...
 FROZEN = partial(Bottleneck, transport_map="frozen")
 NETWORKS = {"w": FROZEN, "frozen": FROZEN, "oracle": FROZEN,
@@ -152,9 +153,10 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
     sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
     this = [seed, len(samples.names), weights]
 
-    sets, images, elsewhere = [], [], []
+    sets, images, elsewhere = [], [], None
     for of_set in open_test_sets(tests.sets, tests.root, f"{tests.file}: sets", print):
-        scores, elsewhere = measure(net, of_set, tests, elsewhere)
+        checked = row in CHECKED and of_set.name.startswith("mixed")
+        scores, elsewhere = measure(net, of_set, tests, elsewhere if checked else None)
         for given, of_images in scores.items():
             line = [row + given, *this, group(of_set.name, absent), of_set.name]
             values = np.round([[image["psnr"], image["ssim"]] for image in of_images], 4).tolist()
@@ -177,10 +179,10 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
 
 @torch.inference_mode()
 def measure(net: BaryIR, images: ImageSet, options: TestOptions,
-            elsewhere: list[Tensor]) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
+            elsewhere: list[Tensor] | None) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
     """Scores of a set's images, by what the decoder is given ("": its latents) and of the input; and their r.
 
-    elsewhere: r of the same scenes in another set, for one of the checks of a Bottleneck, or empty.
+    elsewhere: r of the same scenes in another set, for the checks of a Bottleneck; None: no checks.
     """
     metrics, found, seen = Metrics(), defaultdict(list), []
     bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
@@ -192,11 +194,9 @@ def measure(net: BaryIR, images: ImageSet, options: TestOptions,
     residuals = [z - b for z, b, *_ in seen]
     for index, (z, b, skips, degraded, clean) in enumerate(seen):
         given = {"": (b, residuals[index])}
-        if isinstance(net, Bottleneck):
+        if elsewhere is not None:
             given |= {": r of another scene": (b, residuals[index - 1]), ": r = 0": (b, 0 * b),
-                      ": T off": (z, 0 * z)}
-        if isinstance(net, Bottleneck) and elsewhere:
-            given[": r of another source"] = (b, elsewhere[index])
+                      ": r of another source": (b, elsewhere[index]), ": T off": (z, 0 * z)}
         restored = {": input": degraded / np.float32(255)}
         for name, latents in given.items():
             with bfloat16:
