@@ -22,7 +22,7 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, Row, average_row, evaluate, precision_on
 from utils.files import write_text
-from utils.images import read_picture, save_image, to_image
+from utils.images import save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.photographs import png_names, restore_input
@@ -105,9 +105,8 @@ def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
 
 
 def save_restored(folder: Path, name: Path, images: ImageSet, result: Restored, side_by_side: bool) -> None:
-    """Write a restored test image, grey where it is and was not measured; and input | restored (| clean)."""
-    grey = result.clean is None and read_picture(images.pairs[result.index].path).grey
-    save_image(to_image(result.restored, "L" if grey else "RGB"), folder / name)
+    """Write a restored test image, and input | restored (| clean) if that is wanted."""
+    save_image(to_image(result.restored), folder / name)
     if side_by_side:
         panels = [result.degraded, result.restored] + ([] if result.clean is None else [result.clean])
         save_image(to_image(np.concatenate(panels, axis=1)), folder / "side_by_side" / name)

@@ -64,19 +64,16 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def csv_text(rows: Iterable[Sequence]) -> str:
+def append_row(path: Path, *rows: Sequence) -> None:
+    """Add rows to the end of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return text.getvalue()
+    append_text(path, text.getvalue())
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
     """Write a CSV file, its header first, whole or not at all."""
-    write_text(path, csv_text(rows))
-
-
-def append_row(path: Path, row: Sequence) -> None:
-    append_text(path, csv_text([row]))
+    write_atomically(path, lambda temporary: append_row(Path(temporary), *rows))
 
 
 def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
@@ -112,20 +109,16 @@ def list_files(folder: Path, extensions: Collection[str] | None = None,
         extensions: in lower case, of the files to list; None for all.
         unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
     """
-    def refuse(error: OSError) -> None:
-        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
-        if unreadable is None:
-            raise InputError(line)
-        unreadable.append(line)
-
+    closed: list[str] = [] if unreadable is None else unreadable
     found, seen = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        for name in list(folders):
-            path = os.path.join(parent, name)
-            place = os.path.realpath(path) if os.path.islink(path) else None
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(
+            f"{error.filename}: a folder that cannot be read ({error.strerror})")):
+        for name in sorted(folders):
+            place = os.path.realpath(os.path.join(parent, name))
             if name.startswith(".") or place in seen:
                 folders.remove(name)
-            elif place:
-                seen.add(place)
+            seen.add(place)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
+    if closed and unreadable is None:
+        raise InputError(closed[0])
     return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)
