@@ -20,6 +20,7 @@ The layer norm that ends z and b belongs to the encoder.
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from data.cache import check_all, decode_all
+from data.cache import check, decode_all, require_no_problems
 from data.datasets import TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
@@ -41,7 +42,7 @@ from losses.barycenter import (
     source_weights,
     transport_cost,
 )
-from models.baryir import BaryIR, compile_stages
+from models.baryir import BaryIR
 from models.potentials import Potentials
 from models.recompute import recompute
 from utils import distributed
@@ -94,6 +95,18 @@ def growing_average(decay: float) -> Callable:
     return average
 
 
+def learning_rate_factor(options: TrainOptions, step: int, sampler: EpochSampler) -> float:
+    """Share of the first learning rate that holds at a step: warm-up, then the schedule."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    if options.schedule == "cosine":
+        progress = (step - options.warmup) / max(1, sampler.steps - options.warmup)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if options.schedule == "constant":
+        return 1.0
+    return 0.1 ** int(sampler.epochs_before(step) / options.schedule)
+
+
 def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
 
@@ -109,7 +122,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
     f = potentials(b)
-    costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
+    costs = transport_cost(z, b, source, objective.cost, objective.gamma)
     dual = dual_objective(costs["cost"], f, source, weights)
     reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
@@ -130,8 +143,8 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
         b = net.transport(z)                                    # encoder and T only, never the decoder
     side.thaw()
     f = potentials(b)
-    rho = 0.0 if potentials.congruent else options.potentials.penalty
-    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, rho)
+    penalty = options.objective.penalty
+    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, penalty)
     loss.backward()
     norm = side.average_and_clip(loss)
     side.optimizer.step()
@@ -150,7 +163,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
     costs = transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
-                           objective.cost, objective.gamma, objective.tau)
+                           objective.cost, objective.gamma)
     loss = dual_objective(costs["cost"], f, batch.source, batch.weights)
     loss.backward()
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
@@ -207,7 +220,7 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
 def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
                recorded: bool = False) -> dict[str, Side]:
     """The sides of the alternation: each has the parameters that it moves, and their optimizer."""
-    make = functools.partial(make_side, options.optimizer, eps=options.adam_eps, recorded=recorded)
+    make = functools.partial(make_side, options.optimizer, recorded=recorded)
     rate, potential_rate = options.learning_rate, options.potential_learning_rate
     if options.scheme == "joint":
         return {"map": make(net.parameters(), rate),
@@ -224,17 +237,18 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
     flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
-    rank, processes, device = distributed.setup(options.device)
+    rank, processes, device = distributed.setup()
     torch.manual_seed(options.seed)
     keep_freed_memory(device)
     run = Run(options, flags.resume, dry=flags.dry_run)
 
     # Setup data:
-    entries = open_sources(options)
+    problems = [] if flags.dry_run else None                    # a dry run lists all of them
+    entries = open_sources(options, problems)
     where = f"{options.file}: validation.sets"
-    sets = open_test_sets(options.validation.sets, options.root, where, run.log, required=False)
+    sets = open_test_sets(options.validation.sets, options.root, where, run.log, problems)
     if flags.dry_run:
-        check_all(entries + sets)
+        require_no_problems([*problems, *check(entries, sets)], options.file)
     cache = decode_all(entries, run.folder / "decoded.bin") if options.cache and not flags.dry_run else None
     training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k
@@ -247,18 +261,15 @@ def main(arguments: list[str] | None = None) -> None:
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
         load_pretrained(net, options.pretrained, f"{options.file}: pretrained")
-    potentials = Potentials(lambdas, net.latent_channels, options.potentials.width,
-                            congruent=options.potentials.congruence == "exact",
+    potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
                             standardized=options.scheme == "separate").to(device)
     net = net.to(memory_format=torch.channels_last)
     ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
-    recompute(net, options.recompute)
-    if options.compile:
-        compile_stages(net)
+    recompute(net, "all" if options.recompute else "none")
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
-    recorded = options.graphs and device.type == "cuda" and processes == 1
+    recorded = device.type == "cuda" and processes == 1         # as CUDA graphs
     sides = make_sides(net, potentials, options, recorded)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
@@ -284,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     run.watch_signals()
     with run.progress(step, steps) as bar, distributed.naming_dead_processes():
         for degraded, clean, source in loader:
-            factor = options.schedule.factor_at(step, steps, sampler.steps_per_epoch)
+            factor = learning_rate_factor(options, step, sampler)
             for side in sides.values():
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))

@@ -37,6 +37,10 @@ def read_image(path: Path) -> np.ndarray:
     return as_rgb(pixels)
 
 
+def is_grey(path: Path) -> bool:
+    return decode(path, [])[1].shape[2] < 3
+
+
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """[H,W,C] as [H,W,3], without alpha; C as of `decode`."""
     colours = pixels[..., :1 if pixels.shape[2] < 3 else 3]
@@ -153,9 +157,9 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def to_image(pixels: np.ndarray) -> Image.Image:
-    """[H,W,3] floats in [0, 1] -> an RGB image."""
-    return Image.fromarray(to_uint8(pixels))
+def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
+    """[H,W,3] floats in [0, 1] -> an image of mode RGB, or of L by the mean over the channels."""
+    return Image.fromarray(to_uint8(pixels.clip(0, 1).mean(axis=2) if mode == "L" else pixels))
 
 
 def format_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
-from utils.evaluation import restore
+from utils.evaluation import BORDER, restore
 from utils.files import list_files
 from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_uint8
 from utils.options import TestOptions
@@ -152,7 +152,7 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
             try:
                 photograph = read_photograph(source)
                 degraded = torch.from_numpy(as_rgb(photograph.pixels)).permute(2, 0, 1)[None].to(device) / 255
-                restored = restore(net, degraded, options.strip, options.precision, options.border)
+                restored = restore(net, degraded, options.strip, options.precision, BORDER)
                 write_photograph(photograph, restored[0].permute(1, 2, 0).cpu().numpy(), target)
                 for remark in photograph.remarks:
                     bar.write(printable(f"{source}: {remark}"))

@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
 from utils.errors import InputError, printable
 from utils.files import write_text
@@ -108,7 +107,7 @@ def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]]) -> Path
         except InputError:
             continue
         if pixels.shape[:2] == restored.shape[:2]:
-            profile = {"icc_profile": before.info.get("icc_profile")} if before.mode in ("RGB", "RGBA") else {}
+            profile = {"icc_profile": before.info.get("icc_profile")} if before.mode[:3] == "RGB" else {}
             pictures = *(as_rgb(part) / np.float32(255) for part in (pixels, restored)), None
             report.add("", str(target.relative_to(report.folder)), target, pictures, **profile)
     return report.write(f"Photographs in {report.folder}") if report.images else None

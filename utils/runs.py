@@ -126,12 +126,10 @@ class Run:
             self.log(dump(self.options).rstrip())               # else they are in options.yml
         for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
             self.log(line)
-        if unread := self.options.unread():
-            self.log(f"scheme {self.options.scheme} does not use: {', '.join(unread)}")
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
-        epochs = sampler.samples / sum(sampler.groups)
         self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
-                 f"{sampler.steps} steps, {sampler.samples:,} samples, {epochs:.1f} epochs, "
+                 f"{sampler.steps} steps, {sampler.samples_before(sampler.steps):,} samples, "
+                 f"{sampler.epochs_before(sampler.steps):.1f} epochs "
                  f"on {sampler.processes} x {device} in {self.options.precision}")
 
     def progress(self, step: int, steps: int) -> tqdm:
