@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
-from utils.evaluation import BORDER, restore
+from utils.evaluation import BORDER, restore, with_tones_of
 from utils.files import list_files
 from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_uint8
 from utils.options import TestOptions
@@ -151,9 +151,12 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
         for source, target in bar:
             try:
                 photograph = read_photograph(source)
-                degraded = torch.from_numpy(as_rgb(photograph.pixels)).permute(2, 0, 1)[None].to(device) / 255
-                restored = restore(net, degraded, options.strip, options.precision, BORDER)
-                write_photograph(photograph, restored[0].permute(1, 2, 0).cpu().numpy(), target)
+                degraded = as_rgb(photograph.pixels) / np.float32(255)
+                batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
+                restored = restore(net, batch, options.strip, options.precision, BORDER)
+                restored = restored[0].permute(1, 2, 0).cpu().numpy()
+                restored = with_tones_of(degraded, restored) if options.keep_tones else restored
+                write_photograph(photograph, restored, target)
                 for remark in photograph.remarks:
                     bar.write(printable(f"{source}: {remark}"))
             except (InputError, OSError) as error:
