@@ -5,10 +5,11 @@ import io
 import logging
 import os
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.errors import InputError, one_line
 from utils.files import write_atomically
@@ -17,15 +18,19 @@ EXTENSIONS = frozenset((
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif",
     ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
 ))
-BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 284, 338, 339    # TIFF's tags
+PNG_START, PNG_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0"
+PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"pHYs", b"eXIf")    # by Pillow, but for capitals
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339        # TIFF's tags
 
 with contextlib.suppress(ImportError):                      # HEIC needs a package
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 Image.init()                                                # registers all of Pillow's formats
+Image.MAX_IMAGE_PIXELS = None                               # `require_memory` is our limit
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26                       # a scanner's ICC profile may exceed Pillow's 1 MB
 FORMATS = sorted({name for end, name in Image.registered_extensions().items() if end in EXTENSIONS})
-warnings.filterwarnings("ignore", module="PIL")             # for developers; too many pixels remain an error
+warnings.filterwarnings("ignore", module="PIL")             # for developers
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
@@ -37,10 +42,6 @@ def read_image(path: Path) -> np.ndarray:
     return as_rgb(pixels)
 
 
-def is_grey(path: Path) -> bool:
-    return decode(path, [])[1].shape[2] < 3
-
-
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """[H,W,C] as [H,W,3], without alpha; C as of `decode`."""
     colours = pixels[..., :1 if pixels.shape[2] < 3 else 3]
@@ -50,42 +51,84 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
     """Pillow's image of a file and its pixels, [H,W,C] uint8, upright; of several frames the first.
 
-    C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). remarks: takes what a user should know.
+    C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). The image's info also has the file's "content"
+    and the "chunks" of a PNG that Pillow did not see. remarks: takes what a user should know.
     InputError where the file cannot be read, or not rightly.
     """
-    content = read_file(path)
+    if not os.path.isfile(path):                            # a pipe is never opened: it might not end
+        raise InputError(f"{path}: {'no regular file' if os.path.lexists(path) else 'no such file'}")
     try:
-        Image.open(io.BytesIO(content), formats=FORMATS).verify()      # a PNG's checksums; decoding does not
+        content, chunks = path.read_bytes(), []
+        if content.startswith(PNG_START):
+            content, chunks = sound_png(content, remarks)
         image = Image.open(io.BytesIO(content), formats=FORMATS)        # other formats run other programs
+        require_memory(image.size, 16)
         bits = bits_stored(image, content)
-        if wrong := misread(image, bits):
-            raise ValueError(f"{wrong}; expected whole numbers of 8 or 16 bits, interleaved: convert it")
-        if bits > 8:
-            remarks.append(f"{bits} bits a channel, of which 8 are read")
-        image.load()
+        require_right(image, bits)
+        image = load(image, content, remarks)
+        image.info |= {"content": content, "chunks": chunks}
+        remarks += [f"{bits} bits a channel, of which 8 are read"] * (bits > 8)
         picture = to_8_bits(image, bits, remarks)
-        if image.format == "PNG" and content[25] == 4:      # grey with alpha, of 16 bits RGBA to Pillow
-            picture = picture.convert("LA")
         with contextlib.suppress(Exception):                # damaged EXIF raises nearly anything
             ImageOps.exif_transpose(picture, in_place=True)
         return image, fill_hidden(np.atleast_3d(np.asarray(picture)))
     except UnidentifiedImageError:
         heic = content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif", b"msf")
         found = "HEIC, which needs a package: pip install pillow-heif" if heic else \
-                f"damaged or of no known format, its first bytes are {content[:8]}"
+                f"damaged, or of a kind that Pillow does not know: its first bytes are {content[:8]}"
     except Exception as error:                              # broken files raise nearly anything
-        found = one_line(error) or type(error).__name__
+        found = getattr(error, "strerror", "") or one_line(error) or type(error).__name__
     raise InputError(f"{path}: cannot be read as an image ({found})")
 
 
-def read_file(path: Path) -> bytes:
-    """A regular file's bytes. A pipe or a device is never opened: reading it might not end."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'no regular file' if os.path.lexists(path) else 'no such file'}")
+def sound_png(content: bytes, remarks: list[str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A PNG of the chunks that Pillow needs, and kind and content of its others.
+
+    A wrong checksum costs an ancillary chunk, of another one it is a ValueError. The end mark may be missing:
+    whether pixels are is seen when they are decoded.
+    """
+    parts, others, place = [PNG_START], [], len(PNG_START)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place:place + 4])
+        kind, body = content[place + 4:place + 8], content[place + 8:end - 4]
+        if kind == b"IEND" or len(kind) < 4:
+            break
+        if zlib.crc32(kind + body).to_bytes(4) != content[end - 4:end]:
+            if not kind[:1].islower():
+                raise ValueError(f"cut off, or a wrong checksum of its chunk {kind}")
+            remarks.append(f"its chunk {kind} has a wrong checksum and is left out")
+        elif kind[:1].isupper() or kind in PNG_NEEDED or body.startswith(PNG_XMP):
+            parts.append(content[place:end])
+        else:
+            others.append((kind, body))
+        place = end
+    return b"".join([*parts, b"\0\0\0\0IEND\xaeB`\x82"]), others
+
+
+def load(image: Image.Image, content: bytes, remarks: list[str]) -> Image.Image:
+    """The image, decoded; of a JPEG the end mark may be missing, if nothing else is."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        image.load()
+        return image
+    except OSError:
+        if image.format != "JPEG" or "progressive" in image.info:       # of which whole scans may be missing
+            raise
+        # Were pixels missing, what follows would be taken for them.
+        ended = [Image.open(io.BytesIO(content.rstrip(b"\xff") + more * 99 + b"\xff\xd9"))
+                 for more in (b"", b"\x55", b"\xaa", b"\x1b", b"\xe4")]
+        if len({image.tobytes() for image in ended}) > 1:
+            raise
+        remarks.append("its end mark is missing, but no pixels")
+        return ended[0]
+
+
+def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
+    """InputError where an image of that width and height needs more memory than the machine has."""
+    needed = size[0] * size[1] * bytes_a_pixel / 1e9
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if needed > there:
+        raise InputError(f"{size[0]}x{size[1]} pixels, which need at least {needed:.0f} GB of memory, "
+                         f"expected at most {there:.0f} GB, as this machine has")
 
 
 def bits_stored(image: Image.Image, content: bytes) -> int:
@@ -96,37 +139,37 @@ def bits_stored(image: Image.Image, content: bytes) -> int:
         return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
     if image.format == "JPEG2000":
         return content[content.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1       # the first component's
+    if image.format == "AVIF":
+        return 10 if content[content.index(b"av1C") + 6] & 64 else 8            # or 12
     if image.format == "PPM" and isinstance(image.tile[0].args, tuple):
         return image.tile[0].args[1].bit_length()           # of the largest number
-    return 16 if image.mode.startswith("I") else 8
+    return image.info.get("bit_depth", 16 if image.mode.startswith("I") else 8)        # which HEIC has
 
 
-def misread(image: Image.Image, bits: int) -> str:
-    """What Pillow would read wrongly of an image that is not decoded yet, or nothing."""
+def require_right(image: Image.Image, bits: int) -> None:
+    """ValueError for what Pillow would read wrongly of an image that is not decoded yet."""
     tags = getattr(image, "tag_v2", {})
-    planes = tags.get(PLANAR) == 2 and (
-        bits > 8 or image.mode not in ("RGB", "RGBA", "CMYK") or 1 in tags.get(EXTRA_SAMPLES, ()))
-    return next((what for what, found in {
-        "floats": image.mode == "F" or 3 in tags.get(SAMPLE_FORMAT, ()),
-        "signed numbers": 2 in tags.get(SAMPLE_FORMAT, ()),
-        f"{bits} bits a channel": bits > 16,
-        "channels in planes": planes,
-        "16 bits of which 0 is white": bits == 16 and tags.get(PHOTOMETRIC) == 0,
-        "a transparent colour of 16 bits": bits == 16 and "transparency" in image.info,
-    }.items() if found), "")
+    numbers, planes, light = tags.get(SAMPLE_FORMAT, (1,)), tags.get(PLANES, 1), tags.get(PHOTOMETRIC, 1)
+    deep = bits > 8 and (light == 0 or "transparency" in image.info)
+    if image.mode == "F" or bits > 16 or set(numbers) != {1} or planes != 1 or deep:
+        raise ValueError(
+            f"{bits} bits, mode {image.mode}, sample format {numbers[0]}, {planes=}, photometric {light}; "
+            "expected unsigned numbers of 8 or 16 bits a channel, in one plane, black at 0: convert it")
 
 
 def to_8_bits(image: Image.Image, bits: int, remarks: list[str]) -> Image.Image:
     """A decoded image, `bits` a channel in its file, as one of mode L, LA, RGB or RGBA."""
-    if image.mode.startswith("I"):
-        high = 4 if image.format == "TIFF" and bits == 12 else 8        # other formats are scaled to 16 bits
-        image = Image.fromarray((np.asarray(image) >> high).astype(np.uint8))
+    if image.mode.startswith("I"):                          # other formats than TIFF are scaled to 16 bits
+        high = 4 if image.format == "TIFF" and bits == 12 else 8
+        return Image.fromarray((np.asarray(image) >> high).astype(np.uint8))
+    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+        image = ImageChops.invert(image)                    # Pillow takes all for Adobe's, which are inverted
     if image.mode in ("CMYK", "LAB"):
         return to_srgb(image, remarks)
     if image.mode == "L" and "transparency" in image.info:  # a number of the file's, whose pixels are scaled
         image.info["transparency"] *= {2: 85, 4: 17}.get(bits, 1)
-    colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    return image.convert(colours + "A" * image.has_transparency_data)
+    grey = image.mode in ("1", "L", "LA", "La") or image.format == "PNG" and image.info["content"][25] == 4
+    return image.convert(("L" if grey else "RGB") + "A" * image.has_transparency_data)
 
 
 def to_srgb(image: Image.Image, remarks: list[str]) -> Image.Image:
@@ -141,10 +184,7 @@ def to_srgb(image: Image.Image, remarks: list[str]) -> Image.Image:
 
 
 def fill_hidden(pixels: np.ndarray) -> np.ndarray:
-    """Give fully transparent pixels the mean of the others, or mid-grey where there are none.
-
-    Nobody sees what they hold, but the network would, and it would change what is beside them.
-    """
+    """Give fully transparent pixels, which nobody sees, the mean of the others: the network sees them."""
     if pixels.shape[2] in (1, 3) or pixels[..., -1].all():
         return pixels
     pixels, hidden = pixels.copy(), pixels[..., -1] == 0

@@ -5,8 +5,10 @@ cannot be restored is named, the others are restored, and the exit status is 3. 
 goes on where it stopped.
 """
 
+import contextlib
 import errno
 import os
+import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Container
@@ -21,20 +23,23 @@ from tqdm import tqdm
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
 from utils.evaluation import BORDER, restore, with_tones_of
-from utils.files import list_files
-from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_uint8
+from utils.files import list_files, remove_partial
+from utils.images import EXTENSIONS, as_rgb, decode, format_of, require_memory, save_image, to_uint8
+from utils.metadata import for_format, read_metadata
 from utils.options import TestOptions
 from utils.report import Report, photograph_report
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm")   # come back as they are, others as PNG
 OPAQUE = ("JPEG", "BMP", "PPM")                             # formats that hold no transparency
-Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
+MAPS = 12                       # of the network's width and the photograph's size are at least in memory at once
 NAMED = 10                                                  # failures that the last line names
+Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
 
 @dataclass
 class Photograph:
-    """pixels: [H,W,C] uint8 as of `decode`. metadata: as Pillow's save takes it. remarks: for its user."""
+    """pixels: [H,W,C] uint8 as of `decode`. metadata: as of `read_metadata`. remarks: for its user."""
 
     pixels: np.ndarray
     metadata: dict
@@ -49,7 +54,7 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     """
     images, closed = find_photographs(flags.input, flags.output)
     jobs = place_results(images, flags.input, flags.output, flags.keep_format)
-    left = jobs if flags.overwrite else leave_done(jobs, flags.input, flags.output, options.checkpoint)
+    left = leave_done(jobs, flags, Path(options.checkpoint))
     folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
     page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
     failures = restore_photographs(network(), left, options)
@@ -69,99 +74,112 @@ def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]
 
     InputError where there are none.
     """
-    closed, files = [], [source]
-    if source.is_dir():
-        files = list_files(source, unreadable=closed)
-        if source.resolve() in target.resolve().parents:    # results of an earlier run
-            files = [path for path in files if not path.resolve().is_relative_to(target.resolve())]
-    elif not source.is_file():
+    if not (source.is_dir() or source.is_file()):
         found = "neither a regular file nor a folder" if os.path.lexists(source) else "no such file or folder"
         raise InputError(f"--input {source}: {found}")
-    images = [path for path in files if is_image_name(path)]
+    closed: list[str] = []
+    files = list_files(source, unreadable=closed) if source.is_dir() else [source]
+    if source.resolve() in target.resolve().parents:        # results of an earlier run
+        files = [path for path in files if not path.resolve().is_relative_to(target.resolve())]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if not images:
-        found = f"--input {source}: no image by its name, expected {', '.join(sorted(EXTENSIONS))}"
-        raise InputError("; ".join([found, *closed]))
+        kinds = f"--input {source}: no image by its name, expected {', '.join(sorted(EXTENSIONS))}"
+        raise InputError("; ".join([kinds, *closed]))
     for path in files:
-        if not is_image_name(path):
+        if path.suffix.lower() not in EXTENSIONS:
             print(printable(f"left out: {path}, no photograph by its name"))
     return images, closed
 
 
-def is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
-
-
 def place_results(images: list[Path], source: Path, target: Path, keep_format: bool) -> Jobs:
-    """Pairs of a photograph and where its result goes; InputError where that is no place for it.
+    """The place of each result; InputError where that is no place for it.
 
     Below a folder `target` they keep their names, but lossy formats become PNG unless `keep_format`. A single
     file goes to `target` itself where that is an image's name.
     """
-    folder = source.is_dir()
-    if not folder and is_image_name(target) and not target.is_dir():
+    alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS
+    if alone and named and not target.is_dir():
         format_of(target)
         jobs = [(source, target)]
-    elif not target.is_dir() and (target.exists() or is_image_name(target) or not folder and target.suffix):
-        place = "a folder" if folder else "a folder that is there, or an image's name"
-        raise InputError(f"--output {target}: expected {place}")
+    elif not target.is_dir() and (target.exists() or named or alone and target.suffix):
+        raise InputError(f"--output {target}: expected a folder" + " or an image's name" * alone)
     else:
-        names = [path.relative_to(source if folder else source.parent) for path in images]
+        names = [path.relative_to(source.parent if alone else source) for path in images]
         places = png_names(names, EXTENSIONS if keep_format else LOSSLESS)
         jobs = [(path, target / name) for path, name in zip(images, places, strict=True)]
-    taken = {source.resolve(), *(path.resolve() for path in images)}
-    for path, result in jobs:
-        if result.resolve() in taken or target.resolve() in taken:
-            raise InputError(f"--output {target}: {path} would overwrite {result}, expected another place")
-        taken.add(result.resolve())
+    sources = {identity(path) for path in (source, *images) if os.path.exists(path)}
+    for path, result in [(source, target), *jobs]:
+        if os.path.exists(result) and identity(result) in sources:
+            raise InputError(f"--output {target}: would overwrite {path}, expected another place")
     return jobs
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What two names of one file share."""
+    return path.stat().st_dev, path.stat().st_ino
 
 
 def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
     """Where restored images go: a.jpg -> a.png, or a.jpg.png where that is taken or two would share it.
 
+    Names that differ in case or Unicode form would share a place: some file systems do not tell them apart.
     kept: extensions, in lower case, of names that stay.
     """
+    def folded(name: Path) -> str:
+        return unicodedata.normalize("NFC", str(name)).casefold()
+
     pngs = [name if name.suffix.lower() in kept else name.with_suffix(".png") for name in names]
-    number = Counter(pngs)
-    return [png if png == name or number[png] == 1 else name.with_name(f"{name.name}.png")
-            for name, png in zip(names, pngs, strict=True)]
+    number, places = Counter(map(folded, pngs)), {}
+    for name, png in zip(names, pngs, strict=True):
+        png = png if png == name or number[folded(png)] == 1 else name.with_name(f"{name.name}.png")
+        while folded(png) in places:
+            png = png.with_name(f"{png.name}.png")
+        places[folded(png)] = png
+    return list(places.values())
 
 
-def leave_done(jobs: Jobs, source: Path, target: Path, weights: str) -> Jobs:
+def leave_done(jobs: Jobs, flags: Namespace, weights: Path) -> Jobs:
     """The jobs of a folder without those whose result is newer than the photograph and the weights.
 
     InputError where anything else would be overwritten unasked.
     """
-    def is_done(photograph: Path, result: Path) -> bool:
-        return source.is_dir() and all(
-            os.path.exists(path) and os.path.getmtime(result) > os.path.getmtime(path)
-            for path in (photograph, weights))
-
-    left = [job for job in jobs if not (job[1].exists() and is_done(*job))]
-    if others := [str(result) for _, result in left if result.exists()]:
-        raise InputError(f"--output {target}: {count(len(others), 'file')} there already: "
+    if flags.overwrite:
+        return jobs
+    left = [job for job in jobs if flags.input.is_file() or modified(job[1]) <= modified(job[0], weights)]
+    if others := [str(result) for _, result in left if os.path.exists(result)]:
+        raise InputError(f"--output {flags.output}: {count(len(others), 'file')} there already: "
                          f"{first_few(others)}; expected --overwrite or another place")
     return left
 
 
+def modified(*paths: Path) -> float:
+    """When the newest of some files was written; 0 where none is there."""
+    return max((path.stat().st_mtime for path in paths if os.path.exists(path)), default=0)
+
+
 def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[str]:
     """Restore photographs and write each to its place; returns a line on each that could not be restored."""
-    device, failures = next(net.parameters()).device, []
-    with tqdm(jobs, desc=f"restoring on {device}", dynamic_ncols=True) as bar:
+    failures, written, weights = [], set(), Path(options.checkpoint)
+    for folder in {target.parent for _, target in jobs}:
+        remove_partial(folder, [target for _, target in jobs])
+    with tqdm(jobs, desc="restoring", dynamic_ncols=True) as bar:
         for source, target in bar:
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)        # before the work
                 photograph = read_photograph(source)
-                degraded = as_rgb(photograph.pixels) / np.float32(255)
-                batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
-                restored = restore(net, batch, options.strip, options.precision, BORDER)
-                restored = restored[0].permute(1, 2, 0).cpu().numpy()
-                restored = with_tones_of(degraded, restored) if options.keep_tones else restored
+                restored = restore_photograph(net, photograph, options)
+                if os.path.exists(target) and identity(target) in written:
+                    raise InputError(f"{source}: {target} is another photograph's result on this file system")
                 write_photograph(photograph, restored, target)
-                for remark in photograph.remarks:
-                    bar.write(printable(f"{source}: {remark}"))
+                written.add(identity(target))
+                if modified(target) <= (date := modified(source, weights)):     # a clock is ahead of ours
+                    with contextlib.suppress(OSError):      # FAT counts in steps of two seconds
+                        os.utime(target, (date + 2, date + 2))
+                if photograph.remarks:
+                    bar.write(printable(f"{source}: {'; '.join(photograph.remarks)}"))
             except (InputError, OSError) as error:
-                if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.EISDIR):
-                    raise                                   # such as no place for any of them
+                if getattr(error, "errno", None) in NO_PLACE:
+                    raise
                 text = str(error) if isinstance(error, InputError) else f"{target}: {error.strerror}"
                 failures.append(printable(text if printable(str(source)) in text else f"{source}: {text}"))
                 bar.write(failures[-1])
@@ -171,14 +189,30 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
     return failures
 
 
+def restore_photograph(net: BaryIR, photograph: Photograph, options: TestOptions) -> np.ndarray:
+    """A photograph's restored pixels, [H,W,3] in [0, 1], not clipped."""
+    degraded, device = as_rgb(photograph.pixels) / np.float32(255), next(net.parameters()).device
+    if device.type == "cpu":                                # where the system would end the process
+        element = 2 if options.precision == "bfloat16" else 4
+        require_memory(degraded.shape[1::-1], MAPS * net.width * element)
+    batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
+    restored = restore(net, batch, options.strip, options.precision, BORDER)[0].permute(1, 2, 0).cpu().numpy()
+    return with_tones_of(degraded, restored) if options.keep_tones else restored
+
+
 def read_photograph(path: Path) -> Photograph:
     """An image file and what is needed to write it again; see `decode`."""
     remarks: list[str] = []
     image, pixels = decode(path, remarks)
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    remarks += [f"{frames} frames, only the first is restored"] * (frames > 1)
-    kept = {key: image.info[key] for key in ("icc_profile", "xmp", "dpi") if image.info.get(key)}
-    return Photograph(pixels, kept, remarks)
+    stored = (image.tag_v2[257], image.tag_v2[256]) if image.format == "TIFF" else image.size[::-1]
+    metadata = read_metadata(image, pixels.shape[:2] != stored, remarks)
+    space = metadata.get("icc_profile", b"")[16:20]
+    if space == b"RGB " and pixels.shape[2] < 3:            # a grey picture may not have such a profile
+        pixels = np.concatenate([as_rgb(pixels), pixels[..., 1:]], axis=2)
+    elif "icc_profile" in metadata and space != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
+        del metadata["icc_profile"]
+        remarks.append("left out: an ICC profile for other colours")
+    return Photograph(pixels, metadata, remarks)
 
 
 def write_photograph(photograph: Photograph, restored: np.ndarray, path: Path) -> None:
@@ -187,14 +221,17 @@ def write_photograph(photograph: Photograph, restored: np.ndarray, path: Path) -
     The format is that of the path's extension. What it cannot hold is left out, with a remark; InputError
     where it cannot hold the image at all.
     """
-    channels, colours = photograph.pixels.shape[2], restored.clip(0, 1)
-    if channels < 3:
-        colours = colours.mean(axis=2, keepdims=True)
-    alpha = photograph.pixels[..., -1:] if channels in (2, 4) else None
-    if alpha is not None and format_of(path) in OPAQUE:
-        if alpha.min() < 255:
-            photograph.remarks.append(f"transparency, which {path.suffix} cannot hold: put on white")
-        colours, alpha = 1 - (1 - colours) * (alpha / 255), None
-    pixels = to_uint8(colours) if alpha is None else np.concatenate([to_uint8(colours), alpha], axis=2)
+    channels, name, lost = photograph.pixels.shape[2], format_of(path), []
+    pixels = to_uint8(restored.clip(0, 1).mean(axis=2, keepdims=True) if channels < 3 else restored)
+    if channels in (2, 4):
+        alpha = photograph.pixels[..., -1:]
+        if name not in OPAQUE:
+            pixels = np.concatenate([pixels, alpha], axis=2)
+        elif alpha.min() < 255:
+            pixels = to_uint8(1 - (1 - pixels / np.float32(255)) * (alpha / np.float32(255)))
+            lost = ["transparency (put on white)"]
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    save_image(image, path, **photograph.metadata)
+    metadata, refused = for_format(photograph.metadata, name, image.mode)
+    save_image(image, path, **metadata)
+    if lost + refused:
+        photograph.remarks.append(f"{', '.join(lost + refused)}: {path.suffix} cannot hold that")
