@@ -64,7 +64,6 @@ def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
         image = Image.open(io.BytesIO(content), formats=FORMATS)        # other formats run other programs
         require_memory(image.size, 16)
         bits = bits_stored(image, content)
-        require_right(image, bits)
         image = load(image, content, remarks)
         image.info |= {"content": content, "chunks": chunks}
         remarks += [f"{bits} bits a channel, of which 8 are read"] * (bits > 8)
@@ -132,29 +131,27 @@ def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
 
 
 def bits_stored(image: Image.Image, content: bytes) -> int:
-    """Bits a channel of an image that is not decoded yet, by its header."""
+    """Bits a channel of an image that is not decoded yet; ValueError where Pillow would read it wrongly."""
+    tags, how = getattr(image, "tag_v2", {}), image.tile[0].args if image.tile else ""
+    bits = image.info.get("bit_depth", 16 if image.mode.startswith("I") else 8)         # which HEIC has
     if image.format == "PNG":
-        return content[24]
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
-    if image.format == "JPEG2000":
-        return content[content.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1       # the first component's
-    if image.format == "AVIF":
-        return 10 if content[content.index(b"av1C") + 6] & 64 else 8            # or 12
-    if image.format == "PPM" and isinstance(image.tile[0].args, tuple):
-        return image.tile[0].args[1].bit_length()           # of the largest number
-    return image.info.get("bit_depth", 16 if image.mode.startswith("I") else 8)        # which HEIC has
+        bits = content[24]
+    elif image.format == "TIFF":
+        bits = max(tags.get(BITS_PER_SAMPLE, (1,)))
+    elif image.format == "JPEG2000":
+        bits = content[content.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1       # the first component's
+    elif image.format == "AVIF":
+        bits = 10 if content[content.index(b"av1C") + 6] & 64 else 8            # or 12
+    elif image.format == "PPM" and isinstance(how, tuple):
+        bits = how[1].bit_length()                          # of the largest number
 
-
-def require_right(image: Image.Image, bits: int) -> None:
-    """ValueError for what Pillow would read wrongly of an image that is not decoded yet."""
-    tags = getattr(image, "tag_v2", {})
     numbers, planes, light = tags.get(SAMPLE_FORMAT, (1,)), tags.get(PLANES, 1), tags.get(PHOTOMETRIC, 1)
     deep = bits > 8 and (light == 0 or "transparency" in image.info)
     if image.mode == "F" or bits > 16 or set(numbers) != {1} or planes != 1 or deep:
         raise ValueError(
             f"{bits} bits, mode {image.mode}, sample format {numbers[0]}, {planes=}, photometric {light}; "
             "expected unsigned numbers of 8 or 16 bits a channel, in one plane, black at 0: convert it")
+    return bits
 
 
 def to_8_bits(image: Image.Image, bits: int, remarks: list[str]) -> Image.Image:

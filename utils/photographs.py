@@ -1,8 +1,7 @@
 """One's own photographs: python test.py --opt FILE --input PATH --output PATH, a file or a folder of them.
 
-Each comes back with its name, transparency, EXIF, ICC profile, XMP and resolution, at 8 bits a channel. What
-cannot be restored is named, the others are restored, and the exit status is 3. A folder that was interrupted
-goes on where it stopped.
+Each comes back with its name, transparency and metadata, at 8 bits a channel. What cannot be restored is named,
+the others are restored, and the exit status is 3. A folder that was interrupted goes on where it stopped.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +35,6 @@ NAMED = 10                                                  # failures that the 
 Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
 
-@dataclass
-class Photograph:
-    """pixels: [H,W,C] uint8 as of `decode`. metadata: as of `read_metadata`. remarks: for its user."""
-
-    pixels: np.ndarray
-    metadata: dict
-    remarks: list[str]
-
-
 def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], BaryIR]) -> None:
     """test.py --input, with its flags: restore what can be restored, and write the page of --report.
 
@@ -53,8 +42,8 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     others, where some could not be restored.
     """
     images, closed = find_photographs(flags.input, flags.output)
-    jobs = place_results(images, flags.input, flags.output, flags.keep_format)
-    left = leave_done(jobs, flags, Path(options.checkpoint))
+    jobs = place_results(images, flags)
+    left = jobs if flags.overwrite else leave_done(jobs, flags, Path(options.checkpoint))
     folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
     page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
     failures = restore_photographs(network(), left, options)
@@ -85,18 +74,18 @@ def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]
     if not images:
         kinds = f"--input {source}: no image by its name, expected {', '.join(sorted(EXTENSIONS))}"
         raise InputError("; ".join([kinds, *closed]))
-    for path in files:
-        if path.suffix.lower() not in EXTENSIONS:
-            print(printable(f"left out: {path}, no photograph by its name"))
+    for path in sorted(set(files) - set(images)):
+        print(printable(f"left out: {path}, no photograph by its name"))
     return images, closed
 
 
-def place_results(images: list[Path], source: Path, target: Path, keep_format: bool) -> Jobs:
-    """The place of each result; InputError where that is no place for it.
+def place_results(images: list[Path], flags: Namespace) -> Jobs:
+    """The place of each result; InputError where it is none.
 
-    Below a folder `target` they keep their names, but lossy formats become PNG unless `keep_format`. A single
-    file goes to `target` itself where that is an image's name.
+    Below a folder --output they keep their names, but lossy formats become PNG without --keep-format. A single
+    file goes to --output itself where that is an image's name.
     """
+    source, target = flags.input, flags.output
     alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS
     if alone and named and not target.is_dir():
         format_of(target)
@@ -105,18 +94,18 @@ def place_results(images: list[Path], source: Path, target: Path, keep_format: b
         raise InputError(f"--output {target}: expected a folder" + " or an image's name" * alone)
     else:
         names = [path.relative_to(source.parent if alone else source) for path in images]
-        places = png_names(names, EXTENSIONS if keep_format else LOSSLESS)
+        places = png_names(names, EXTENSIONS if flags.keep_format else LOSSLESS)
         jobs = [(path, target / name) for path, name in zip(images, places, strict=True)]
-    sources = {identity(path) for path in (source, *images) if os.path.exists(path)}
+    sources = {identity(path) for path in (source, *images)} - {None}
     for path, result in [(source, target), *jobs]:
-        if os.path.exists(result) and identity(result) in sources:
+        if identity(result) in sources:
             raise InputError(f"--output {target}: would overwrite {path}, expected another place")
     return jobs
 
 
-def identity(path: Path) -> tuple[int, int]:
-    """What two names of one file share."""
-    return path.stat().st_dev, path.stat().st_ino
+def identity(path: Path) -> tuple[int, int] | None:
+    """What the names of one file share; None where there is none."""
+    return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
 
 
 def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
@@ -143,8 +132,6 @@ def leave_done(jobs: Jobs, flags: Namespace, weights: Path) -> Jobs:
 
     InputError where anything else would be overwritten unasked.
     """
-    if flags.overwrite:
-        return jobs
     left = [job for job in jobs if flags.input.is_file() or modified(job[1]) <= modified(job[0], weights)]
     if others := [str(result) for _, result in left if os.path.exists(result)]:
         raise InputError(f"--output {flags.output}: {count(len(others), 'file')} there already: "
@@ -154,7 +141,7 @@ def leave_done(jobs: Jobs, flags: Namespace, weights: Path) -> Jobs:
 
 def modified(*paths: Path) -> float:
     """When the newest of some files was written; 0 where none is there."""
-    return max((path.stat().st_mtime for path in paths if os.path.exists(path)), default=0)
+    return max((os.path.getmtime(path) for path in paths if os.path.exists(path)), default=0)
 
 
 def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[str]:
@@ -166,17 +153,17 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
         for source, target in bar:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)        # before the work
-                photograph = read_photograph(source)
-                restored = restore_photograph(net, photograph, options)
-                if os.path.exists(target) and identity(target) in written:
+                pixels, metadata, remarks = read_photograph(source)
+                restored = restore_pixels(net, as_rgb(pixels), options)
+                if identity(target) in written:
                     raise InputError(f"{source}: {target} is another photograph's result on this file system")
-                write_photograph(photograph, restored, target)
+                remarks += write_photograph(target, restored, pixels, metadata)
                 written.add(identity(target))
                 if modified(target) <= (date := modified(source, weights)):     # a clock is ahead of ours
                     with contextlib.suppress(OSError):      # FAT counts in steps of two seconds
                         os.utime(target, (date + 2, date + 2))
-                if photograph.remarks:
-                    bar.write(printable(f"{source}: {'; '.join(photograph.remarks)}"))
+                if remarks:
+                    bar.write(printable(f"{source}: {'; '.join(remarks)}"))
             except (InputError, OSError) as error:
                 if getattr(error, "errno", None) in NO_PLACE:
                     raise
@@ -189,19 +176,19 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
     return failures
 
 
-def restore_photograph(net: BaryIR, photograph: Photograph, options: TestOptions) -> np.ndarray:
-    """A photograph's restored pixels, [H,W,3] in [0, 1], not clipped."""
-    degraded, device = as_rgb(photograph.pixels) / np.float32(255), next(net.parameters()).device
+def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.ndarray:
+    """[H,W,3] uint8 -> the restored image, [H,W,3] in [0, 1], not clipped."""
+    device, element = next(net.parameters()).device, 2 if options.precision == "bfloat16" else 4
     if device.type == "cpu":                                # where the system would end the process
-        element = 2 if options.precision == "bfloat16" else 4
-        require_memory(degraded.shape[1::-1], MAPS * net.width * element)
+        require_memory(pixels.shape[1::-1], MAPS * net.width * element)
+    degraded = pixels / np.float32(255)
     batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
     restored = restore(net, batch, options.strip, options.precision, BORDER)[0].permute(1, 2, 0).cpu().numpy()
     return with_tones_of(degraded, restored) if options.keep_tones else restored
 
 
-def read_photograph(path: Path) -> Photograph:
-    """An image file and what is needed to write it again; see `decode`."""
+def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
+    """A file's pixels, [H,W,C] uint8 as of `decode`, metadata as of `read_metadata`, and remarks."""
     remarks: list[str] = []
     image, pixels = decode(path, remarks)
     stored = (image.tag_v2[257], image.tag_v2[256]) if image.format == "TIFF" else image.size[::-1]
@@ -212,26 +199,25 @@ def read_photograph(path: Path) -> Photograph:
     elif "icc_profile" in metadata and space != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
         del metadata["icc_profile"]
         remarks.append("left out: an ICC profile for other colours")
-    return Photograph(pixels, metadata, remarks)
+    return pixels, metadata, remarks
 
 
-def write_photograph(photograph: Photograph, restored: np.ndarray, path: Path) -> None:
-    """Write restored pixels [H,W,3] in [0, 1] with a photograph's transparency and metadata.
+def write_photograph(path: Path, restored: np.ndarray, stored: np.ndarray, metadata: dict) -> list[str]:
+    """Write restored pixels [H,W,3] in [0, 1], grey and transparent as those that were stored, [H,W,C] uint8.
 
-    The format is that of the path's extension. What it cannot hold is left out, with a remark; InputError
-    where it cannot hold the image at all.
+    The format is that of the path's extension. Returns a remark on what it cannot hold; InputError where it
+    cannot hold the image at all.
     """
-    channels, name, lost = photograph.pixels.shape[2], format_of(path), []
+    channels, name, lost = stored.shape[2], format_of(path), []
     pixels = to_uint8(restored.clip(0, 1).mean(axis=2, keepdims=True) if channels < 3 else restored)
     if channels in (2, 4):
-        alpha = photograph.pixels[..., -1:]
+        alpha = stored[..., -1:]
         if name not in OPAQUE:
             pixels = np.concatenate([pixels, alpha], axis=2)
         elif alpha.min() < 255:
             pixels = to_uint8(1 - (1 - pixels / np.float32(255)) * (alpha / np.float32(255)))
             lost = ["transparency (put on white)"]
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    metadata, refused = for_format(photograph.metadata, name, image.mode)
-    save_image(image, path, **metadata)
-    if lost + refused:
-        photograph.remarks.append(f"{', '.join(lost + refused)}: {path.suffix} cannot hold that")
+    kept, refused = for_format(metadata, name, image.mode)
+    save_image(image, path, **kept)
+    return [f"{', '.join(lost + refused)}: {path.suffix} cannot hold that"] * bool(lost + refused)
