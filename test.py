@@ -62,14 +62,16 @@ def main() -> None:
     published = tables.read_published(options.published, where + "published") if options.published else None
     problems = [] if flags.dry_run else None                # a dry run lists all of them
     sets = open_test_sets(options.sets, options.root, where + "sets", print, problems)
-    if flags.dry_run:
-        return require_no_problems([*problems, *check([], sets)], options.file)
-    if not sets:
+    if not sets and not problems:
         raise InputError(f"{where}sets: none of them is there, root {options.root}; set root=PATH")
     for images in sets:
         print(f"{images.name}: {images.describe()}")
         if "fid" in options.metrics and images.selected < 2 and images.pairs[0].clean:
             raise InputError(f"{where}metrics: fid with one image in set {images.name}, expected at least 2")
+    if flags.dry_run:
+        require_no_problems([*problems, *check([], sets)], options.file)
+        print("no problems; a dry run restores nothing")
+        return
     metrics, net = Metrics(options.metrics, device), load_network(options.checkpoint, device)
 
     # Restore, measure, save:

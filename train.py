@@ -44,7 +44,6 @@ from losses.barycenter import (
 )
 from models.baryir import BaryIR
 from models.potentials import Potentials
-from models.recompute import recompute
 from utils import distributed
 from utils.checkpoint import load_pretrained, network_content
 from utils.distributed import Side, make_side
@@ -266,7 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     net = net.to(memory_format=torch.channels_last)
     ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
-    recompute(net, "all" if options.recompute else "none")
+    if options.recompute:
+        net.recompute_blocks()
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
     recorded = device.type == "cuda" and processes == 1         # as CUDA graphs

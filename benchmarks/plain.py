@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baryir import BaryIR
+from models.baryir import RESIDUAL_SCALE, BaryIR
 from models.potentials import Potentials
 from models.promptir import Prompt
 from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock
@@ -102,17 +102,17 @@ def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     x = run(net.fuse, torch.cat([b, r], dim=1))
     residual = run(net.residual_up[2], net.residual_in(r))
-    x = torch.cat([run(net.up[2], x), level3 + net.residual_scale * residual], dim=1)
+    x = torch.cat([run(net.up[2], x), level3 + RESIDUAL_SCALE * residual], dim=1)
     x = run(net.bridge[1], run(net.decoder[2], net.reduce[2](x)))
     residual = net.residual_bridge[1](run(net.residual_decoder[1], net.residual_reduce[1](residual)))
 
     residual = run(net.residual_up[1], residual)
-    x = torch.cat([run(net.up[1], x), level2 + net.residual_scale * residual], dim=1)
+    x = torch.cat([run(net.up[1], x), level2 + RESIDUAL_SCALE * residual], dim=1)
     x = run(net.bridge[0], run(net.decoder[1], net.reduce[1](x)))
     residual = net.residual_bridge[0](run(net.residual_decoder[0], net.residual_reduce[0](residual)))
 
     residual = run(net.residual_up[0], residual)
-    x = torch.cat([run(net.up[0], x), level1 + net.residual_scale * residual], dim=1)
+    x = torch.cat([run(net.up[0], x), level1 + RESIDUAL_SCALE * residual], dim=1)
     x = run(net.refinement, run(net.decoder[0], x))
     return net.output(x) + degraded, z, b
 

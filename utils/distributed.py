@@ -111,6 +111,10 @@ def naming_dead_processes() -> Iterator[None]:
         raise
 
 
+# Far below the gradients: with torch's 1e-8 the latent's parameters, whose gradients are that small, hardly move.
+ADAM_EPS = 1e-15
+
+
 class Side:
     """One side of the alternation: parameters that descend one loss, their optimizer, their flat gradient.
 
@@ -180,7 +184,7 @@ class Side:
 
 
 def make_side(optimizer: str, parameters: Iterable[nn.Parameter], learning_rate: float,
-              betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, recorded: bool = False) -> Side:
+              betas: tuple[float, float] = (0.9, 0.999), eps: float = ADAM_EPS, recorded: bool = False) -> Side:
     """A side whose optimizer is rmsprop, adam or adamw (betas, eps: of the latter two), without weight decay.
 
     recorded: its steps can be recorded as a CUDA graph (utils/graphs.py).
