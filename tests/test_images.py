@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import socket
 import struct
@@ -166,6 +167,14 @@ def test_files_that_are_refused_in_one_line(tmp_path, content, message):
         read_image(path)
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
     assert str(error.value).count(str(path)) == 1
+
+
+def test_bits_of_an_avif(tmp_path):
+    if "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow writes none")
+    content = saved(SMOOTH, "AVIF")
+    image, deep = Image.open(io.BytesIO(content)), content.replace(b"av1C\x81\0\x0c", b"av1C\x81\0\x4c")
+    assert images.bits_stored(image, content) == 8 and images.bits_stored(image, deep) == 10
 
 
 def test_a_picture_for_which_the_memory_is_too_small(tmp_path):

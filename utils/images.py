@@ -93,7 +93,7 @@ def sound_png(content: bytes, remarks: list[str]) -> tuple[bytes, list[tuple[byt
         if kind == b"IEND" or len(kind) < 4:
             break
         if zlib.crc32(kind + body).to_bytes(4) != content[end - 4:end]:
-            if not kind[:1].islower():
+            if not kind[:1].islower() or kind == b"tRNS":
                 raise ValueError(f"cut off, or a wrong checksum of its chunk {kind}")
             remarks.append(f"its chunk {kind} has a wrong checksum and is left out")
         elif kind[:1].isupper() or kind in PNG_NEEDED or body.startswith(PNG_XMP):

@@ -52,7 +52,7 @@ def read_metadata(image: Image.Image, turned: bool, remarks: list[str]) -> dict:
     shape = info.get("aspect") or info.get("resolution") or of_jpeg
     if shape and shape[0] != shape[1]:                          # pixels that are not square, of unknown size
         info["dpi"] = tuple(72 * side for side in shape)
-    if info.get("dpi") and all(0 < side < 1e6 for side in info["dpi"]):
+    if info.get("dpi") and all(1 < side < 1e6 for side in info["dpi"]):        # 1: Pillow's of a TIFF without
         found["dpi"] = tuple(map(float, info["dpi"][::-1 if turned else 1]))
     if chunks := [chunk for chunk in info["chunks"] if chunk[0] in PNG_KEPT]:
         found["chunks"] = chunks
