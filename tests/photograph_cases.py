@@ -41,22 +41,22 @@ def chunk(kind: bytes, content: bytes, error: int = 0) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def png(pixels: np.ndarray, *chunks: bytes, bits: int = 0, kind: int | None = None, end: bool = True) -> bytes:
-    """A PNG file of [H,W,C] numbers of `bits` a channel, with further chunks, whole or without its end mark."""
+def png(pixels: np.ndarray, *chunks: bytes, bits: int = 0, end: bool = True) -> bytes:
+    """A PNG file of [H,W,C] numbers of `bits` a channel, with further chunks, and an end mark or none."""
     height, width, channels = pixels.shape
     bits = bits or 8 * pixels.itemsize
     digits = (pixels.reshape(height, -1)[..., None].astype(int) >> np.arange(bits)[::-1]) & 1
     rows = [b"\0" + np.packbits(row.astype(np.uint8)).tobytes() for row in digits]
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels] if kind is None else kind
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, (0, 4, 2, 6)[channels - 1], 0, 0, 0))
     content = [header, *chunks, chunk(b"IDAT", zlib.compress(b"".join(rows)))]
     return b"\x89PNG\r\n\x1a\n" + b"".join(content) + chunk(b"IEND", b"") * end
 
 
 def tiff(pixels: np.ndarray, photometric: int, order: str = "<", planes: bool = False, **tags) -> bytes:
-    """A TIFF file of [H,W,C] numbers, not compressed, interleaved or in planes; tags: t338=(2,), t315=b"me"."""
+    """A TIFF file of [H,W,C] numbers, not compressed, interleaved or in planes; tags: t338=(2,), ..."""
     height, width, channels = pixels.shape
-    data = (pixels.transpose(2, 0, 1) if planes else pixels).astype(pixels.dtype.newbyteorder(order)).tobytes()
+    stored = pixels.transpose(2, 0, 1) if planes else pixels
+    data = stored.astype(pixels.dtype.newbyteorder(order)).tobytes()
     strips = channels if planes else 1
     numbers = {256: (width,), 257: (height,), 258: (8 * pixels.itemsize,) * channels, 259: (1,),
                262: (photometric,), 273: tuple(8 + len(data) // strips * i for i in range(strips)),

@@ -1,4 +1,4 @@
-"""test.py --input: photographs as they are, what a file says beside its pixels, file systems, what is refused.
+"""test.py --input: photographs, what a file says beside its pixels, places, file systems, what is refused.
 
 The network gives back what it is given, but in the first test.
 """
@@ -51,6 +51,7 @@ from utils.images import as_rgb, decode
 
 JPEG = saved(SMOOTH, "JPEG", quality=95)
 AVIF = saved(SMOOTH, "AVIF") if "AVIF" in Image.SAVE else png(RGB, chunk(b"cLLI", b"colrnclx\0\x09\0\x10"))
+PALETTE = Image.fromarray(RGB).quantize(16)
 UPRIGHT_XMP = XMP.replace(b'Orientation="6"', b'Orientation="1"')
 
 
@@ -113,21 +114,18 @@ def test_a_photograph_is_restored_by_the_network(tmp_path, run, checkpoint):
 # Of content, name of the result: its mode, and what is said of it.
 KINDS = {
     "phone.jpg": (with_segments(JPEG, segment(0xE1, exif(6))), "phone.png", "RGB", ""),
-    "grey.png": (png(RGB[..., :1]), "grey.png", "L", ""), "alpha.png": (png(RGBA), "alpha.png", "RGBA", ""),
-    "deep.png": (png(DEEP[..., :3]), "deep.png", "RGB", "16 bits a channel, of which 8 are read"),
+    "alpha.png": (png(RGBA), "alpha.png", "RGBA", ""),
+    "grey.pgm": (saved(RGB[..., 0], "PPM"), "grey.pgm", "L", ""),
     "deep.tif": (tiff(DEEP[..., :3], 2), "deep.tif", "RGB", "16 bits a channel, of which 8 are read"),
-    "palette.gif": (saved(Image.fromarray(RGB).quantize(16), "GIF", transparency=3), "palette.png", "RGBA", ""),
+    "palette.gif": (saved(PALETTE, "GIF", transparency=3), "palette.png", "RGBA", ""),
     "print.jpg": (saved(SMOOTH.convert("CMYK"), "JPEG"), "print.png", "RGB", "CMYK without an ICC profile"),
-    "dot.bmp": (saved(RGB[:1, :1], "BMP"), "dot.bmp", "RGB", ""), "thin.png": (png(RGB[:1]), "thin.png", "RGB", ""),
+    "dot.bmp": (saved(RGB[:1, :1], "BMP"), "dot.bmp", "RGB", ""), "b.JPE": (JPEG, "b.png", "RGB", ""),
     "sub/Ä 写真.webp": (saved(RGB, "WEBP", lossless=True), "sub/Ä 写真.png", "RGB", ""),
-    "two.png": (saved(RGB, "PNG", save_all=True, append_images=[Image.fromarray(RGB[::-1])]), "two.png", "RGB",
-                "left out: all but the first of 2 frames"),
-    "jpeg.heic": (JPEG, "jpeg.png", "RGB", ""), "a.jfif": (JPEG, "a.png", "RGB", ""),
-    "b.JPE": (JPEG, "b.png", "RGB", ""), "c.pgm": (saved(RGB[..., 0], "PPM"), "c.pgm", "L", ""),
-    "e.jp2": (saved(RGB, "JPEG2000"), "e.png", "RGB", ""),
+    "jpeg.heic": (JPEG, "jpeg.png", "RGB", ""),
     # Not restored:
     "cut.jpg": (JPEG[:-40], None, None, "truncated"), "empty.png": (b"", None, None, "first bytes are b''"),
-    "text.jpg": (b"not an image", None, None, "not an i"), "planes.tif": (tiff(RGB, 2, planes=True), None, None, "planes=2"),
+    "text.jpg": (b"not an image", None, None, "not an i"),
+    "planes.tif": (tiff(RGB, 2, planes=True), None, None, "planes=2"),
 }
 
 
@@ -180,71 +178,71 @@ def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
 
 
 @pytest.mark.parametrize("content", [
-    tiff(RGB, 2, t315=ARTIST.encode() + b"\0", t271=b"camera\0"),
-    saved(RGB, "PNG", exif=exif(1)), tiff(DEEP[..., :3], 2, ">", t315=ARTIST.encode() + b"\0", t271=b"camera\0"),
-], ids=["TIFF", "PNG", "TIFF 16"])
+    tiff(RGB, 2, t315=ARTIST.encode() + b"\0", t271=b"camera\0"), saved(RGB, "PNG", exif=exif()),
+    tiff(RGB, 2, ">", t315=ARTIST.encode() + b"\0", t271=b"camera\0"),
+], ids=["TIFF", "PNG", "TIFF >"])
 @pytest.mark.parametrize("target", ["out.tif", "out.png", *["out.avif"] * ("AVIF" in Image.SAVE)])
 def test_text_of_a_tiff_stays_as_it_is(tmp_path, content, target):
-    assert copied(content, tmp_path / target) in ("", "16 bits a channel, of which 8 are read")
+    assert not copied(content, tmp_path / target)
     exif = Image.open(tmp_path / target).getexif()
     assert exif[0x013B].encode("latin-1") == ARTIST.encode() and exif[0x010F] == "camera"
-    assert target == "out.tif" or {256, 258, 273, 279}.isdisjoint(exif)     # not how the other file was stored
+    assert target == "out.tif" or {256, 258, 273, 279}.isdisjoint(exif)     # not how the TIFF was stored
 
 
+XMP_PNG = png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP))
+XMP_JPEG = with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
+TWO = {"save_all": True, "append_images": [SMOOTH]}
+OTHER, UNMEANT = "left out: an ICC profile for other colours", "left out: a channel without a stated meaning"
 SAID = {        # content, target, and what is said; empty: nothing may be said, as all is kept
     "gamma": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0"), chunk(b"cHRM", bytes(range(32)))), "a.png", ""),
-    "gamma to JPEG": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.jpg", "PNG's text or colours: .jpg cannot hold"),
-    "HDR of a PNG": (png(DEEP[..., :3], chunk(b"cICP", b"\x09\x10\0\1")), "a.png", "16 bits a channel"),
+    "gamma to JPEG": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.jpg", "PNG's text or colours: .jpg"),
+    "HDR of a PNG": (png(RGB, chunk(b"cICP", b"\x09\x10\0\1")), "a.png", ""),
     "light levels": (png(RGB, chunk(b"cLLI", bytes(8))), "a.png", "left out: chunk b'cLLI'"),
-    "credentials": (png(RGB, chunk(b"caBX", b"jumb....jumdc2pa")), "a.png", "left out: chunk b'caBX'"),
+    "credentials": (png(RGB, chunk(b"caBX", b"jumb")), "a.png", "left out: chunk b'caBX'"),
+    "credentials of JPEG": (with_segments(JPEG, segment(0xEB, b"jumdc2pa")), "a.png", "content credentials"),
     "text": (png(RGB, chunk(b"tEXt", b"parameters\0steps"), chunk(b"iTXt", b"x\0\0\0\0\0y")), "a.png", ""),
     "text of 1.5 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib_of(1_500_000))), "a.png", ""),
     "text of 300 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib_of(300_000_000))), "a.png", ""),
-    "XMP of a PNG": (png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)), "a.png", ""),
-    "XMP to JPEG": (png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)), "a.jpg", ""),
-    "XMP of a JPEG": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), "a.png", ""),
-    "XMP to TIFF": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), "a.tif", ""),
-    "XMP to BMP": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), "a.bmp",
-                   "XMP: .bmp cannot hold that"),
-    "XMP of 70 KB": (png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP * 900)), "a.jpg",
+    "XMP of a PNG": (XMP_PNG, "a.png", ""), "XMP to JPEG": (XMP_PNG, "a.jpg", ""),
+    "XMP of a JPEG": (XMP_JPEG, "a.png", ""), "XMP to TIFF": (XMP_JPEG, "a.tif", ""),
+    "XMP to BMP": (XMP_JPEG, "a.bmp", "XMP: .bmp cannot hold that"),
+    "XMP of 80 KB": (png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP * 900)), "a.jpg",
                      "XMP: .jpg cannot hold that"),
     "more XMP": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0")), "a.png",
                  "left out: extended XMP"),
     "IPTC": (with_segments(JPEG, segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\0")), "a.png",
              "left out: IPTC or Photoshop's data"),
     "comment": (with_segments(JPEG, segment(0xFE, b"page 3")), "a.png", "left out: a comment"),
-    "gain map": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version=")), "a.png",
-                 "left out: a gain map (HDR)"),
+    "gain map": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version=")),
+                 "a.png", "left out: a gain map (HDR)"),
     "film": (JPEG + b"\0\0\0\x18ftypmp42" + bytes(4000), "a.png", "left out: a film"),
-    "stereo": (saved(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH]), "a.png", "all but the first of 2 frames"),
-    "pages": (saved(SMOOTH, "TIFF", save_all=True, append_images=[SMOOTH]), "a.tif", "all but the first of 2 frames"),
-    "fifth channel": (tiff(np.dstack([RGBA, RGBA[..., :1]]), 2, t338=(2, 0)), "a.tif",
-                      "left out: a channel without a stated meaning"),
-    "BMP of 32 bits": (bmp(RGBA, None), "a.bmp", "left out: a channel without a stated meaning"),
+    "stereo": (saved(SMOOTH, "MPO", **TWO), "a.png", "all but the first of 2 frames"),
+    "pages": (saved(SMOOTH, "TIFF", **TWO), "a.tif", "all but the first of 2 frames"),
+    "fifth channel": (tiff(np.dstack([RGBA, RGBA[..., :1]]), 2, t338=(2, 0)), "a.tif", UNMEANT),
+    "BMP of 32 bits": (bmp(RGBA, None), "a.bmp", UNMEANT),
     "place on Earth": (tiff(RGB, 2, t34735=(1, 1, 0, 0)), "a.tif", ""),
     "other tags": (tiff(RGB, 2, t33723=b"IPTC"), "a.tif", "left out: tag 33723"),
     "profile of JPEG 2000": (saved(RGB, "JPEG2000") + b"colr\2", "a.png", "left out: an ICC profile"),
     "profile": (saved(SMOOTH, "JPEG", icc_profile=PROFILE), "a.png", ""),
     "profile of 1.2 MB": (saved(RGB, "PNG", icc_profile=PROFILE + bytes(1_200_000)), "a.png", ""),
-    "profile in pieces, one missing": (with_segments(JPEG, segment(0xE2, b"ICC_PROFILE\0\2\3" + PROFILE)), "a.png",
-                                       "left out: a damaged ICC profile"),
-    "profile, no zlib": (png(RGB, chunk(b"iCCP", b"a\0\0nonsense")), "a.png", "left out: a damaged ICC profile"),
-    "no profile": (saved(RGB, "PNG", icc_profile=b"not a profile"), "a.png", "an ICC profile for other colours"),
-    "grey profile": (saved(SMOOTH, "JPEG", icc_profile=GREY_PROFILE), "a.png", "an ICC profile for other colours"),
+    "profile, a piece missing": (with_segments(JPEG, segment(0xE2, b"ICC_PROFILE\0\2\3" + PROFILE)), "a.png",
+                                 "left out: a damaged ICC profile"),
+    "profile, no zlib": (png(RGB, chunk(b"iCCP", b"a\0\0nonsense")), "a.png", "a damaged ICC profile"),
+    "no profile": (saved(RGB, "PNG", icc_profile=b"not a profile"), "a.png", OTHER),
+    "grey profile": (saved(SMOOTH, "JPEG", icc_profile=GREY_PROFILE), "a.png", OTHER),
     "RGB profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=PROFILE), "a.png", ""),
     "grey profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=GREY_PROFILE), "a.png", ""),
-    "profile to BMP": (saved(SMOOTH, "JPEG", icc_profile=PROFILE, exif=exif(1)), "a.bmp", "EXIF, ICC profile: .bmp"),
-    "EXIF of 70 KB": (saved(RGB, "PNG", exif=exif(1, note=bytes(70_000))), "a.jpg", "EXIF: .jpg cannot hold that"),
-    "EXIF of 70 KB to PNG": (saved(RGB, "PNG", exif=exif(1, note=bytes(70_000))), "a.png", ""),
-    "EXIF to JPEG 2000": (saved(RGB, "PNG", exif=exif(1)), "a.jp2", "EXIF: .jp2 cannot hold that"),
+    "to BMP": (saved(SMOOTH, "JPEG", icc_profile=PROFILE, exif=exif(1)), "a.bmp", "EXIF, ICC profile: .bmp"),
+    "EXIF of 70 KB": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.jpg", "EXIF: .jpg cannot hold"),
+    "EXIF of 70 KB to PNG": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.png", ""),
+    "EXIF to JPEG 2000": (saved(RGB, "PNG", exif=exif()), "a.jp2", "EXIF: .jp2 cannot hold that"),
     "nonsense as EXIF": (saved(RGB, "PNG", exif=b"Exif\0\0nonsense"), "a.png", "left out: damaged EXIF"),
-    "wrong checksum": (png(RGB, chunk(b"tEXt", b"a\0b", error=1)), "a.png", "chunk b'tEXt' has a wrong checksum"),
+    "wrong checksum": (png(RGB, chunk(b"tEXt", b"a\0b", error=1)), "a.png", "b'tEXt' has a wrong checksum"),
     "no end mark": (JPEG[:-2], "a.png", "its end mark is missing, but no pixels"),
     "resolution": (saved(RGB, "PNG", dpi=(300, 300)), "a.jpg", ""),
     "resolution to WebP": (saved(RGB, "PNG", dpi=(300, 300)), "a.webp", "resolution: .webp cannot hold that"),
-    "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""),
-    "AVIF": (AVIF, "a.png", ""),
-    "AVIF of HDR": (AVIF.replace(b"colrnclx\0\1\0\r", b"colrnclx\0\x09\0\x10"), "a.png", "colours of wide gamut"),
+    "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""), "AVIF": (AVIF, "a.png", ""),
+    "AVIF of HDR": (AVIF.replace(b"nclx\0\1\0\r", b"nclx\0\x09\0\x10"), "a.png", "wide gamut or HDR"),
 }
 
 
@@ -270,7 +268,8 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
 
 
 @pytest.mark.parametrize("content, shape", [
-    (bytes(JPEG[:13]) + b"\0\0\1\0\2" + JPEG[18:], (1, 2)), (png(RGB, chunk(b"pHYs", b"\0\0\0\2\0\0\0\1\0")), (2, 1)),
+    (bytes(JPEG[:13]) + b"\0\0\1\0\2" + JPEG[18:], (1, 2)),
+    (png(RGB, chunk(b"pHYs", b"\0\0\0\2\0\0\0\1\0")), (2, 1)),
     (tiff(RGB, 2, t282=(2,), t283=(1,), t296=(1,)), (2, 1)),
     (saved(RGB, "PNG", dpi=(300, 200), exif=exif(6)), (2, 3)),             # turned
 ], ids=["JPEG", "PNG", "TIFF", "turned"])
@@ -297,8 +296,8 @@ def test_transparency_becomes_white_where_a_format_has_none(tmp_path):
 def test_formats_are_kept_where_that_is_asked_for(tmp_path, run, same):
     for name in ("a.jpg", "b.JPE", "c.webp", "d.tiff"):
         write_image(tmp_path / "in" / name)
-    for arguments, formats in (([], ["PNG", "PNG", "PNG", "TIFF"]), (["--keep-format"], ["JPEG", "JPEG", "WEBP", "TIFF"])):
-        folder = f"out{len(arguments)}"
+    for folder, arguments, formats in (("out", [], ["PNG", "PNG", "PNG", "TIFF"]),
+                                       ("kept", ["--keep-format"], ["JPEG", "JPEG", "WEBP", "TIFF"])):
         assert run("in", folder, *arguments).returncode == 0
         assert [Image.open(path).format for path in sorted((tmp_path / folder).iterdir())] == formats
     Image.new("L", (17000, 2)).save(tmp_path / "wide.png")
@@ -312,7 +311,7 @@ def test_a_photograph_for_which_the_memory_is_too_small(tmp_path, run, same, mon
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 40_000}.get)
     result = run("in", "out")
     assert result.returncode == 3 and (tmp_path / "out/b.png").exists()
-    assert re.search("in/a.png: 40x32 pixels, which need at least 0 GB of memory, expected at most", result.stderr)
+    assert "in/a.png: 40x32 pixels, which need at least 0 GB of memory, expected" in result.stderr
 
 
 # Places ----------------------------------------------------------------------------------------------------
@@ -354,12 +353,13 @@ def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkp
 @pytest.mark.parametrize("source, target, message", [
     ("in", "in", "would overwrite"), ("in/a.png", "in/a.png", "would overwrite"),
     ("in/a.png", "hard.png", "would overwrite"),
-    ("gone", "out", "no such file or folder"), ("empty", "out", "no image"), ("in", "out.png", "expected a folder"),
+    ("gone", "out", "no such file or folder"), ("empty", "out", "no image"),
+    ("in", "out.png", "expected a folder"), ("in/a.png", "out.xyz", "or an image's name"),
     ("in/a.png", "there.png", "1 file there already"), ("in", "there", "1 file there already"),
     ("nested/in", "nested", "would overwrite"), ("there/notes.txt", "out", "no image by its name"),
     ("in/a.png", "out.txt", "or an image's name"), ("in", "there/notes.txt", "notes.txt: expected a folder"),
     ("pipe.png", "out", "neither a regular file nor a folder"),
-    ("itself.png", "out", "neither a regular file nor a folder"), ("in/a.png", "out.xyz", "or an image's name"),
+    ("itself.png", "out", "neither a regular file nor a folder"),
 ])
 def test_wrong_input_and_output(tmp_path, run, source, target, message):
     image = write_image(tmp_path / "in/a.png")
@@ -383,19 +383,14 @@ def test_formats_that_cannot_be_written_are_refused_before_the_work(tmp_path, ru
     assert result.returncode == 1 and "out.avif: this Pillow cannot write .avif" in result.stderr
 
 
-def test_input_inside_output_and_links_in_circles(tmp_path, run, same):
+def test_input_and_output_inside_each_other_and_links_in_circles(tmp_path, run, same):
     before = write_image(tmp_path / "all/in/a.png").read_bytes()
     (tmp_path / "all/in/again").symlink_to(tmp_path / "all/in")
-    for _ in range(2):                                      # the second run finds everything done
-        result = run("all/in", "all")
-        assert result.returncode == 0 and "of 1 images restored" in result.stdout
+    for target in ("all", "all/in/out"):
+        for there in (0, 1):                                # the second run finds everything done
+            result = run("all/in", target)
+            assert result.returncode == 0 and f"{1 - there} of 1 images restored" in result.stdout
     assert (tmp_path / "all/in/a.png").read_bytes() == before and (tmp_path / "all/a.png").exists()
-
-
-def test_results_below_the_input_are_no_photographs(tmp_path, run, same):
-    write_image(tmp_path / "in/a.png")
-    for _ in range(2):
-        assert "of 1 images restored" in run("in", "in/out").stdout
 
 
 def test_only_what_cannot_be_read_stays_behind(tmp_path, run, same, monkeypatch):
@@ -412,22 +407,36 @@ def test_only_what_cannot_be_read_stays_behind(tmp_path, run, same, monkeypatch)
     assert result.returncode == 3 and "3 of 6 images restored" in result.stdout
     final = result.stderr.splitlines()[-1]
     assert final.startswith("error: 3 of 6 images not restored, 1 folder not read: ")
-    for line in ("in/closed: a folder that cannot be read (Permission denied)", "in/pipe.png: no regular file",
-                 "in/itself.png: no regular file", ".jpg.png: File name too long"):
-        assert line in final and line in result.stdout + final
+    for line in ("in/closed: a folder that cannot be read (Permission denied)",
+                 "in/pipe.png: no regular file", "in/itself.png: no regular file",
+                 ".jpg.png: File name too long"):
+        assert line in final
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {"a.png", "c.png", f"{'x' * 251}.png"}
     again = run("in", "out")
-    assert again.returncode == 3 and "0 of 6 images restored" in again.stdout and "3 there already" in again.stdout
+    assert again.returncode == 3 and "3 there already" in again.stdout
 
 
 def test_many_failures_are_one_readable_line(tmp_path, run, same):
     for i in range(30):
         put(tmp_path / f"in/{i:02}.png", b"no image")
-    result = run("in", "out")
-    assert result.returncode == 3 and result.stdout.count("cannot be read as an image") == 30
-    final = result.stderr.splitlines()[-1]
+    final = run("in", "out").stderr.splitlines()[-1]
     assert final.count("cannot be read as an image") == 10 and final.endswith("; ...")
-    assert final.count("in/00.png") == 1
+    assert final.startswith("error: 30 of 30 images not restored: ") and final.count("in/00.png") == 1
+
+
+def test_the_page_of_photographs(tmp_path, run, same):
+    write_image(tmp_path / "in/<img src=x>.png")
+    write_image(tmp_path / "in/b.tif", seed=1)
+    put(tmp_path / "in/c.jpg", saved(SMOOTH.convert("L"), "JPEG", icc_profile=GREY_PROFILE))
+    put(tmp_path / "in/broken.png", b"no image")
+    for _ in range(2):                                      # again: all of them, also those restored before
+        result = run("in", "out", "--report")
+        assert result.returncode == 3 and f"look at them: {tmp_path / 'out/index.html'}" in result.stdout
+        assert (tmp_path / "out/index.html").read_text("utf-8").count('"thumbnail"') == 3
+    put(tmp_path / "out/index.html", b"mine")
+    result = run("in", "out", "--report", "--overwrite")
+    assert result.returncode == 1 and "error: --report: " in result.stderr
+    assert (tmp_path / "out/index.html").read_text() == "mine"
 
 
 def test_an_output_that_lacks_letters_of_a_name(tmp_path, run, same):
@@ -449,8 +458,8 @@ def test_an_output_that_lacks_letters_of_a_name(tmp_path, run, same):
 
 def test_names_that_a_file_system_does_not_tell_apart(tmp_path, run, same):
     """Case and Unicode forms: each has a result of another name."""
-    names = ["IMG_1.JPG", "img_1.webp", "A.png", "a.png", "a.png.png", "sub/b.png", "SUB/b.png", "c.jpg", "c.jpg.png",
-             "c.png", *(unicodedata.normalize(form, "Zürich.png") for form in ("NFC", "NFD"))]
+    names = ["IMG_1.JPG", "img_1.webp", "A.png", "a.png", "a.png.png", "sub/b.png", "SUB/b.png", "c.jpg",
+             "c.jpg.png", "c.png", *(unicodedata.normalize(form, "Zürich.png") for form in ("NFC", "NFD"))]
     for seed, name in enumerate(names):
         write_image(tmp_path / "in" / name, seed=seed)
     for _ in range(2):                                      # with the same names again
@@ -478,11 +487,13 @@ def test_two_results_that_are_one_file(tmp_path, run, same):
         (tmp_path / "out/a/1.png").unlink()
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.ENOTDIR, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EEXIST])
 def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number):
     for name in ("a.png", "sub/b.png", "c.png"):
         write_image(tmp_path / "in" / name)
     replace = os.replace
+    if number == errno.EEXIST:                              # a file where a folder must be
+        put(tmp_path / "out/sub", b"mine")
 
     def refused(source, target):
         if "/sub/" in str(target):
@@ -494,15 +505,6 @@ def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number
     assert result.returncode == 3 and "2 of 3 images restored" in result.stdout
     assert f"in/sub/b.png: {tmp_path}/out/sub/b.png: {os.strerror(number)}" in result.stderr
     assert not list((tmp_path / "out").rglob(".partial-*"))
-
-
-def test_a_file_where_a_folder_must_be(tmp_path, run, same):
-    for name in ("a.png", "sub/b.png", "c.png"):
-        write_image(tmp_path / "in" / name)
-    put(tmp_path / "out/sub", b"mine")
-    result = run("in", "out")
-    assert result.returncode == 3 and "2 of 3 images restored" in result.stdout
-    assert "/out/sub/b.png: " in result.stderr and (tmp_path / "out/sub").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
@@ -552,8 +554,8 @@ def test_what_a_kill_left_is_removed(tmp_path, run, same):
 
 
 @pytest.mark.parametrize("number, of_file, raised", [
-    (errno.EINVAL, False, False), (errno.EACCES, False, False), (errno.ENOTSUP, True, False),
-    (errno.EINVAL, True, False), (errno.EIO, True, True), (errno.ENOSPC, True, True), (errno.EIO, False, True)])
+    (errno.EINVAL, False, False), (errno.EACCES, False, False), (errno.EINVAL, True, False),
+    (errno.ENOTSUP, True, False), (errno.EIO, True, True), (errno.EIO, False, True)])
 def test_shares_that_cannot_be_asked_when_a_file_is_safe(tmp_path, monkeypatch, number, of_file, raised):
     def fsync(descriptor):
         if stat.S_ISREG(os.fstat(descriptor).st_mode) == of_file:
