@@ -85,8 +85,9 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> tuple[Path
     return (there[-1], read_checkpoint(there[-1])) if there else None
 
 
-def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR:
-    """The network of a checkpoint, with its weights in float32, in eval mode on a device.
+def load_network(path: str | Path, device: torch.device | str = "cpu",
+                 kind: Callable[..., BaryIR] = BaryIR) -> BaryIR:
+    """The network of a checkpoint, with its weights in float32, in eval mode on a device; kind: its class.
 
     InputError where its weights are not those of the network that it names; none of it is allocated before.
     """
@@ -104,7 +105,7 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
         refuse(f"{blocks} transformer blocks and {len(weights)} tensors")
     try:
         with torch.device("meta"):
-            net = BaryIR(**vars(network))
+            net = kind(**vars(network))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         refuse(one_line(error))
     found, wanted = ({name: (list(w.shape), w.dtype.is_floating_point) for name, w in side.items()}
