@@ -232,7 +232,7 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
             "potential": make(potentials.parameters(), potential_rate, TRANSPORT_BETAS)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR] = BaryIR) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
     flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
         lambdas = source_weights(counts, options.objective.lambdas).to(device)
     drawn = probabilities(counts, options.balanced).to(device) * (1 - options.clean_share)      # p_k
     with naming(f"{options.file}: network"):
-        net = BaryIR(**dataclasses.asdict(options.network)).to(device)
+        net = make_network(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
         load_pretrained(net, options.pretrained, f"{options.file}: pretrained")
     potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
