@@ -45,11 +45,11 @@ from models.potentials import Potentials
 from models.recompute import recompute
 from utils import distributed
 from utils.checkpoint import load_pretrained, network_content
-from utils.distributed import Side, make_side
 from utils.errors import naming, one_line_errors
 from utils.graphs import Recorded
 from utils.options import TrainOptions, load_options
 from utils.runs import LossTable, Run, keep_freed_memory, validate
+from utils.sides import Side, learning_rate_factor, make_side
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
 TRANSPORT_CLIP = 1.0                            # largest gradient norm of T there
@@ -200,8 +200,8 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
         return {"restoration": make(net.parameters(), rate)}
     of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
     return {"restoration": make(others, rate),
-            "transport": make(of_transport, options.transport_learning_rate, TRANSPORT_BETAS),
-            "potential": make(potentials.parameters(), potential_rate, TRANSPORT_BETAS)}
+            "transport": make(of_transport, options.transport_learning_rate, betas=TRANSPORT_BETAS),
+            "potential": make(potentials.parameters(), potential_rate, betas=TRANSPORT_BETAS)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -261,14 +261,14 @@ def main(arguments: list[str] | None = None) -> None:
     sampler = EpochSampler.of_run(options, counts, step, rank, processes)
     steps = sampler.steps
     loader = make_loader(training_set, sampler, 0 if flags.dry_run else options.workers, device)
-    losses = LossTable(run, training_set.names, device)
+    losses = LossTable(run, training_set.names, sides.values(), device)
     run.report(training_set.describe(lambdas.tolist()), sets, net, potentials, sampler, device)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()
     with run.progress(step, steps) as bar, distributed.naming_dead_processes():
         for degraded, clean, source in loader:
-            factor = options.schedule.factor_at(step, steps, sampler.steps_per_epoch)
+            factor = learning_rate_factor(options.schedule, step, steps, sampler.steps_per_epoch)
             for side in sides.values():
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))

@@ -510,18 +510,6 @@ def test_penalty_and_other_options_run(tmp_path):
                if term != "transport_gradient_norm")
 
 
-def test_learning_rate_schedules(tmp_path):
-    def load(**schedule) -> train.TrainOptions:
-        return train.load_options(train.TrainOptions, option_file(tmp_path, schedule=schedule))
-
-    step = load(name="step", every=50, factor=0.1)
-    factors = [step.schedule.factor_at(s, 1000, steps_per_epoch=2.0) for s in (0, 99, 100, 200)]
-    assert factors == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = load(name="cosine", warmup=10, minimum=0.2)
-    factors = [cosine.schedule.factor_at(s, 110, 2.0) for s in (0, 9, 10, 60, 110)]
-    assert factors == pytest.approx([0.1, 1, 1, 0.6, 0.2])
-
-
 def test_two_processes_train_as_one(tmp_path):
     """torchrun on gloo with batch 1 each, against one process with batch 2: the same samples and losses."""
     opt = option_file(tmp_path, steps=3, optimizer="rmsprop", learning_rate=1e-5, ema=0.0)

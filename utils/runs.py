@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from utils.errors import InputError, first_few, one_line, printable
 from utils.evaluation import average_row, evaluate
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
 from utils.options import TrainOptions, dump
+from utils.sides import Side
 
 CHECKPOINTS = ("last.pth", "previous.pth")
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential",
@@ -257,12 +258,13 @@ class LossTable:
     Losses stay on the device until a row is written: nothing waits for it in between.
     """
 
-    def __init__(self, run: Run, sources: Sequence[str], device: torch.device) -> None:
-        self.run, self.start = run, time.monotonic()
+    def __init__(self, run: Run, sources: Sequence[str], sides: Iterable[Side],
+                 device: torch.device) -> None:
+        self.run, self.sides, self.start = run, list(sides), time.monotonic()
         self.of_sources = SourceStatistics(sources, device)
         self.steps: list[Tensor] = []                           # TERMS of each, nan for one that it lacks
-        self.norms: list[Tensor] = []                           # of each step's gradients; nan: not applied
-        self.in_a_row = 0                                       # of those not applied
+        self.skipped: list[Tensor] = []                         # by the sides so far, after each step
+        self.skipped_before = self.in_a_row = 0
         self.absent = torch.tensor(math.nan, device=device)
         columns = ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped")
         run.begin_table("losses.csv", columns)
@@ -270,7 +272,7 @@ class LossTable:
     def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
         """A step's terms, the cost and potential of its samples [B], if any, their source [B]."""
         self.steps.append(torch.stack([terms.get(name, self.absent) for name in TERMS]))
-        self.norms.append(sum(value for name, value in terms.items() if name.endswith("gradient_norm")))
+        self.skipped.append(sum(side.skipped for side in self.sides))
         if samples:
             self.of_sources.add(samples["cost"], samples["potential"], source)
 
@@ -278,7 +280,7 @@ class LossTable:
         """Write and return a step's row; InputError where NOT_APPLIED steps in a row were not applied."""
         skipped = self._skipped(step)
         values = {**self._means(), **self.of_sources.report(), "skipped": len(skipped)}
-        self.steps, self.norms = [], []
+        self.steps, self.skipped = [], []
         if self.run.writes:
             line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             append_text(self.run.folder / "train.log", f"step {step} {line}\n")
@@ -290,7 +292,7 @@ class LossTable:
 
     def report_one(self, file: str) -> None:
         """Print a dry run's step; InputError where it was not finite."""
-        if not torch.stack(self.norms).isfinite().all():
+        if any(side.skipped for side in self.sides):
             raise InputError(f"{file}: one step: loss or gradient not finite")
         means = ", ".join(f"{name} {value:.4g}" for name, value in self._means().items() if value == value)
         self.run.log(f"one step: {means}")
@@ -307,8 +309,9 @@ class LossTable:
     def _skipped(self, step: int) -> list[int]:
         """The steps since the last row that were not applied."""
         skipped = []
-        for number, norm in enumerate(torch.stack(self.norms).tolist(), step - len(self.norms) + 1):
-            self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
+        for number, count in enumerate(torch.stack(self.skipped).tolist(), step - len(self.skipped) + 1):
+            self.in_a_row = self.in_a_row + 1 if count > self.skipped_before else 0
+            self.skipped_before = count
             if self.in_a_row:
                 skipped.append(number)
             if self.in_a_row == NOT_APPLIED:

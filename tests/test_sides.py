@@ -1,4 +1,4 @@
-"""A side's gradients as one tensor, and the guard against steps that are not finite."""
+"""A side's gradients as one tensor, the guard against steps that are not finite, learning rates."""
 
 import copy
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks.faults import same_state
-from utils.distributed import Side, make_side
+from utils.options import Schedule
+from utils.sides import Side, learning_rate_factor, make_side
 
 
 def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
@@ -34,19 +35,18 @@ def test_flat_gradients_are_the_gradients():
 
 
 @pytest.mark.parametrize("kind, how", [
-    (torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.Adam, {"fused": True}),
-    (torch.optim.AdamW, {"fused": True}),
-])
+    (torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.AdamW, {"fused": True})])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
     layer = torch.nn.Linear(3, 2)
     side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3)
     step(side, layer(x).square().sum())
     before, state = layer.weight.detach().clone(), copy.deepcopy(side.optimizer.state_dict()["state"])
-    assert not step(side, layer(x).square().sum() * factor).isfinite()
+    assert side.skipped == 0
+    assert not step(side, layer(x).square().sum() * factor).isfinite() and side.skipped == 1
     assert torch.equal(layer.weight, before) and same_state(side.optimizer.state_dict()["state"], state)
     step(side, layer(x).square().sum())
-    assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before)
+    assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before) and side.skipped == 1
 
 
 @pytest.mark.parametrize("kind", ["rmsprop", "adamw"])
@@ -54,6 +54,34 @@ def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
 def test_a_loaded_optimizer_is_recorded_as_its_own_run_says(kind, recorded):
     """Whether the checkpoint's was or not; on CUDA torch moves the state there by it."""
     layer = torch.nn.Linear(3, 2)
-    ours, other = (make_side(kind, layer.parameters(), 0.1, recorded=r) for r in (recorded, not recorded))
+    ours, other = (make_side(kind, layer.parameters(), 0.1, r) for r in (recorded, not recorded))
     ours.optimizer.load_state_dict(other.optimizer.state_dict())
     assert [group["capturable"] for group in ours.optimizer.param_groups] == [recorded]
+
+
+@pytest.mark.parametrize("betas, eps", [((0.9, 0.999), 1e-8), ((0.8, 0.9), 1e-3)])
+def test_adamw_without_decay_is_adam(betas, eps):
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(3, 2)
+    theirs = copy.deepcopy(ours)
+    side = make_side("adamw", ours.parameters(), 0.1, betas=betas, eps=eps)
+    adam = torch.optim.Adam(theirs.parameters(), 0.1, betas, eps)
+    for _ in range(3):
+        x = torch.rand(4, 3)
+        step(side, ours(x).square().sum())
+        adam.zero_grad()
+        theirs(x).square().sum().backward()
+        adam.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_learning_rate_schedules():
+    step = Schedule(name="step", every=50, factor=0.1)
+    factors = [learning_rate_factor(step, s, 1000, steps_per_epoch=2.0) for s in (0, 99, 100, 200)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = Schedule(name="cosine", warmup=10, minimum=0.2)
+    factors = [learning_rate_factor(cosine, s, 110, 2.0) for s in (0, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 1, 1, 0.6, 0.2])
+    side = make_side("rmsprop", torch.nn.Linear(3, 2).parameters(), 0.1)
+    side.set_learning_rate(0.5)
+    assert side.optimizer.param_groups[0]["lr"] == 0.05
