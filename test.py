@@ -11,12 +11,10 @@ the option file names the paper's table, comparison.csv.
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
+from data.cache import check, require_no_problems
 from data.datasets import ImageSet, open_test_sets
-from models.baryir import BaryIR, compile_stages
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
@@ -27,7 +25,6 @@ from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.photographs import png_names, restore_input
 from utils.report import Report
-from utils.runs import keep_freed_memory
 
 
 def parse_arguments() -> Namespace:
@@ -35,11 +32,13 @@ def parse_arguments() -> Namespace:
     add = parser.add_argument
     add("--opt", required=True, metavar="FILE", help="option file")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options, keys dotted")
+    add("--dry-run", action="store_true", help="check options and images, restore nothing")
     add("--protocol", choices=("promptir", "baryir", "full"), help="override the option file's protocol")
     add("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, no test sets")
     add("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
     add("--keep-format", action="store_true", help="with --input: JPEG, ... come back as such, not as PNG")
     add("--report", action="store_true", help="with --input: a page to look at, index.html in its folder")
+    add("--keep-tones", action="store_true", help="brightness, colour and haze stay as they are")
     add("--overwrite", action="store_true", help="with --input: replace what is at --output")
     flags = parser.parse_args()
     if (flags.input is None) != (flags.output is None):
@@ -49,68 +48,56 @@ def parse_arguments() -> Namespace:
 
 def main() -> None:
     flags = parse_arguments()
-    protocol = [f"protocol={flags.protocol}"] if flags.protocol else []
-    options = load_options(TestOptions, flags.opt, flags.set + protocol)
-    device = distributed.setup(options.device)[2]
+    overrides = [f"protocol={flags.protocol}"] * bool(flags.protocol) + ["keep_tones=true"] * flags.keep_tones
+    options = load_options(TestOptions, flags.opt, flags.set + overrides)
+    device = distributed.setup()[2]
     options.precision = precision_on(device, options.precision or ("auto" if flags.input else "float32"))
     if flags.input:
-        return restore_input(flags, options, lambda: ready_network(options, device))
+        return restore_input(flags, options, lambda: load_network(options.checkpoint, device))
 
     # Setup test sets, metrics, checkpoint:
     where = f"{options.file}: "
     if not options.sets:
         raise InputError(f"{where}sets: empty, expected at least one test set, or --input")
     published = tables.read_published(options.published, where + "published") if options.published else None
-    sets = open_test_sets(options.sets, options.root, where + "sets", print)
+    problems = [] if flags.dry_run else None                # a dry run lists all of them
+    sets = open_test_sets(options.sets, options.root, where + "sets", print, problems)
+    if flags.dry_run:
+        return require_no_problems([*problems, *check([], sets)], options.file)
+    if not sets:
+        raise InputError(f"{where}sets: none of them is there, root {options.root}; set root=PATH")
     for images in sets:
         print(f"{images.name}: {images.describe()}")
         if "fid" in options.metrics and images.selected < 2 and images.pairs[0].clean:
             raise InputError(f"{where}metrics: fid with one image in set {images.name}, expected at least 2")
-    metrics, net = Metrics(options.metrics, device), ready_network(options, device)
+    metrics, net = Metrics(options.metrics, device), load_network(options.checkpoint, device)
 
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
-    page = Report(folder) if options.save and options.report else None
+    page = Report(folder) if options.save else None
     names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
             bar.update()
             if options.save:
                 name = names[images.name][result.index]
-                save_restored(folder / images.name, name, images, result, options.side_by_side)
-                if page:
-                    pictures = result.degraded, result.restored, result.clean
-                    page.add(images.name, str(name), folder / images.name / name, pictures,
-                             (result.scores_in, result.scores))
+                save_restored(folder / images.name / name, images, result)
+                pictures = result.degraded, result.restored, result.clean
+                page.add(images.name, str(name), folder / images.name / name, pictures,
+                         (result.scores_in, result.scores))
 
-        how = {"strip": options.strip, "precision": options.precision, "border": options.border}
+        how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
         rows = evaluate(net, sets, options.protocol, metrics, each, **how)
     shown = write_tables(folder, rows, published, options)
-    pictures = f"; each image beside its input in {folder}/SET/side_by_side"
-    print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}"
-          + (pictures if options.save and options.side_by_side else ""))
+    print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:
         print(f"look at them: {page.write(options.name, *shown)}")
 
 
-def ready_network(options: TestOptions, device: torch.device) -> BaryIR:
-    net = load_network(options.checkpoint, device)
-    if options.compile:
-        if device.type == "cpu":
-            keep_freed_memory(device)                       # strips need little, whole images much
-        compile_stages(net, dynamic=True)
-        from torch._inductor.codecache import cache_dir  # imports a compiler
-        print(f"compile: the first image takes longer, less so where {cache_dir()} has the compiled blocks")
-    return net
-
-
-def save_restored(folder: Path, name: Path, images: ImageSet, result: Restored, side_by_side: bool) -> None:
-    """Write a restored test image, grey where it is and was not measured; and input | restored (| clean)."""
+def save_restored(path: Path, images: ImageSet, result: Restored) -> None:
+    """Write a restored test image, as grey where its file is grey and has no ground truth."""
     grey = result.clean is None and read_picture(images.pairs[result.index].path).grey
-    save_image(to_image(result.restored, "L" if grey else "RGB"), folder / name)
-    if side_by_side:
-        panels = [result.degraded, result.restored] + ([] if result.clean is None else [result.clean])
-        save_image(to_image(np.concatenate(panels, axis=1)), folder / "side_by_side" / name)
+    save_image(to_image(result.restored, "L" if grey else "RGB"), path)
 
 
 def write_tables(folder: Path, rows: list[Row], published: dict | None,

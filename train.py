@@ -20,13 +20,14 @@ The layer norm that ends z and b belongs to the encoder.
 import argparse
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from data.cache import check_all, decode_all
+from data.cache import check, decode_all, require_no_problems
 from data.datasets import TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
@@ -40,7 +41,7 @@ from losses.barycenter import (
     source_weights,
     transport_cost,
 )
-from models.baryir import BaryIR, compile_stages
+from models.baryir import BaryIR
 from models.potentials import Potentials
 from models.recompute import recompute
 from utils import distributed
@@ -59,8 +60,9 @@ Terms = dict[str, Tensor]
 class Batch(NamedTuple):
     degraded: Tensor        # [B,3,P,P]
     clean: Tensor           # [B,3,P,P]
-    source: Tensor          # k_i, [B]
-    weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]
+    source: Tensor          # k_i, [B]; -1: a clean input, of no source
+    weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]; 0 for clean inputs
+    low_weight: Tensor      # of the low band in the reconstruction
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -78,6 +80,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
+    """The reconstruction loss, plain or in two bands, and the mean error."""
+    in_bands = any(options.objective.low_weight)
+    return reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
+
+
+def growing_average(decay: float) -> Callable:
+    """Averaging of weights that forgets the first: after t steps by min(decay, (1 + t) / (10 + t))."""
+    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return average
+
+
 def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
 
@@ -85,7 +101,7 @@ def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
 # Map step: encoder, T and decoder descend, the potentials are frozen.
 def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
              options: TrainOptions) -> tuple[Terms, Terms]:
-    degraded, clean, source, weights = batch
+    degraded, source, weights = batch.degraded, batch.source, batch.weights
     objective = options.objective
     side.thaw()
     with autocast(degraded, options):                           # z, b and restored are float32 all the same
@@ -93,9 +109,9 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
     f = potentials(b)
-    costs = transport_cost(z, b, source, objective.cost, objective.gamma, objective.tau)
+    costs = transport_cost(z, b, source, objective.cost, objective.gamma)
     dual = dual_objective(costs["cost"], f, source, weights)
-    reconstruction, error = reconstruction_loss(restored, clean, objective.low_weight)
+    reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)            # not finite: the next line moves nothing
@@ -114,8 +130,8 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
         b = net.transport(z)                                    # encoder and T only, never the decoder
     side.thaw()
     f = potentials(b)
-    rho = 0.0 if potentials.congruent else options.potentials.penalty
-    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, rho)
+    penalty = options.objective.penalty
+    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, penalty)
     loss.backward()
     norm = side.average_and_clip(loss)
     side.optimizer.step()
@@ -134,7 +150,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
     costs = transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
-                           objective.cost, objective.gamma, objective.tau)
+                           objective.cost, objective.gamma)
     loss = dual_objective(costs["cost"], f, batch.source, batch.weights)
     loss.backward()
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
@@ -152,7 +168,7 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(z, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
-    loss, error = reconstruction_loss(restored, batch.clean, options.objective.low_weight)
+    loss, error = reconstruction_of(restored, batch, options)
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
@@ -208,17 +224,18 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
     flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
-    rank, processes, device = distributed.setup(options.device)
+    rank, processes, device = distributed.setup()
     torch.manual_seed(options.seed)
     keep_freed_memory(device)
     run = Run(options, flags.resume, dry=flags.dry_run)
 
     # Setup data:
-    entries = open_sources(options)
+    problems = [] if flags.dry_run else None                    # a dry run lists all of them
+    entries = open_sources(options, problems)
     where = f"{options.file}: validation.sets"
-    sets = open_test_sets(options.validation.sets, options.root, where, run.log, required=False)
+    sets = open_test_sets(options.validation.sets, options.root, where, run.log, problems)
     if flags.dry_run:
-        check_all(entries + sets)
+        require_no_problems([*problems, *check(entries, sets)], options.file)
     cache = decode_all(entries, run.folder / "decoded.bin") if options.cache and not flags.dry_run else None
     training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k
@@ -226,23 +243,20 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup networks: lambda, BaryIR (encoder, T, decoder), the potentials, the average of the weights.
     with naming(f"{options.file}: objective.lambdas"):
         lambdas = source_weights(counts, options.objective.lambdas).to(device)
-    drawn = probabilities(counts, options.balanced).to(device)          # p_k
+    drawn = probabilities(counts, options.balanced).to(device) * (1 - options.clean_share)      # p_k
     with naming(f"{options.file}: network"):
         net = BaryIR(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
         load_pretrained(net, options.pretrained, f"{options.file}: pretrained")
-    potentials = Potentials(lambdas, net.latent_channels, options.potentials.width,
-                            congruent=options.potentials.congruence == "exact",
+    potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
                             standardized=options.scheme == "separate").to(device)
     net = net.to(memory_format=torch.channels_last)
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+    ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
-    recompute(net, options.recompute)
-    if options.compile:
-        compile_stages(net)
+    recompute(net, "all" if options.recompute else "none")
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
-    recorded = options.graphs and device.type == "cuda" and processes == 1
+    recorded = device.type == "cuda" and processes == 1         # as CUDA graphs
     sides = make_sides(net, potentials, options, recorded)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
@@ -268,12 +282,14 @@ def main(arguments: list[str] | None = None) -> None:
     run.watch_signals()
     with run.progress(step, steps) as bar, distributed.naming_dead_processes():
         for degraded, clean, source in loader:
-            factor = learning_rate_factor(options.schedule, step, steps, sampler.steps_per_epoch)
+            factor = learning_rate_factor(options, step, steps, sampler.epochs_before(step))
             for side in sides.values():
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))
             source = source.to(device, non_blocking=True)
-            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn))
+            first, last = options.objective.low_weight
+            low_weight = torch.full((), first + (last - first) * step / steps, device=device)
+            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn), low_weight)
 
             step += 1
             terms, samples = alternate(batch)

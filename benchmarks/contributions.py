@@ -25,7 +25,7 @@ from data.transforms import to_tensor
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import degraded_and_clean, precision_on, restore
+from utils.evaluation import precision_on, restore
 from utils.files import write_csv
 from utils.images import save_image
 from utils.metrics import Metrics, crop_for, means
@@ -63,7 +63,7 @@ def main() -> None:
         scores = {side: [] for side in ("input", *SIDES)}
         for index in tqdm(range(images.selected), images.name, leave=False, dynamic_ncols=True):
             degraded, clean = (image if image is None else crop_for(options.protocol, image)
-                               for image in degraded_and_clean(images, index))
+                               for image in images.degraded_and_clean(index))
             restored = {}
             for side, net.latents in SIDES.items():
                 image = restore(net, to_tensor(degraded)[None].to(device), options.strip, options.precision,

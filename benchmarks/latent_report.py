@@ -45,7 +45,6 @@ from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import degraded_and_clean
 from utils.files import write_csv
 from utils.options import TestOptions, load_options
 from utils.tables import as_text
@@ -57,7 +56,7 @@ FOLDS = 5
 def patches(images: ImageSet, count: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """`count` seeded patches of a set, spread evenly: image index, degraded and clean [1,3,size,size]."""
     for index in range(images.selected):
-        pair = degraded_and_clean(images, index)
+        pair = images.degraded_and_clean(index)
         rng = np.random.default_rng([0, index])
         for _ in range(count // images.selected + (index < count % images.selected)):
             degraded, clean = (to_tensor(patch)[None] for patch in random_crop(list(pair), size, rng))

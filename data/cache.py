@@ -1,8 +1,9 @@
-"""All images of a run decoded once, in a file that its processes and workers map."""
+"""All images of a run decoded: once, into a file that its processes and workers map, or to check them."""
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from data.datasets import ImageSet
 from utils import distributed
+from utils.errors import InputError, count, printable
 from utils.files import write_atomically, write_text
 from utils.images import read_image
 
@@ -65,16 +67,46 @@ def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
     return shapes
 
 
-def check_all(sets: Sequence[ImageSet]) -> None:
-    """Decode every file of some sets in parallel; InputError at an unreadable one or an unequal pair."""
-    def decode(read: Callable, what: int | Path) -> None:
-        read(what)
-
-    tasks = [(images.read, index) for images in sets for index in range(len(images))]
-    tasks += [(images.image, path) for images in sets for path in (*images.layers, *images.depths.values())]
+def check(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:
+    """What is wrong with the files of some sources and test sets, a line each. Every file is decoded."""
+    paths = sorted({path for images in (*sources, *sets) for path in images.files})
     with ThreadPoolExecutor() as pool:
-        for _ in decoding(pool.map(decode, *zip(*tasks, strict=True)), len(tasks)):
-            pass
+        found = dict(zip(paths, decoding(pool.map(examine, paths), len(paths)), strict=True))
+    problems = [examined for examined in found.values() if isinstance(examined, str)]
+    trained = {found[path]: path for images in sources for pair in images.pairs for path in pair if path}
+    for images in (*sources, *sets):
+        if images.complete < images.options.expected:
+            problems.append(f"{images.where}: {count(images.complete, 'image')}, "
+                            f"expected {images.options.expected}")
+        for degraded, clean in images.pairs:
+            if images in sets and clean and found[clean] in trained:
+                problems.append(f"{images.where}: {clean} is among the training images, "
+                                f"{trained[found[clean]]}")
+            if not (degraded and clean) or isinstance(found[degraded], str) or isinstance(found[clean], str):
+                continue
+            (size, pixels), (clean_size, clean_pixels) = found[degraded], found[clean]
+            if size != clean_size:
+                problems.append(f"{degraded} is {size} but {clean} is {clean_size}, expected the same size")
+            elif pixels == clean_pixels and not images.options.degradation:
+                problems.append(f"{degraded} and {clean} are equal, expected a degraded and a clean image")
+    return problems
+
+
+def examine(path: Path) -> tuple[str, str] | str:
+    """Size and digest of an image file's pixels, or why it cannot be read."""
+    try:
+        image = read_image(path)
+    except InputError as error:
+        return str(error)
+    return f"{image.shape[1]}x{image.shape[0]}", hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+def require_no_problems(problems: Sequence[str], file: str) -> None:
+    """InputError where anything is wrong with an option file's data, each problem printed before."""
+    for problem in problems:
+        print(printable(f"problem: {problem}"))
+    if problems:
+        raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
 
 
 def decoding(images: Iterable, total: int) -> Iterator:

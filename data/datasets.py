@@ -3,9 +3,7 @@
 What is wrong with a set is raised as one InputError.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.degradations import BY_LEVEL, BY_RANGE, MARGINED, Parts, camera, plain_patch
-from data.pairs import LAYOUTS, MissingFolder, Pair, find_images, listed_files, match_pairs
+from data.degradations import (
+    DEGRADATIONS,
+    GRID,
+    OF_DEPTH,
+    OF_GRID,
+    Parts,
+    camera_noise,
+    file_rng,
+    reach,
+    smooth_field,
+)
+from data.drawings import clean_pair
+from data.pairs import Folder, MissingFolder, Pair, by_stem, composed, find_images, match_pairs, matches
 from data.transforms import random_crop, random_dihedral
-from utils.errors import InputError, did_you_mean, first_few
+from utils.errors import InputError, first_few
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
+
+NONE = -1                       # source of a clean input, which belongs to none
+LIGHT_NOISE = (0, 4)            # stops of the camera's noise on top of the other degradations
 
 
 def bundled_folder() -> Path:
@@ -46,93 +58,78 @@ class ImageSet:
         options: folders, pairing and degradation of the set.
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
-        strict: a missing file or partner is an InputError; else it is in `problems`, the set holds the rest.
 
-    cache: decoded images by path; others are read from their files.
+    complete: number of images before some are held out. cache: decoded images by path; others are read from
+    their files.
     """
 
-    def __init__(self, options: Images, root: str, where: str, strict: bool = True) -> None:
+    def __init__(self, options: Images, root: str, where: str) -> None:
         self.name, self.options, self.root, self.where = options.name, options, Path(root), where
-        self.folder, self.clean_folder, self.problems = None, None, []
         self.cache: Mapping[Path, np.ndarray] = {}
         degraded, clean = self._find_bundled() if options.bundled else self._find_sides()
-        self.paired = bool(clean and degraded)
+        self.folder = (degraded or clean).path                  # names the images
         if self.paired:
-            self.pairs = self._match(degraded, clean)
+            self.pairs = match_pairs(degraded, clean, options.pairing, where)
         else:
-            self.pairs = [Pair(path, None) for path in degraded] or [Pair(None, path) for path in clean]
-        self.complete = len(self.pairs)                         # before some are held out
-        self.unused_clean = len(set(clean) - {pair.clean for pair in self.pairs})
+            self.pairs = ([Pair(path, None) for path in degraded.files] if degraded
+                          else [Pair(None, path) for path in clean.files])
+        self.complete = len(self.pairs)
         if options.holdout:
-            self._hold_out()
-        self.layers = find_images(self.root, options.layers, f"{where}.layers")[1] if options.layers else []
+            names = [self.name_of(index).as_posix() for index in range(len(self))]
+            self.pairs = self._held(self.pairs, names, "holdout")
+        self.layers = self._find_layers() if options.layers else []
         self.depths = self._find_depths() if options.depth else {}
-        if self.problems and strict:
-            raise InputError(self.problems[0])
 
-    def _find_bundled(self) -> tuple[list[Path], list[Path]]:
+    @property
+    def paired(self) -> bool:
+        """Whether both sides of each image are on disk."""
+        return bool(self.options.degraded and self.options.clean)
+
+    def _find_bundled(self) -> tuple[Folder | None, Folder | None]:
         """Degraded and clean photographs of scikit-image: clean where a degradation is made of them."""
-        self.folder = bundled_folder()
-        paths = [self.folder / name for name in self.options.bundled]
-        for path in paths:
-            if path.parent != self.folder or not path.is_file():
+        folder = Folder(bundled_folder(), [bundled_folder() / name for name in self.options.bundled])
+        for path in folder.files:
+            if path.parent != folder.path or not path.is_file():
                 raise InputError(f"{self.where}.bundled: scikit-image ships no {path.name}")
-        return ([], paths) if self.options.degradation else (paths, [])
+        return (None, folder) if self.options.degradation else (folder, None)
 
-    def _find_sides(self) -> tuple[list[Path], list[Path]]:
-        """Degraded and clean files in the options' folders or those of the set's type; empty where none."""
-        options, layout = self.options, LAYOUTS.get(self.options.type, {})
-        degraded_folders = options.degraded or layout.get("degraded")
-        clean_folders = options.clean or (layout.get("clean") if not options.degraded else None)
-        degraded, clean = [], []
-        if degraded_folders:
-            self.folder, degraded = find_images(self.root, degraded_folders, f"{self.where}.degraded")
-        if clean_folders:
+    def _find_sides(self) -> tuple[Folder | None, Folder | None]:
+        """Degraded and clean files in the options' folders, None for a side that they do not name."""
+        options, degraded, clean = self.options, None, None
+        if options.degraded:
+            degraded = find_images(self.root, options.degraded, f"{self.where}.degraded")
+        if options.clean:
             try:
-                self.clean_folder, clean = find_images(self.root, clean_folders, f"{self.where}.clean")
+                clean = find_images(self.root, options.clean, f"{self.where}.clean")
             except MissingFolder as error:                      # beside degraded images, no absent set
                 raise (InputError(str(error)) if degraded else error) from None
-        self.folder = self.folder or self.clean_folder          # names the images
-        if options.file_list:
-            listed, problem = listed_files(options.file_list, self.root, self.folder, degraded or clean,
-                                           f"{self.where}.file_list")
-            self.problems += [problem] if problem else []
-            degraded, clean = (listed, clean) if degraded else ([], listed)
         return degraded, clean
 
-    def _match(self, degraded: list[Path], clean: list[Path]) -> list[Pair]:
-        """Pairs of degraded and clean files by their names."""
-        matching = match_pairs(degraded, clean, self.options.pairing, self.folder, self.clean_folder)
-        if matching.unpaired:
-            there = {path.stem for path in clean} - {pair.clean.stem for pair in matching.pairs}
-            missing = first_few(f"{path} (expected {wanted}.*{did_you_mean(wanted, there)})"
-                                for path, wanted in matching.unpaired[:4])
-            self.problems.append(f"{self.where}: {len(matching.unpaired)} of {len(degraded)} degraded images "
-                                 f"have no clean partner: {missing}")
-        for path, one, other in matching.ambiguous:
-            self.problems.append(f"{self.where}: {one} and {other} have the same name, "
-                                 f"expected one clean image for {path}")
-        return matching.pairs
+    def _held(self, entries: list, names: list[str], option: str) -> list:
+        """Entries without those that an option's patterns name, or, in a test set, these alone."""
+        patterns, testing = getattr(self.options, option), isinstance(self.options, TestSet)
+        held = [matches(name, patterns) for name in names]
+        kept = [entry for entry, out in zip(entries, held, strict=True) if out == testing]
+        if not any(held) or not kept:
+            found = "leaves none" if any(held) else "names none"
+            raise InputError(f"{self.where}.{option}: {', '.join(patterns)} {found} of {len(names)} images")
+        return kept
 
-    def _hold_out(self) -> None:
-        """Leave out the images that `holdout` names, or, in a test set, all others."""
-        patterns, testing = self.options.holdout, isinstance(self.options, TestSet)
-        names = [self.name_of(index).as_posix() for index in range(len(self))]
-        held = [any(fnmatch(name, pattern) for pattern in patterns) for name in names]
-        if not any(held) or all(held) and not testing:
-            what = "leaves no image of" if any(held) else "names no image in"
-            raise InputError(f"{self.where}.holdout: {', '.join(patterns)} {what} {self.folder}")
-        self.pairs = [pair for pair, out in zip(self.pairs, held, strict=True) if out == testing]
+    def _find_layers(self) -> list[Path]:
+        layers = find_images(self.root, self.options.layers, f"{self.where}.layers").files
+        if not self.options.holdout_layers:
+            return layers
+        return self._held(layers, [path.name for path in layers], "holdout_layers")
 
     def _find_depths(self) -> dict[Path, Path]:
         """The depth image of each clean one."""
-        folder, files = find_images(self.root, self.options.depth, f"{self.where}.depth")
-        by_stem = {path.stem: path for path in files}
-        absent = [str(pair.clean) for pair in self.pairs if pair.clean.stem not in by_stem]
+        folder = find_images(self.root, self.options.depth, f"{self.where}.depth")
+        there = by_stem(folder)
+        absent = [str(pair.clean) for pair in self.pairs if composed(pair.clean.stem) not in there]
         if absent:
-            self.problems.append(f"{self.where}.depth: {folder} has none for {len(absent)} of {len(self)} "
-                                 f"images: {first_few(absent)}")
-        return {pair.clean: by_stem[pair.clean.stem] for pair in self.pairs if pair.clean.stem in by_stem}
+            raise InputError(f"{self.where}.depth: {folder.path} has none for {len(absent)} of {len(self)} "
+                             f"images: {first_few(absent)}")
+        return {pair.clean: there[composed(pair.clean.stem)] for pair in self.pairs}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -155,18 +152,14 @@ class ImageSet:
     def describe(self) -> str:
         """What was found, in one line."""
         options = self.options
-        if self.paired:
-            found = f"{len(self)} pairs, {self.folder} -> {self.clean_folder}"
-        else:
-            kind = "images" if any(pair.degraded for pair in self.pairs) else "clean images"
-            found = f"{len(self)} {kind} {'of scikit-image' if options.bundled else f'in {self.folder}'}"
+        kind = "pairs" if self.paired else "images" if self.pairs[0].degraded else "clean images"
+        found = f"{len(self)} {kind} {'of scikit-image' if options.bundled else f'in {self.folder}'}"
         if options.degradation:
             strengths = (", ".join(f"{level:g}" for level in options.levels)
                          or " to ".join(f"{end:g}" for end in options.range))
             found += f", {f'{options.degradation} {strengths}'.strip()} on the fly"
-        if options.expected and self.complete != options.expected:
-            found += f" (the complete set has {options.expected})"
-        return found + f" ({self.unused_clean} clean images without a degraded one)" * bool(self.unused_clean)
+        incomplete = options.expected and self.complete != options.expected
+        return found + f" (the complete set has {options.expected})" * bool(incomplete)
 
     def image(self, path: Path) -> np.ndarray:
         """[H,W,3] uint8."""
@@ -182,62 +175,76 @@ class ImageSet:
                              "expected the same size")
         return degraded, clean
 
-    def read_depth(self, index: int, clean: np.ndarray) -> np.ndarray | None:
-        """The recorded depth [H,W] float32 in [0, 1] of a clean image, resized to it bilinearly, or None."""
-        path = self.depths.get(self.pairs[index].clean)
-        if not path:
+    def depth(self, index: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:
+        """Depth [H,W] in [0, 1] of a photograph, where the degradation needs one: recorded, or random."""
+        height, width = shape
+        pair = self.pairs[index]
+        if self.options.degradation not in OF_DEPTH:
             return None
-        height, width = clean.shape[:2]
-        depth = Image.fromarray(self.image(path)[..., 0]).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(depth) / np.float32(255)
+        if self.options.bundled and (depth := bundled_depth(pair.path.name)) is not None:
+            return depth
+        if pair.clean not in self.depths:
+            return smooth_field(shape, rng)
+        recorded = Image.fromarray(self.image(self.depths[pair.clean])[..., 0])
+        return np.asarray(recorded.resize((width, height), Image.Resampling.BILINEAR)) / np.float32(255)
 
-    def degrade(self, image: np.ndarray, rng: np.random.Generator, level: float = 0,
-                depth: np.ndarray | None = None) -> np.ndarray:
-        """The set's degradation of an image, both [H,W,3] uint8, of strength `level` or drawn from its range.
+    def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,
+                depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The set's degradation of an image [H,W,3] uint8, and what of it is to be restored."""
+        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(self.options.airlight))
+        return DEGRADATIONS[self.options.degradation](image, strength, rng, parts)
 
-        depth: [H,W] in [0, 1].
-        """
+    def draw_strength(self, rng: np.random.Generator) -> float:
+        """One of the options' levels, or a strength between the ends of their range."""
         options = self.options
-        if level:
-            return BY_LEVEL[options.degradation](image, level, rng, depth)
-        strength = rng.uniform(*options.range) if options.range else 0.0
-        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(options.airlight))
-        return BY_RANGE[options.degradation](image, strength, rng, parts)
+        return float(rng.choice(options.levels)) if options.levels else rng.uniform(*options.range or (0, 0))
+
+    def degraded_and_clean(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded by its name."""
+        degraded, clean = self.read(index)
+        options = self.options
+        if options.degradation:
+            level = options.levels[0] if options.levels else 0
+            rng = file_rng(composed(self.pairs[index].path.name), level)
+            image, made = (clean, True) if degraded is None else (degraded, False)
+            depth = self.depth(index, image.shape[:2], rng)
+            degraded, target = self.degrade(image, level or self.draw_strength(rng), rng, depth)
+            clean = target if made else clean
+        top, left = options.offset
+        return degraded[top:, left:], None if clean is None else clean[top:, left:]
 
     def draw_layer(self, rng: np.random.Generator) -> np.ndarray:
         """One of the recorded rain layers, [h,w] uint8."""
         return self.image(self.layers[rng.integers(len(self.layers))])[..., 0]
 
     @property
-    def margin(self) -> int:
-        """Pixels around a patch that the degradation needs, too."""
-        options = self.options
-        return math.ceil(max(options.range)) if options.degradation in MARGINED and options.range else 0
+    def reach(self) -> int:
+        """Pixels around a patch at which the degradation looks, too."""
+        return reach(self.options.degradation, max([0, *self.options.levels, *self.options.range]))
 
 
-def open_sources(options: TrainOptions) -> list[ImageSet]:
-    """The entries of an option file's list of sources."""
-    return [ImageSet(entry, options.root, f"{options.file}: sources[{k}]")
-            for k, entry in enumerate(options.sources)]
+def open_sources(options: TrainOptions, problems: list[str] | None = None) -> list[ImageSet]:
+    """The image sets of an option file's sources; as `open_test_sets`."""
+    return open_test_sets(options.sources, options.root, f"{options.file}: sources", problems=problems)
 
 
-def open_test_sets(options: Sequence, root: str, where: str, report: Callable[[str], None],
-                   required: bool = True) -> list[ImageSet]:
-    """The test sets of an option file's list `where`; absent optional ones are reported and left out.
+def open_test_sets(listed: Sequence[Images], root: str, where: str, report: Callable[[str], None] = print,
+                   problems: list[str] | None = None) -> list[ImageSet]:
+    """The sets of an option file's list `where`; absent optional ones are reported and left out.
 
-    required: InputError where none is left.
+    problems: gets a line for each set that is wrong. Without, the first is an InputError.
     """
     sets = []
-    for i, images in enumerate(options):
+    for i, options in enumerate(listed):
         try:
-            sets.append(ImageSet(images, root, f"{where}[{i}] {images.name}"))
-        except MissingFolder as error:
-            if not images.optional:
-                raise InputError(f"{error}; put the data there, set root=PATH, "
-                                 "or mark the set optional: true") from None
-            report(f"left out (optional): {error}")
-    if required and options and not sets:
-        raise InputError(f"{where}: none of them is there, root {root}; set root=PATH")
+            sets.append(ImageSet(options, root, f"{where}[{i}] {options.name}"))
+        except InputError as error:
+            if isinstance(error, MissingFolder) and getattr(options, "optional", False):
+                report(f"left out (optional): {error}")
+            elif problems is None:
+                raise
+            else:
+                problems.append(str(error))
     return sets
 
 
@@ -248,23 +255,23 @@ class TrainingSet(Dataset):
     sample in the training run, from which with `seed` all its randomness comes, and the patch size in pixels.
 
     Args:
-        entries: the sources' image sets; those whose options give the same `source` are one source.
-        clean_share: share of the samples whose input is clean, a quarter of them plain colours.
-        camera_share: share of the others, but those of degradation noise, whose input goes through a camera
-            (data.degradations.camera): without it, the smoothness of haze and low light made of clean
-            images, or stored as JPEG, tells them from photographs, and a network restores only those.
+        entries: the sources' image sets; those of the same name are one source.
+        clean_share: share of the samples whose input is clean, some of them drawn (data.drawings).
+        camera_share: share of the others, but those of degradation noise and camera, whose input gets a
+            camera's noise (data.degradations.camera_noise): without it, the smoothness of haze and low light
+            made of clean images tells them from photographs, and a network restores only those.
 
-    Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index.
+    Returns degraded and clean [patch,patch,3] uint8 (data.transforms.to_batch) and the source's index, NONE
+    for a clean input.
     """
 
     def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
                  clean_share: float = 0.0, camera_share: float = 0.0) -> None:
         self.seed, self.clean_share, self.camera_share = seed, clean_share, camera_share
-        sources = list(dict.fromkeys(images.options.source or images for images in entries))
+        self.names = list(dict.fromkeys(images.name for images in entries))
         # Those of one source follow each other.
-        self.entries = sorted(entries, key=lambda images: sources.index(images.options.source or images))
-        self.source_of = [sources.index(images.options.source or images) for images in self.entries]
-        self.names = [source if isinstance(source, str) else source.name for source in sources]
+        self.entries = sorted(entries, key=lambda images: self.names.index(images.name))
+        self.source_of = [self.names.index(images.name) for images in self.entries]
         for images in self.entries:
             images.cache = cache or {}
         samples = [len(images) * images.options.repeat for images in self.entries]
@@ -286,33 +293,37 @@ class TrainingSet(Dataset):
         entry = int(np.searchsorted(self.ends, index, side="right"))
         images = self.entries[entry]
         number = index % len(images)            # each equally often, wherever the entry's part begins
-        if self.clean_share and rng.random() < self.clean_share:
-            degraded = clean = self.clean_patch(images, number, patch, rng)
+        clean_input = rng.random() < self.clean_share
+        if clean_input:
+            clean = images.image(images.pairs[number].clean)
+            degraded, clean = clean_pair(random_dihedral(random_crop([clean], patch, rng), rng)[0], rng)
         else:
             degraded, clean = self.degraded_pair(images, number, patch, rng)
         degraded, clean = (torch.from_numpy(np.array(image, order="C")) for image in (degraded, clean))
-        return degraded, clean, self.source_of[entry]
+        return degraded, clean, NONE if clean_input else self.source_of[entry]
 
     def degraded_pair(self, images: ImageSet, number: int, patch: int,
                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Degraded and clean patch of an image, the degradation drawn where it is not on disk."""
-        degraded, clean = images.read(number)
-        planes = [degraded, clean, images.read_depth(number, clean)]
-        planes = [plane for plane in planes if plane is not None]
-        planes = random_dihedral(random_crop(planes, patch + 2 * images.margin, rng), rng)
-        degraded, clean = planes[0], planes[int(images.paired)]
-        if images.options.degradation:
-            level = rng.choice(images.options.levels) if images.options.levels else 0
-            depth = planes[-1] if images.depths else None
-            degraded = images.degrade(degraded, rng, level, depth)
-        inner = slice(images.margin, images.margin + patch)
-        degraded, clean = degraded[inner, inner], clean[inner, inner]
-        if images.options.degradation != "noise" and self.camera_share and rng.random() < self.camera_share:
-            degraded = camera(degraded, rng)
-        return degraded, clean
+        """Degraded and clean patch of an image, the degradation drawn where it is not on disk.
 
-    def clean_patch(self, images: ImageSet, number: int, patch: int, rng: np.random.Generator) -> np.ndarray:
-        """A patch of an image's ground truth, every fourth time plain colours instead."""
-        if rng.random() < 0.25:
-            return plain_patch(patch, rng)
-        return random_dihedral(random_crop([images.image(images.pairs[number].clean)], patch, rng), rng)[0]
+        Structure of a photograph's scale, its depth, is drawn for the photograph and cut. A larger window is
+        degraded, of which the patch is a random part: JPEG's grid lies anywhere, no edge is near.
+        """
+        kind, border = images.options.degradation, images.reach
+        on_top = kind not in ("noise", "camera") and rng.random() < self.camera_share
+        window = patch + 2 * border + GRID * (on_top or kind in OF_GRID)
+        window *= 2 if kind == "camera" else 1                  # which may shrink what it gets
+        degraded, clean = images.read(number)
+        planes = [degraded, clean, images.depth(number, clean.shape[:2], rng)]
+        there = [plane is not None for plane in planes]
+        cut = iter(random_dihedral(random_crop([p for p in planes if p is not None], window, rng), rng))
+        degraded, clean, depth = (next(cut) if is_there else None for is_there in there)
+        if kind:
+            image = degraded if images.paired else clean
+            degraded, target = images.degrade(image, images.draw_strength(rng), rng, depth)
+            clean = clean if images.paired else target
+        if on_top:
+            degraded = camera_noise(degraded, rng.uniform(*LIGHT_NOISE), rng)
+        height, width = clean.shape[:2]
+        inner = slice(border, height - border), slice(border, width - border)
+        return tuple(random_crop([degraded[inner], clean[inner]], patch, rng))

@@ -1,27 +1,18 @@
-"""Find the images that an option file describes: folders, file lists, each degraded file's clean partner.
+"""Find the images that an option file describes: folders, and each degraded file's clean partner.
 
 Pairs are made by key, never by position in sorted lists. What is missing is named with what is there instead.
 """
 
 import re
-from collections import Counter
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import InputError, did_you_mean, first_few
 from utils.files import list_files
 from utils.images import EXTENSIONS
-
-# The public data sets' folders below the root, as PromptIR, AdaIR and BaryIR have them.
-LAYOUTS = {
-    "denoise": {"clean": "Train/Denoise"},
-    "derain": {"degraded": "Train/Derain/rainy", "clean": "Train/Derain/gt"},
-    "dehaze": {"degraded": "Train/Dehaze/synthetic", "clean": "Train/Dehaze/original"},
-    "deblur": {"degraded": "Train/Deblur/blur", "clean": "Train/Deblur/sharp"},
-    "lowlight": {"degraded": "Train/lowlight/low", "clean": "Train/lowlight/high"},
-    "single": {"degraded": "Train/single/degraded", "clean": "Train/single/target"},
-}
 
 # Pairing rules: the clean file's name (without extension) for a degraded file's.
 PAIRINGS: dict[str, Callable[[str], str]] = {
@@ -33,8 +24,7 @@ PAIRINGS: dict[str, Callable[[str], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One image of a set: a degraded file, a clean file, or both."""
 
     degraded: Path | None
@@ -46,12 +36,19 @@ class Pair:
         return self.degraded or self.clean
 
 
+class Folder(NamedTuple):
+    """A folder and its images."""
+
+    path: Path
+    files: list[Path]
+
+
 class MissingFolder(InputError):
     """A folder of an option file is absent."""
 
 
-def find_images(root: Path, folders: str | list[str], where: str) -> tuple[Path, list[Path]]:
-    """The first of an option's folders that is below root, and its images, at least one.
+def find_images(root: Path, folders: str | list[str], where: str) -> Folder:
+    """The first of an option's folders that is below root, with at least one image.
 
     MissingFolder where none is there, with a folder of a similar name. `where` names the option.
     """
@@ -59,87 +56,66 @@ def find_images(root: Path, folders: str | list[str], where: str) -> tuple[Path,
     for folder in candidates:
         if folder.is_dir():
             if files := list_files(folder, EXTENSIONS):
-                return folder, files
+                return Folder(folder, files)
             raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
     there = [path for folder in candidates if folder.parent.is_dir()
              for path in folder.parent.iterdir() if path.is_dir()]
     hint = next(filter(None, (did_you_mean(folder, there) for folder in candidates)), "")
-    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}")
+    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}; "
+                        "put the data there, or set root=PATH")
 
 
-def listed_files(name: str, root: Path, folder: Path, files: list[Path],
-                 where: str) -> tuple[list[Path], str]:
-    """The files of a folder that a list below root names, in its order; what is wrong if some are not there.
-
-    A text file, one name a line, relative to the folder or to the one above it (as in PromptIR's lists); of a
-    line that is no name, what follows the first blank is not read. InputError where a name is listed twice.
-    """
-    path = root / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(f"{where}: {name} leads out of root {root}, expected a file below it")
-    if not path.is_file():
-        raise InputError(f"{where}: no file {path}")
-    known = {file.relative_to(base).as_posix(): file for base in (folder.parent, folder) for file in files}
-    try:
-        lines = [line.strip().lstrip("/") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: {path} is not a text file, expected one file name a line") from None
-    names = [line if line in known else line.split()[0] for line in lines if line]
-    if not names:
-        raise InputError(f"{where}: {path} is empty, expected one file name a line")
-    listed = [known[name] for name in names if name in known]
-    if twice := [str(file) for file, times in Counter(listed).items() if times > 1]:
-        raise InputError(f"{where}: {path} lists {first_few(twice)} more than once")
-    absent = [name for name in names if name not in known]
-    there = [file.relative_to(folder) for file in set(files) - set(listed)]
-    missing = first_few(f"{name}{did_you_mean(name, there)}" for name in absent[:4])
-    problem = f"{where}: {len(absent)} of {len(names)} names in {path} are not in {folder}: {missing}"
-    return listed, problem if absent else ""
+def composed(name: str | Path) -> str:
+    """A name in Unicode's composed form (NFC): file systems keep an accent with its letter or apart."""
+    return unicodedata.normalize("NFC", str(name))
 
 
-@dataclass
-class Matching:
-    """What pairing by name found: pairs; degraded files without partner, with the path, less extension, that
-    it should have; and degraded files with two partners that fit equally, with both."""
-
-    pairs: list[Pair]
-    unpaired: list[tuple[Path, Path]]
-    ambiguous: list[tuple[Path, Path, Path]]
+def matches(name: str | Path, patterns: list[str]) -> bool:
+    """Whether a name matches one of some patterns such as "a*"."""
+    return any(fnmatch(composed(name), composed(pattern)) for pattern in patterns)
 
 
-def match_pairs(degraded: list[Path], clean: list[Path], pairing: str, degraded_folder: Path,
-                clean_folder: Path) -> Matching:
+def by_stem(folder: Folder) -> dict[str, Path]:
+    """A folder's files by their names without extension."""
+    return {composed(path.stem): path for path in folder.files}
+
+
+def match_pairs(degraded: Folder, clean: Folder, pairing: str, where: str) -> list[Pair]:
     """Pair every degraded file with its clean one: by name, and by sub-folder where the clean folder has any.
 
     `pairing` is a key of PAIRINGS, or auto: `same` if it finds any partner at all, else the rule that finds
-    most. Clean files may be left over.
+    most. Clean files may be left over. InputError where a degraded file has no partner, or two.
     """
-    flat = all(path.parent == clean_folder for path in clean)
+    flat = all(path.parent == clean.path for path in clean.files)
 
-    def key(path: Path, folder: Path, rule: str = "same") -> Path:
-        stem = PAIRINGS[rule](path.stem)
-        return Path(stem) if flat else path.relative_to(folder).with_name(stem)
+    def key(path: Path, folder: Folder, rule: str = "same") -> Path:
+        stem = PAIRINGS[rule](composed(path.stem))
+        return Path(stem) if flat else Path(composed(path.relative_to(folder.path).parent), stem)
 
-    by_key: dict[Path, list[Path]] = {}
-    for path in clean:
-        by_key.setdefault(key(path, clean_folder), []).append(path)
+    partners: dict[Path, list[Path]] = {}
+    for path in clean.files:
+        partners.setdefault(key(path, clean), []).append(path)
 
-    def match(rule: str) -> Matching:
-        matching = Matching([], [], [])
-        for path in degraded:
-            wanted = key(path, degraded_folder, rule)
-            partners = by_key.get(wanted, [])
-            partners = [p for p in partners if p.name == path.name] or partners
-            if not partners:
-                matching.unpaired.append((path, clean_folder / wanted))
-            elif len(partners) > 1:
-                matching.ambiguous.append((path, *partners[:2]))
-            else:
-                matching.pairs.append(Pair(path, partners[0]))
-        return matching
+    def unpaired(rule: str) -> list[Path]:
+        return [path for path in degraded.files if key(path, degraded, rule) not in partners]
 
-    if pairing != "auto":
-        return match(pairing)
-    same = match("same")
-    return (same if len(same.unpaired) < len(degraded)
-            else min(map(match, PAIRINGS), key=lambda matching: len(matching.unpaired)))
+    rule = pairing
+    if pairing == "auto":
+        rule = "same" if len(unpaired("same")) < len(degraded.files) else min(
+            PAIRINGS, key=lambda rule: len(unpaired(rule)))
+    if missing := unpaired(rule):
+        stems = {path.stem for path in clean.files}
+        wanted = ((path, key(path, degraded, rule)) for path in missing[:4])
+        names = first_few(f"{path} (expected {clean.path / name}.*{did_you_mean(name, stems)})"
+                          for path, name in wanted)
+        raise InputError(f"{where}: {len(missing)} of {len(degraded.files)} degraded images have no clean "
+                         f"partner: {names}")
+    pairs = []
+    for path in degraded.files:
+        found = partners[key(path, degraded, rule)]
+        found = [other for other in found if composed(other.name) == composed(path.name)] or found
+        if len(found) > 1:
+            raise InputError(f"{where}: {found[0]} and {found[1]} have the same name, expected one clean "
+                             f"image for {path}")
+        pairs.append(Pair(path, found[0]))
+    return pairs

@@ -29,10 +29,6 @@ class EpochSampler(Sampler):
                  start: int = 0, rank: int = 0, processes: int = 1) -> None:
         self.groups, self.stages, self.steps, self.seed = list(groups), list(stages), steps, seed
         self.start, self.rank, self.processes = start, rank, processes
-        self.steps_per_epoch = sum(self.groups) / (self.stages[0][1] * processes)       # in the first stage
-        ends = [first for first, _, _ in self.stages[1:]] + [steps]
-        self.samples = sum((end - first) * batch * processes
-                           for (first, batch, _), end in zip(self.stages, ends, strict=True))
 
     @classmethod
     def of_run(cls, options: TrainOptions, samples_per_epoch: Sequence[int], start: int, rank: int,
@@ -43,6 +39,15 @@ class EpochSampler(Sampler):
         samples = options.epochs * sum(samples_per_epoch)
         steps = options.steps or math.ceil(samples / (options.batch * processes))
         return cls(groups, stages, steps, options.seed, start, rank, processes)
+
+    def samples_before(self, step: int) -> int:
+        """Samples that all processes have taken before a step."""
+        ends = [first for first, _, _ in self.stages[1:]] + [self.steps]
+        return sum(max(0, min(step, end) - first) * batch * self.processes
+                   for (first, batch, _), end in zip(self.stages, ends, strict=True))
+
+    def epochs_before(self, step: int) -> float:
+        return self.samples_before(step) / sum(self.groups)
 
     def __len__(self) -> int:
         return self.steps - self.start

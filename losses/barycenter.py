@@ -30,12 +30,13 @@ def sample_weights(source: Tensor, lambdas: Tensor, probabilities: Tensor) -> Te
     """w_i = lambda_{k_i} / (B p_{k_i}), so that sum_i w_i g_i estimates sum_k lambda_k E_k[g] without bias.
 
     Args:
-        source: [B] int. lambdas: [K]. probabilities: [K], p_k with which the sampler draws source k.
+        source: [B] int, -1 for a clean input, which is of no source and weighs nothing.
+        lambdas: [K]. probabilities: [K], p_k with which a sample is a degraded one of source k.
 
     Multiplying by lambda alone, as the release does, lets the sampler's proportions into the weights: they
     then differ from those of the congruence and the dual is unbounded.
     """
-    return (lambdas / probabilities)[source] / len(source)
+    return torch.where(source < 0, 0.0, (lambdas / probabilities)[source] / len(source))
 
 
 def root_mean_square(z: Tensor, b: Tensor) -> Tensor:
@@ -61,14 +62,14 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "mean_squar
     distance = COSTS[cost](z, b)
     if not gamma:
         return {"cost": distance, "distance": distance}
-    ctr, ort = contrastive(z - b, source, tau), orthogonality(b, z - b)
+    ctr, ort = contrastive(z - b, source, tau), orthogonality(b, z - b, source)
     cost = distance + gamma * (ctr + ort)
     return {"cost": cost, "distance": distance, "contrastive": ctr, "orthogonality": ort}
 
 
 def of_source(f: Tensor, source: Tensor) -> Tensor:
-    """f_{k_i}(b_i) of all potentials' values: [B,K] and [B] int -> [B]."""
-    return f.gather(1, source[:, None]).squeeze(1)
+    """f_{k_i}(b_i) of all potentials' values: [B,K] and [B] int -> [B]; of clean inputs (-1), any of them."""
+    return f.gather(1, source.clamp(min=0)[:, None]).squeeze(1)
 
 
 def dual_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> Tensor:
@@ -90,8 +91,9 @@ def dual_terms(dual: Tensor, costs: dict[str, Tensor], f: Tensor, source: Tensor
     return {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
 
 
-def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0) -> tuple[Tensor, Tensor]:
-    """mean|x^ - x|, the paper's; with low_weight > 0 in two bands, mean|e - e_8| + low_weight mean|e_8|.
+def reconstruction_loss(restored: Tensor, clean: Tensor,
+                        low_weight: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """mean|x^ - x|, the paper's; with a low_weight in two bands, mean|e - e_8| + low_weight mean|e_8|.
 
     restored, clean: [B,3,H,W]. e = x^ - x; e_8: its means over 8x8 pixels. Ours, not the paper's: an error of
     brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail
@@ -101,7 +103,7 @@ def reconstruction_loss(restored: Tensor, clean: Tensor, low_weight: float = 0.0
     """
     error = restored - clean
     mean = error.abs().mean()
-    if not low_weight:
+    if low_weight is None:
         return mean, mean.detach()
     low = F.avg_pool2d(error, 8, ceil_mode=True, count_include_pad=False)
     blocks = low.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)

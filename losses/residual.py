@@ -20,22 +20,24 @@ def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
 
     Args:
         r: residual latents [B,8C,h,w].
-        source: index of each sample's source, [B] int.
+        source: index of each sample's source, [B] int; -1 for clean inputs, which others do not see.
         tau: temperature (0.07 in the release).
 
     Returns [B]; zero where all samples share one source.
     """
     r = normalized(r)
+    mine, theirs = source[:, None], gather(source)[None, :]
     logits = r @ gather(r).T / tau                                              # [B,processes * B]
-    other_source = source[:, None] != gather(source)[None, :]
-    same = logits.masked_fill(other_source, -torch.inf)
+    logits = logits.masked_fill((theirs < 0) & (mine >= 0), -torch.inf)
+    same = logits.masked_fill(mine != theirs, -torch.inf)
     return logits.logsumexp(dim=1) - same.logsumexp(dim=1)
 
 
-def orthogonality(b: Tensor, r: Tensor) -> Tensor:
+def orthogonality(b: Tensor, r: Tensor, source: Tensor) -> Tensor:
     """L_ort,i = sum_j <b^_i, r^_j>^2 over all samples j: barycenter latents carry nothing of any residual.
 
-    b, r: [B,8C,h,w]. Returns [B]. A sum, as in the paper: it grows with the batch and the number of processes
-    (the release takes a smaller gamma on several GPUs).
+    b, r: [B,8C,h,w]. source: [B] int; clean inputs (-1) are no j. Returns [B]. A sum, as in the paper: it
+    grows with the batch and the number of processes (the release takes a smaller gamma on several GPUs).
     """
-    return (normalized(b) @ gather(normalized(r)).T).square().sum(dim=1)
+    products = (normalized(b) @ gather(normalized(r)).T).square()
+    return (products * (gather(source) >= 0)).sum(dim=1)

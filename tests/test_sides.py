@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.faults import same_state
-from utils.options import Schedule
+from utils.options import Source, TrainOptions
 from utils.sides import Side, learning_rate_factor, make_side
 
 
@@ -76,12 +76,13 @@ def test_adamw_without_decay_is_adam(betas, eps):
 
 
 def test_learning_rate_schedules():
-    step = Schedule(name="step", every=50, factor=0.1)
-    factors = [learning_rate_factor(step, s, 1000, steps_per_epoch=2.0) for s in (0, 99, 100, 200)]
+    source = Source(name="noise", bundled=["coffee.png"], degradation="noise", levels=[25])
+    options = TrainOptions(name="run", sources=[source], steps=1000, schedule=50.0)
+    factors = [learning_rate_factor(options, 500, 1000, epoch) for epoch in (0, 49.9, 50, 100)]
     assert factors == pytest.approx([1, 1, 0.1, 0.01])
-    cosine = Schedule(name="cosine", warmup=10, minimum=0.2)
-    factors = [learning_rate_factor(cosine, s, 110, 2.0) for s in (0, 9, 10, 60, 110)]
-    assert factors == pytest.approx([0.1, 1, 1, 0.6, 0.2])
+    options.schedule, options.warmup = "cosine", 10
+    factors = [learning_rate_factor(options, step, 110, 0.0) for step in (0, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 1, 1, 0.5, 0])
     side = make_side("rmsprop", torch.nn.Linear(3, 2).parameters(), 0.1)
     side.set_learning_rate(0.5)
     assert side.optimizer.param_groups[0]["lr"] == 0.05

@@ -26,6 +26,7 @@ from utils.errors import InputError, first_few, one_line, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, parse
 
+FORMER = {"bridge_heads": 4, "residual_scale": 0.8, "latents": "both"}     # arguments that are constants now
 # Options that a run must keep, as its networks and optimizers go on; and those that make it another run.
 FIXED = ("network", "potentials", "optimizer", "ema", "scheme")
 SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share")
@@ -93,7 +94,8 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> BaryIR
         raise InputError(f"{path}: weights and network do not fit ({reason})")
 
     content = read_checkpoint(path)
-    network, weights = parse(Network, content["network"], f"{path}: network."), content["net"]
+    arguments = {name: value for name, value in content["network"].items() if FORMER.get(name) != value}
+    network, weights = parse(Network, arguments, f"{path}: network."), content["net"]
     if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
         refuse("net: expected a dict of tensors")
     blocks = sum(sum(value) if isinstance(value, list) else value

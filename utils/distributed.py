@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.errors import InputError, one_line
 
 
-def setup(device: str) -> tuple[int, int, torch.device]:
+def setup(device: str = "auto") -> tuple[int, int, torch.device]:
     """Join the process group that torchrun announces, if any; returns rank, number of processes, device.
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU. InputError

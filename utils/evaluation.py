@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.datasets import ImageSet, bundled_depth
-from data.degradations import file_rng
+from data.datasets import ImageSet
 from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
@@ -19,6 +19,8 @@ from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
 from utils.metrics import Metrics, crop_for, means
 
+BORDER = 8                      # of reflection around whole images, where networks see zeros
+TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
 
 
@@ -60,17 +62,6 @@ class Row:
         return [scores.get(name, "") for scores in (self.scores_in, self.scores) for name in metrics]
 
 
-def degraded_and_clean(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A test image and its ground truth, [H,W,3] uint8; degraded as a whole, seeded per file."""
-    degraded, clean = images.read(index)
-    if images.options.degradation:
-        name, level = images.pairs[index].path.name, (images.options.levels or [0])[0]
-        depth = bundled_depth(name) if images.options.bundled else images.read_depth(index, clean)
-        image = clean if degraded is None else degraded
-        degraded = images.degrade(image, file_rng(name, level), level, depth)
-    return degraded, clean
-
-
 def precision_on(device: torch.device, wanted: str) -> str:
     """bfloat16 or float32, as wanted; auto: bfloat16 where the device computes it natively, else float32."""
     if wanted != "auto":
@@ -92,31 +83,23 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     precision: float32, bfloat16 or auto (`precision_on`).
     border: pixels of its reflection around the image meanwhile. Without, the convolutions see zeros there.
 
-    Where the memory does not suffice, that is said and smaller strips are tried, down to one row; InputError
-    where one is too much. A compiled network computes all rows at once.
+    A compiled network computes all rows at once. InputError where the memory does not suffice.
     """
     height, width = degraded.shape[-2:]
     border = min(border, height - 1, width - 1)
     if border:
         degraded = F.pad(degraded, (border,) * 4, mode="reflect")
         return restore(net, degraded, strip, precision)[..., border:-border, border:-border]
-    size, device = f"{width}x{height} pixels", degraded.device
-    bfloat16 = precision_on(device, precision) == "bfloat16"
+    device, bfloat16 = degraded.device, precision_on(degraded.device, precision) == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
-    rows = 0 if net.compiled else rows
-    while True:
-        try:
-            return _restore(net, degraded, rows, bfloat16)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if rows == 1 or net.compiled:
-            reason = "expected compile: false, which allows strips" if net.compiled else "even row by row"
-            raise InputError(f"{size}: not enough memory on {device}, {reason}")
-        rows = (rows or min(height, 256)) // 2 or 1
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        tqdm.write(f"{size}: not enough memory on {device}, once more in strips of {rows} rows")
+    try:
+        return _restore(net, degraded, 0 if net.compiled else rows, bfloat16)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fewer = (rows or min(height, 256)) // 2 or 1
+        raise InputError(f"{width}x{height} pixels: not enough memory on {device}, "
+                         f"expected strip={fewer} or less, or a smaller image") from None
 
 
 def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:
@@ -130,24 +113,34 @@ def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor
             return in_strips(net, rows, after_block=bar.update)(degraded)[0].float()
 
 
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics,
+def with_tones_of(degraded: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """A restored image with the brightness, colour and haze of its input: the low band is the input's.
+
+    degraded, restored: [H,W,3] float32 in [0, 1]. The band is what a Gaussian of TONES pixels keeps.
+    """
+    return restored + gaussian_filter(degraded - restored, (TONES, TONES, 0))
+
+
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, keep_tones: bool = False,
                 **how) -> Iterator[Restored]:
     """Restore and measure a set's images one by one; how: as `restore` takes it."""
     device = next(net.parameters()).device
     for index in range(images.selected):
         path = images.pairs[index].path
         degraded, clean = (image if image is None else crop_for(protocol, image)
-                           for image in degraded_and_clean(images, index))
+                           for image in images.degraded_and_clean(index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
+        border = BORDER if protocol == "full" else 0
         with naming(str(path)):
             if min(height, width) < smallest:
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
                                  f"measure {', '.join(metrics.names)}, expected at least "
                                  f"{smallest}x{smallest}")
-            restored = restore(net, to_tensor(degraded)[None].to(device), **how)
+            restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
+        restored = with_tones_of(degraded, restored) if keep_tones else restored
         scores_in, scores, features = {}, {}, []
         if clean is not None:
             clean = clean.astype(np.float32) / 255

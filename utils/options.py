@@ -28,7 +28,7 @@ Positive = Annotated[T, lambda number: number > 0, "a number above 0"]
 NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
 Share = Annotated[float, lambda share: 0 <= share < 1, "a share from 0 to below 1"]
 Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels), "numbers above 0"]
-Heads = Annotated[list[int], lambda heads: all(number >= 1 for number in heads), "numbers from 1 on"]
+Ends = Annotated[list[float], lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1], "[low, high], from 0"]
 Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
 Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "psnr_gtmean", "lpips", "fid"]],
@@ -43,8 +43,7 @@ def require(condition: Any, message: str) -> None:
 
 def require_different(key: str, names: list[str]) -> None:
     """InputError about an option unless each of its entries has a name of its own."""
-    require("" not in names and len(set(names)) == len(names),
-            f"{key}: names {shown(names)}, expected a different name for each")
+    require(len(set(names)) == len(names), f"{key}: names {shown(names)}, expected a different name for each")
 
 
 @dataclass
@@ -58,13 +57,10 @@ class Network:
     decoder_blocks: list[NotNegative[int]] = field(default_factory=lambda: [4, 6, 6])
     residual_blocks: list[NotNegative[int]] = field(default_factory=lambda: [6, 6])
     refinement_blocks: NotNegative[int] = 4
-    heads: Heads = field(default_factory=lambda: [1, 2, 4, 8])
-    bridge_heads: Positive[int] = 4
+    heads: list[Positive[int]] = field(default_factory=lambda: [1, 2, 4, 8])
     expansion: Positive[float] = 2.66
-    residual_scale: float = 0.8
     backbone: str = "restormer"                             # a name of models.baryir.BACKBONES
     barycenter: bool = True                                 # false: the plain backbone
-    latents: Literal["both", "barycenter", "residual"] = "both"             # given to the decoder
     branch_init: NotNegative[float] = 1.0                   # small: blocks begin as identities
 
 
@@ -72,94 +68,74 @@ class Network:
 class Images:
     """A training source or a test set; relative folders are below `root`."""
 
-    name: str = ""                                          # of a source: else the type
-    type: Literal["", "denoise", "derain", "dehaze", "deblur", "lowlight", "single"] = ""   # default folders
+    name: FolderName
     degraded: str | list[str] = ""                          # a folder; of a list, the first that exists
     clean: str | list[str] = ""
-    file_list: str = ""                                     # text file below root: names of files, one a line
     holdout: list[str] = field(default_factory=list)        # name patterns that sources lack, test sets keep
     expected: NotNegative[int] = 0                          # images of the complete set; 0 = not said
     bundled: list[str] = field(default_factory=list)        # photographs of scikit-image, instead of folders
     pairing: Literal["auto", "same", "rain", "haze", "o_haze", "spa"] = "auto"
     # Made on the fly from the clean images, or on top of the degraded ones (mixed degradations), if any:
-    degradation: Literal["", "noise", "rain", "haze", "blur", "defocus", "lowlight", "jpeg", "poisson",
-                         "gaussian_blur", "underwater", "clean"] = ""
-    levels: Levels = field(default_factory=list)            # strengths; noise: sigma of 255, jpeg: quality
-    # Or the ends [low, high] of its strength. noise: sigma; rain: layers; haze: beta; blur: length of the
-    # camera's path, defocus: radius, in pixels; lowlight: stops; jpeg: quality (data/degradations.py).
+    degradation: Literal["", "noise", "camera", "poisson", "rain", "haze", "underwater", "blur", "defocus",
+                         "gaussian_blur", "lowlight", "jpeg", "jpeg_444", "clean"] = ""
+    # Strengths, or the ends [low, high] of their range. noise: sigma of 255; camera: stops of gain; rain:
+    # layers; haze: beta; blur: length of the camera's path, defocus: radius, gaussian_blur: sigma, in pixels;
+    # lowlight: stops; jpeg: quality; poisson: photons; underwater: a factor (data/degradations.py).
+    levels: Levels = field(default_factory=list)
     range: list[float] = field(default_factory=list)
-    layers: str = ""                                        # rain by range: folder of layers, else drawn ones
-    depth: str = ""                                         # haze by range: folder, files named as clean ones
-    airlight: list[float] = field(default_factory=lambda: [0.7, 1.0])       # haze by range: ends of A
+    layers: str = ""                                        # of rain: a folder, else they are drawn
+    holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
+    depth: str = ""                                         # of haze: a folder, files named as clean ones
+    airlight: Ends = field(default_factory=lambda: [0.7, 1.0])              # of haze: ends of A, of 1
+    offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])  # of tests: rows, columns cut off
 
     def __post_init__(self) -> None:
-        if self.type == "denoise" and not self.degradation:
-            self.degradation = "noise"
         kind, strengths = self.degradation, self.levels + self.range
-        require(not (self.bundled and (self.degraded or self.clean or self.file_list)),
-                "bundled: given beside a folder or a file list, expected one of them")
+        require(not (self.bundled and (self.degraded or self.clean)),
+                "bundled: given beside a folder, expected one of them")
         require(kind or not strengths, "degradation: none given for levels or a range")
         require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
                                                     "expected for example [15, 25, 50], or a range")
-        require(not self.levels or kind not in ("defocus", "clean"),
-                f"levels: given for degradation {kind}, expected a range")
-        require(not self.range or kind not in ("poisson", "gaussian_blur", "underwater"),
-                f"range: given for degradation {kind}, expected levels")
         require(not (self.levels and self.range), "range: given beside levels, expected one of them")
-        for name, ends, most in (("range", self.range or [0, 0], math.inf), ("airlight", self.airlight, 1)):
-            require(len(ends) == 2 and 0 <= ends[0] <= ends[1] <= most,
-                    f"{name}: {shown(ends)}, expected two numbers [low, high] from 0 to {most}")
-        require(kind != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
+        low, high = self.range if len(self.range) == 2 else (0, -1 if self.range else 0)
+        require(0 <= low <= high, f"range: {shown(self.range)}, expected [low, high] from 0 on")
+        require(self.airlight[1] <= 1, f"airlight: {shown(self.airlight)}, expected at most 1")
+        require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
                 f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
+        require(kind != "camera" or not self.degraded,
+                "degradation: camera on top of a folder degraded, expected another one, or camera_share")
         require(self.clean or not self.depth, "depth: given without the folder clean")
         for name, owner in (("layers", "rain"), ("depth", "haze")):
-            require(not getattr(self, name) or kind == owner and self.range,
-                    f"{name}: given without a degradation {owner} by range")
+            require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
 
 
 @dataclass(kw_only=True)
 class Source(Images):
-    """A training source, or, with others of the same `source`, a part of one."""
+    """A training source, or, with others of the same name, a part of one: an index, lambda and potential."""
 
-    source: str = ""                                        # one index, lambda and potential; else the name
     repeat: Positive[int] = 1                               # times that each image is listed in an epoch
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.name = self.name or self.source or self.type
-        require(self.type or self.bundled or (self.clean and (self.degraded or self.degradation)),
-                "type: none given, expected one, or the folders degraded and clean, or bundled images")
-        require(self.degradation or not self.bundled, "degradation: none given for bundled images")
-        require(self.clean or not self.degraded, "clean: none given beside the folder degraded")
+        require(self.bundled and self.degradation or self.clean and (self.degraded or self.degradation),
+                "clean: expected the folders degraded and clean, or a degradation of clean or bundled images")
 
 
 @dataclass(kw_only=True)
 class TestSet(Images):
     """A test set: with a degraded folder alone it has no ground truth; a degradation is seeded per file."""
 
-    name: FolderName = field()
     optional: bool = False                                  # left out, with a line, if its folder is absent
     average: bool = True                                    # counts in the average of the sets
-    note: str = ""                                          # printed below a table that has the set
     limit: NotNegative[int] = 0                             # first images only; 0 = all
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.name != "average", "name: average, expected another one: the table has such a line")
-        require(self.degraded or self.clean or self.bundled,
-                "degraded: none given, expected a folder degraded or clean, or bundled images")
-        require(self.degraded or self.degradation or not self.clean,
-                "clean: given without a folder degraded or a degradation")
+        require(self.degraded or self.bundled or self.clean and self.degradation,
+                "degraded: expected a folder degraded, a degradation of clean images, or bundled images")
         require(len(self.levels) <= 1, f"levels: {len(self.levels)} levels, expected one in a test set")
-
-
-@dataclass
-class Potentials:
-    """models.potentials.Potentials and how their congruence is imposed."""
-
-    width: Positive[int] = 64
-    congruence: Literal["exact", "penalty"] = "exact"
-    penalty: Positive[float] = 10.0                         # rho of the release, for congruence: penalty
+        require(len(self.offset) == 2, f"offset: {shown(self.offset)}, expected [rows, columns]")
 
 
 @dataclass
@@ -168,33 +144,13 @@ class Objective:
     # The paper's is root_mean_square, with which exactly congruent potentials run away (RESULTS.md).
     cost: Literal["mean_square", "root_mean_square"] = "mean_square"
     gamma: NotNegative[float] = 0.05                        # 0.02 in the release's distributed runs
-    tau: Positive[float] = 0.07
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
-    low_weight: NotNegative[float] = 0.0                    # of the low band; 0: one band, plain L1
+    penalty: NotNegative[float] = 0.0                       # rho; 0: congruent by construction; release: 10
+    # Weight of the low band at the run's first and last step. [0, 0]: one band, plain L1.
+    low_weight: list[NotNegative[float]] = field(default_factory=lambda: [0.0, 0.0])
 
-
-@dataclass
-class Schedule:
-    name: Literal["step", "cosine", "constant"] = "step"
-    every: Positive[float] = 50                             # step: epochs between decays
-    factor: Positive[float] = 0.1                           # step: of each decay
-    minimum: NotNegative[float] = 0.0                       # cosine: final rate, as a share of the first
-    warmup: NotNegative[int] = 0                            # steps of linear warm-up
-
-    def factor_at(self, step: int, steps: int, steps_per_epoch: float) -> float:
-        """Share of the first learning rate that holds at a step of a run of so many."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if self.name == "cosine":
-            progress = (step - self.warmup) / max(1, steps - self.warmup)
-            return self.minimum + (1 - self.minimum) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.factor ** int(step / (self.every * steps_per_epoch)) if self.name == "step" else 1.0
-
-
-# Options that a scheme does not read.
-UNREAD = {"joint": {"transport_learning_rate"}, "separate": {"w_rec"},
-          "reconstruction": {"w_rec", "cost", "gamma", "tau", "lambdas", "width", "congruence", "penalty",
-                             "map_steps", "potential_learning_rate", "transport_learning_rate"}}
+    def __post_init__(self) -> None:
+        require(len(self.low_weight) == 2, f"low_weight: {shown(self.low_weight)}, expected two numbers")
 
 
 @dataclass
@@ -209,22 +165,19 @@ class Options:
 
     name: FolderName
     root: str = "datasets"
-    device: str = "auto"                                    # auto, cpu, cuda or cuda:N
-    precision: Literal["float32", "bfloat16"] = "float32"   # bfloat16: autocast, for CUDA and AVX-512 BF16
-    compile: bool = False                                   # torch.compile of the blocks
+    # bfloat16: autocast; auto: where the device computes it natively; none given: float32, photographs auto.
+    precision: Literal["", "auto", "float32", "bfloat16"] = ""
+    output: str = ""                                        # results go to output/name
     file = ""                                               # no option: where they were read from
 
 
 @dataclass(kw_only=True)
 class TrainOptions(Options):
     sources: list[Source]
-    output: str = "experiments"                             # the run's folder is output/name
     seed: NotNegative[int] = 0
-    # Activation checkpointing. cheap: keep what is expensive to compute again; all: each block's input alone.
-    recompute: Literal["none", "cheap", "all"] = "none"
+    recompute: bool = False                                 # activation checkpointing: time for memory
     network: Network = field(default_factory=Network)
     pretrained: str = ""                                    # checkpoint whose weights a new run starts from
-    potentials: Potentials = field(default_factory=Potentials)
     objective: Objective = field(default_factory=Objective)
     # joint: encoder, T and decoder descend one loss (the paper). separate: T by the transport alone, in
     # standardised latents, `map_steps` times a batch; encoder and decoder by the reconstruction alone.
@@ -237,17 +190,17 @@ class TrainOptions(Options):
     patch: Positive[int] = 128
     progressive: list[Stage] = field(default_factory=list)  # [[from step, batch, patch], ...] (Restormer)
     clean_share: Share = 0.0                                # share of each source's samples with clean input
-    # Share of the degraded inputs, but those of degradation noise, that get a little noise and JPEG on top.
+    # Share of the degraded inputs, but those of degradation noise or camera, that get a camera's noise, too.
     camera_share: Share = 0.0
-    optimizer: Literal["rmsprop", "adam", "adamw"] = "rmsprop"
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"      # adamw: without weight decay
     learning_rate: Positive[float] = 1e-4
     potential_learning_rate: Positive[float] = 1e-4
     transport_learning_rate: Positive[float] = 1e-3         # of T in scheme separate
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Literal["cosine", "constant"] | Positive[float] = 50.0    # epochs after each of which x 0.1
+    warmup: NotNegative[int] = 0                            # steps of linear warm-up
     map_steps: Positive[int] = 1                            # separate: steps of T per batch
-    graphs: bool = True                                     # on one GPU: steps recorded as CUDA graphs
     clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
-    ema: Share = 0.0                                        # decay of the averaged weights; 0 = none
+    ema: Share = 0.0                                        # largest decay of the averaged weights; 0 = none
     workers: NotNegative[int] = 4
     cache: bool = False                                     # decode all images first, into a mapped file
     log_every: Positive[int] = 50                           # steps
@@ -255,6 +208,7 @@ class TrainOptions(Options):
     validation: Validation = field(default_factory=Validation)
 
     def __post_init__(self) -> None:
+        self.output = self.output or "experiments"
         require(bool(self.epochs) != bool(self.steps),
                 f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
         require(self.sources, "sources: empty, expected at least one source")
@@ -262,9 +216,7 @@ class TrainOptions(Options):
                 f"map_steps: {self.map_steps} with scheme joint, expected 1")
         require(self.network.barycenter or self.scheme == "reconstruction",
                 f"scheme: {self.scheme} with network.barycenter: false, expected reconstruction")
-        parts = {images.source for images in self.sources if images.source}
-        names = [*parts, *(images.name for images in self.sources if not images.source)]
-        require_different("sources", names)
+        names = {source.name for source in self.sources}
         require_different("validation.sets", [images.name for images in self.validation.sets])
         require(all(start < self.steps for start, _, _ in self.progressive),
                 "progressive: expected with steps, not epochs, and all its stages to begin below steps")
@@ -273,30 +225,21 @@ class TrainOptions(Options):
                 f"balanced: batches of {batches} with {len(names)} sources, "
                 f"expected multiples of {len(names)}")
 
-    def unread(self) -> list[str]:
-        """Options that were changed and that the scheme does not read."""
-        return [name for part in (self, self.objective, self.potentials) for name, value in vars(part).items()
-                if name in UNREAD[self.scheme] and value != getattr(type(part), name)]
-
 
 @dataclass(kw_only=True)
 class TestOptions(Options):
     checkpoint: str
     sets: list[TestSet]
-    # auto: bfloat16 where the device computes it natively. None given: auto for photographs, else float32.
-    precision: Literal["", "auto", "float32", "bfloat16"] = ""
-    output: str = "results"                                 # images and tables go to output/name
+    # promptir, baryir: as published tables; full: whole images, with a border of their reflection.
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
-    # Rows of an image computed at a time, which bounds the memory. 0, or with compile: all of them.
-    strip: Literal["auto"] | NotNegative[int] = "auto"
-    border: NotNegative[int] = 0                            # pixels of its reflection around each image
+    strip: Literal["auto"] | NotNegative[int] = "auto"      # rows computed at a time: bounds memory; 0: all
     metrics: Metrics = field(default_factory=lambda: ["psnr", "ssim"])
     published: str = ""                                     # table of benchmarks/published.yml, beside ours
-    save: bool = True                                       # write the restored images
-    report: bool = True                                     # and index.html, a page to look at them
-    side_by_side: bool = False                              # and, in one image, input | restored (| clean)
+    save: bool = True                                       # write the restored images, and a page with them
+    keep_tones: bool = False                                # photographs keep brightness, colour and haze
 
     def __post_init__(self) -> None:
+        self.output = self.output or "results"
         require_different("sets", [images.name for images in self.sets])
         shipped = os.path.join(Path(__file__).parent.parent, self.checkpoint)       # from any folder
         if not os.path.exists(self.checkpoint) and os.path.isfile(shipped):
@@ -306,17 +249,17 @@ class TestOptions(Options):
 # Reading.
 
 
-def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> T:
-    """Read an option file with `key=value` overrides (dotted keys; list entries by number).
+def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
+    """Read an option file of train.py or test.py (kind: TrainOptions or TestOptions).
 
-    kind: TrainOptions or TestOptions; None: the former for a file with sources, else the latter.
+    overrides: `key=value`, keys dotted, list entries by number.
     """
     content = read_file(path)
     with naming(path):
         for change in overrides:
             with naming(f"--set {change}"):
                 override(content, change)
-        options = parse(kind or (TrainOptions if "sources" in content else TestOptions), content, "")
+        options = parse(kind, content, "")
     options.file = path
     return options
 
@@ -324,9 +267,9 @@ def load_options(kind: type[T] | None, path: str, overrides: list[str] = ()) -> 
 def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
     """The content of an option file. `base: FILE`, beside it, gives what it does not say.
 
-    above: names of the files whose base this one is.
+    above: the files whose base this one is.
     """
-    above = (*above, Path(path).name)
+    above = (*above, os.path.realpath(path))
     with naming(path):
         try:
             content = read_yaml(Path(path).read_bytes())
@@ -334,9 +277,12 @@ def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
             raise InputError(error.strerror.lower()) from None
         require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
         base = content.pop("base", None)
-        require(base is None or isinstance(base, str) and base not in above,
+        if base is None:
+            return content
+        beside = str(Path(path).parent / str(base))
+        require(isinstance(base, str) and os.path.realpath(beside) not in above,
                 f"base: {shown(base)}, expected the name of another file")
-        return merged(read_file(str(Path(path).parent / base), above), content) if base else content
+        return merged(read_file(beside, above), content)
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -346,8 +292,11 @@ def merged(base: dict, changes: dict) -> dict:
     return {**base, **both}
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """yaml.safe_load's loader, but a key given twice is an error: PyYAML would take the second in silence."""
+class StrictLoader(yaml.SafeLoader):
+    """yaml.safe_load's loader, but what PyYAML reads otherwise than people do is an error.
+
+    A key given twice (it takes the second), and numbers such as 010 (8) and 1:30 (90).
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -355,19 +304,36 @@ class UniqueKeys(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        if re.match(r"[-+]?0[\d_]|.*:", node.value):
+            raise yaml.MarkedYAMLError(problem_mark=node.start_mark, problem=f"{node.value[:80]}, expected a "
+                                       "decimal number without leading zeros, or text in quotes")
+        kind = node.tag.rpartition(":")[2]
+        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+
+
+for kind in ("int", "float"):
+    StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", StrictLoader.construct_number)
+
 
 def read_yaml(text: bytes | str) -> Any:
     try:
-        return yaml.load(text, UniqueKeys)
+        return yaml.load(text, StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
         raise InputError(f"not valid YAML: {one_line(error)}") from None
+
+
+class Given(str):
+    """The value of an override: itself for an option that is text, else YAML."""
 
 
 def override(content: dict, change: str) -> None:
     """Apply one `key=value` to the content of an option file."""
     key, equals, text = change.partition("=")
     require(key and equals, "expected key=value")
-    value = read_yaml(text) if text else ""
+    value = Given(text)
+    if text[:1] in ("[", "{"):
+        value = read_yaml(text)
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     try:
@@ -384,6 +350,8 @@ def override(content: dict, change: str) -> None:
 def parse(kind: Any, value: Any, where: str) -> Any:
     """Convert plain YAML data to the type `kind`; `where` ("file.yml: network.") opens the error messages."""
     origin, arguments, place = typing.get_origin(kind), typing.get_args(kind), where.rstrip(". :")
+    if isinstance(value, Given):
+        value = str(value) if str in (kind, *arguments) else read_yaml(value)
     if origin is Annotated:
         plain, holds, expected = arguments
         value = parse(plain, value, where)

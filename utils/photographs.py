@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
-from utils.evaluation import restore
+from utils.evaluation import BORDER, restore
 from utils.files import list_files, write_atomically
 from utils.images import (
     DAMAGED,
@@ -170,7 +170,7 @@ def restore_photographs(net: BaryIR, photographs: Photographs, options: TestOpti
             try:
                 photograph = read_photograph(source)
                 degraded = torch.from_numpy(photograph.floats()).permute(2, 0, 1)[None].to(device)
-                restored = restore(net, degraded, options.strip, options.precision, options.border)
+                restored = restore(net, degraded, options.strip, options.precision, BORDER)
                 restored = restored[0].permute(1, 2, 0).cpu().numpy()
                 write_photograph(photograph, restored, target)
                 for remark in photograph.remarks:

@@ -127,12 +127,10 @@ class Run:
             self.log(dump(self.options).rstrip())               # else they are in options.yml
         for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
             self.log(line)
-        if unread := self.options.unread():
-            self.log(f"scheme {self.options.scheme} does not use: {', '.join(unread)}")
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
-        epochs = sampler.samples / sum(sampler.groups)
         self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
-                 f"{sampler.steps} steps, {sampler.samples:,} samples, {epochs:.1f} epochs, "
+                 f"{sampler.steps} steps, {sampler.samples_before(sampler.steps):,} samples, "
+                 f"{sampler.epochs_before(sampler.steps):.1f} epochs "
                  f"on {sampler.processes} x {device} in {self.options.precision}")
 
     def progress(self, step: int, steps: int) -> tqdm:
@@ -238,10 +236,11 @@ class SourceStatistics:
         self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)              # 1, C, f, f^2
 
     def add(self, cost: Tensor, f: Tensor, source: Tensor) -> None:
-        """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int."""
+        """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int, -1 for what is of none."""
         cost, f = cost.double(), f.double()
         rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
-        self.sums.index_add_(0, source, torch.where(rows.isfinite().all(dim=1, keepdim=True), rows, 0.0))
+        counts = rows.isfinite().all(dim=1, keepdim=True) & (source >= 0)[:, None]
+        self.sums.index_add_(0, source.clamp(min=0), torch.where(counts, rows, 0.0))
 
     def report(self) -> dict[str, float]:
         """The columns' values over all processes, nan for a source without a sample; starts anew."""

@@ -7,18 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import average_
-from utils.options import Schedule
+from utils.options import TrainOptions
 
 
-def learning_rate_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: float) -> float:
-    """The share of the first learning rate that holds at a step of a run of so many."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    if schedule.name == "cosine":
-        progress = (step - schedule.warmup) / max(1, steps - schedule.warmup)
-        return schedule.minimum + (1 - schedule.minimum) * 0.5 * (1 + math.cos(math.pi * progress))
-    decays = int(step / (schedule.every * steps_per_epoch)) if schedule.name == "step" else 0
-    return schedule.factor ** decays
+def learning_rate_factor(options: TrainOptions, step: int, steps: int, epoch: float) -> float:
+    """The share of the first learning rate that holds at a step of so many, in this epoch of the run."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    if options.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - options.warmup) / max(1, steps - options.warmup)))
+    return 1.0 if options.schedule == "constant" else 0.1 ** int(epoch / options.schedule)
 
 
 class Side:

@@ -106,8 +106,6 @@ def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
-    shown = {row.set for row in rows}
-    lines += dict.fromkeys(images.note for images in options.sets if images.note and images.name in shown)
     for row in rows:
         if len(row.psnr) > 1:
             best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
