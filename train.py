@@ -45,11 +45,13 @@ from models.baryir import BaryIR
 from models.potentials import Potentials
 from models.recompute import recompute
 from utils import distributed
-from utils.checkpoint import load_pretrained, network_content
+from utils.checkpoint import load_pretrained
 from utils.errors import naming, one_line_errors
+from utils.evaluation import evaluate
 from utils.graphs import Recorded
+from utils.memory import keep_freed_memory
 from utils.options import TrainOptions, load_options
-from utils.runs import LossTable, Run, keep_freed_memory, validate
+from utils.runs import LossTable, Run
 from utils.sides import Side, learning_rate_factor, make_side
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
@@ -227,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     rank, processes, device = distributed.setup()
     torch.manual_seed(options.seed)
     keep_freed_memory(device)
-    run = Run(options, flags.resume, dry=flags.dry_run)
+    run = Run(options, flags.resume, device, dry=flags.dry_run)
 
     # Setup data:
     problems = [] if flags.dry_run else None                    # a dry run lists all of them
@@ -269,14 +271,17 @@ def main(arguments: list[str] | None = None) -> None:
     # Setup state: what the run needs to go on exactly; its place in the epoch follows from the step.
     state = {"net": net, "potentials": potentials, "ema": ema}
     state |= {f"{name}_optimizer": side.optimizer for name, side in sides.items()}
-    facts = {"processes": processes, "samples_per_epoch": counts}
-    run.resume(state, facts, flags.allow_changes, device)
-    step = 0 if flags.dry_run else run.step
+    sampling = {"samples_per_step": options.batch * processes, "samples_per_epoch": counts}
+    step = run.resume(state, sampling, flags.allow_changes)
     sampler = EpochSampler.of_run(options, counts, step, rank, processes)
     steps = sampler.steps
     loader = make_loader(training_set, sampler, 0 if flags.dry_run else options.workers, device)
-    losses = LossTable(run, training_set.names, sides.values(), device)
-    run.report(training_set.describe(lambdas.tolist()), sets, net, potentials, sampler, device)
+    losses = LossTable(run, training_set.names, sides.values())
+    samples, epochs = sampler.samples_before(steps), sampler.epochs_before(steps)
+    run.log_plan([*training_set.describe(lambdas.tolist()),
+                  *(f"validation {images.name}: {images.describe()}" for images in sets),
+                  f"{steps} steps, {samples:,} samples, {epochs:.1f} epochs "
+                  f"on {processes} x {device} in {options.precision}"], net, potentials)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()
@@ -299,20 +304,20 @@ def main(arguments: list[str] | None = None) -> None:
             bar.update()
 
             if flags.dry_run:
-                return losses.report_one(options.file)
+                return losses.check(options.file)
             if step % options.log_every == 0 or step == steps:
                 values = losses.write(step, options.learning_rate * factor)
                 shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in shown})
             if sets and rank == 0 and (step % options.validation.every == 0 or step == steps):
-                validate(run, deployed, sets, step)
-            stopping = run.stopping(step, device)
-            if step % options.save_every == 0 or step == steps or stopping:
-                run.save(step, network_content(deployed, options.network))
-            if stopping and step < steps:
-                raise run.stopped(step, steps)
+                run.add_validation(step, evaluate(deployed, sets, "promptir"), deployed)
+            stop = run.stop_requested(step)
+            if step % options.save_every == 0 or step == steps or stop:
+                run.save(step, deployed)
+            if stop and step < steps:
+                raise run.interruption(step, steps)
     distributed.shutdown()
-    run.done(steps)
+    run.log_end(steps)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
-    device = distributed.setup(options.device)[2]
+    device = distributed.setup()[2]
     net = load_network(options.checkpoint, device)
     if not net.barycenter:
         raise InputError(f"{options.checkpoint}: a plain backbone, expected a network with a barycenter map")

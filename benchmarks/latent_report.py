@@ -239,7 +239,7 @@ def main() -> None:
         if images.selected < FOLDS or not images.pairs[0].clean:
             raise InputError(f"{options.file}: set {images.name}: {images.selected} images, "
                              f"expected at least {FOLDS}, with ground truth")
-    net = load_network(options.checkpoint, distributed.setup(options.device)[2])
+    net = load_network(options.checkpoint, distributed.setup()[2])
 
     rows, pooled = measure(net, sets, flags.patches, flags.size)
     write_csv(flags.out, [["quantity", *SPACES], *rows])

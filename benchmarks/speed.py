@@ -42,10 +42,9 @@ from benchmarks import plain
 from benchmarks.complexity import NETWORKS, gflop
 from models.baryir import BaryIR
 from models.potentials import Potentials
-from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.runs import keep_freed_memory
+from utils.memory import keep_freed_memory
 from utils.tables import as_text
 
 WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled",
@@ -268,7 +267,6 @@ def main() -> None:
     if not positive or any(size < 16 or size % 8 for size in flags.sizes):
         raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on, "
                          "--sizes that are multiples of 8")
-    distributed.setup(flags.device)
     on_cuda = flags.device.startswith("cuda")
     torch.set_num_threads(flags.threads)
     if flags.alone:

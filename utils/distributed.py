@@ -12,31 +12,35 @@ from torch import Tensor
 
 from utils.errors import InputError, one_line
 
+# What DataLoader workers raise, what it means, and what helps.
+WORKER_ERRORS = {
+    r"Too many open files|ancdata":
+        "too many open files, expected a higher limit (ulimit -n), or fewer workers",
+    r"Bus error|(shm|shared memory).*No space left":
+        "shared memory (/dev/shm) is full, expected a larger one (docker: --shm-size), or workers: 0",
+    r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)":
+        "a worker died ({0[1]}) while it read an image, expected readable files (--dry-run) and enough "
+        "memory (workers: 0 reads in the main process)"}
 
-def setup(device: str = "auto") -> tuple[int, int, torch.device]:
+
+def setup() -> tuple[int, int, torch.device]:
     """Join the process group that torchrun announces, if any; returns rank, number of processes, device.
 
-    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. NCCL on CUDA, gloo on a CPU. InputError
-    where there is no such device.
+    That is a GPU for each process, with NCCL, or the CPU, with gloo. InputError where GPUs are too few.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    count = torch.cuda.device_count()
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"device: {device}, expected auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
-        raise InputError(f"device: {device}, but torch {torch.__version__} finds {count} CUDA devices")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "WORLD_SIZE" not in os.environ:
-        return 0, 1, torch.device(device)
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        if int(os.environ["LOCAL_RANK"]) >= count:
+        return 0, 1, device
+    if device.type == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
             raise InputError(f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes, "
-                             f"expected one for each of {count} GPUs")
+                             f"expected one for each of {gpus} GPUs")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     # The first process validates alone: the others may wait longer than the default of 10 or 30 minutes.
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=6))
-    return dist.get_rank(), dist.get_world_size(), torch.device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+    return dist.get_rank(), dist.get_world_size(), device
 
 
 def shutdown() -> None:
@@ -90,15 +94,14 @@ class _Gather(torch.autograd.Function):
 
 @contextmanager
 def naming_dead_processes() -> Iterator[None]:
-    """Raise the death of a DataLoader worker or of another process of torchrun as an InputError."""
+    """Raise what ended a DataLoader worker or another process of torchrun as an InputError with the cure."""
     try:
         yield
-    except RuntimeError as error:
-        text = one_line(error, 2000)
-        dead = re.search(r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)", text)
-        if dead:
-            raise InputError(f"a worker died ({dead[1]}) while it read an image, expected readable files "
-                             "(--dry-run) and enough memory (workers: 0 reads in the main process)") from None
+    except (RuntimeError, EOFError) as error:       # EOFError: a worker cannot open what it sends batches by
+        text = "Too many open files" if isinstance(error, EOFError) else one_line(error, 20_000)
+        for pattern, message in WORKER_ERRORS.items():
+            if found := re.search(pattern, text):
+                raise InputError(message.format(found)) from None
         if is_distributed() and (isinstance(error, dist.DistError)
                                  or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
             raise InputError(f"process {rank()}: another process ended, or cannot be reached ({text[:200]}); "

@@ -37,7 +37,7 @@ class Side:
         self.learning_rate = optimizer.param_groups[0]["lr"]
         first, size = self.parameters[0], sum(p.numel() for p in self.parameters)
         self.gradient = torch.zeros(size, dtype=first.dtype, device=first.device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=first.device)
+        self.skipped, self.skipped_in_a_row = torch.zeros(2, dtype=torch.int64, device=first.device)
         self.recorded = optimizer.defaults.get("capturable", False)
         self.rate = torch.zeros((), device=first.device)        # where a recorded step reads it
         optimizer.register_load_state_dict_pre_hook(self._as_here)
@@ -74,6 +74,7 @@ class Side:
         norm = torch.linalg.vector_norm(self.gradient)
         finite = norm.isfinite() & average_(loss.detach().float().clone()).isfinite()
         self.skipped += ~finite
+        self.skipped_in_a_row.add_(1).mul_(~finite)
         if clip:
             self.gradient.mul_((clip / (norm + 1e-6)).clamp(max=1))
         if self.optimizer.defaults.get("fused"):
