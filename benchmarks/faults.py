@@ -168,7 +168,7 @@ def start_training(arguments: Sequence[str], output: Path, **environment: str) -
 def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     import train
 
-    multiprocessing.set_start_method("fork", force=True)        # for its DataLoader; a forkserver's child would start one
+    multiprocessing.set_start_method("fork", force=True)        # of its DataLoader's workers
     os.setpgid(0, 0)
     os.environ.update({"CUDA_VISIBLE_DEVICES": "", **environment})
     with open(output, "ab") as file:

@@ -23,7 +23,7 @@ torch.set_num_threads(2)
 
 TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1",
                 "network.transport_blocks=1", "network.decoder_blocks=[1,1,1]",
-                "network.residual_blocks=[1,1]", "network.refinement_blocks=0", "potentials.width=4"]
+                "network.residual_blocks=[1,1]", "network.refinement_blocks=0"]
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
              residual_blocks=[1, 1], refinement_blocks=1)

@@ -19,8 +19,8 @@ WORKER_ERRORS = {
     r"Bus error|(shm|shared memory).*No space left":
         "shared memory (/dev/shm) is full, expected a larger one (docker: --shm-size), or workers: 0",
     r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)":
-        "a worker died ({0[1]}) while it read an image, expected readable files (--dry-run) and enough "
-        "memory (workers: 0 reads in the main process)"}
+        "a worker died ({0[1]}) while it read an image, expected readable files (--dry-run), enough memory "
+        "and /dev/shm (workers: 0 reads in the main process)"}
 
 
 def setup() -> tuple[int, int, torch.device]:
@@ -97,7 +97,7 @@ def naming_dead_processes() -> Iterator[None]:
     """Raise what ended a DataLoader worker or another process of torchrun as an InputError with the cure."""
     try:
         yield
-    except (RuntimeError, EOFError) as error:       # EOFError: a worker cannot open what it sends batches by
+    except (RuntimeError, OSError, EOFError) as error:          # EOFError: a worker cannot send its batch
         text = "Too many open files" if isinstance(error, EOFError) else one_line(error, 20_000)
         for pattern, message in WORKER_ERRORS.items():
             if found := re.search(pattern, text):
