@@ -43,7 +43,6 @@ from losses.barycenter import (
 )
 from models.baryir import BaryIR
 from models.potentials import Potentials
-from models.recompute import recompute
 from utils import distributed
 from utils.checkpoint import load_pretrained
 from utils.errors import naming, one_line_errors
@@ -222,7 +221,7 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
             "potential": make(potentials.parameters(), potential_rate, betas=TRANSPORT_BETAS)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR] = BaryIR) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
     flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
@@ -247,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         lambdas = source_weights(counts, options.objective.lambdas).to(device)
     drawn = probabilities(counts, options.balanced).to(device) * (1 - options.clean_share)      # p_k
     with naming(f"{options.file}: network"):
-        net = BaryIR(**dataclasses.asdict(options.network)).to(device)
+        net = make_network(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
         load_pretrained(net, options.pretrained, f"{options.file}: pretrained")
     potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
@@ -255,7 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     net = net.to(memory_format=torch.channels_last)
     ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
-    recompute(net, "all" if options.recompute else "none")
+    if options.recompute:
+        net.recompute_blocks()
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
     recorded = device.type == "cuda" and processes == 1         # as CUDA graphs

@@ -14,21 +14,21 @@ Differences are drawn around grey, 0.5 + difference / 2, the same for all.
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from benchmarks.ablations import OneLatent
 from data.datasets import open_test_sets
-from data.transforms import to_tensor
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import precision_on, restore
+from utils.evaluation import precision_on, restore_set
 from utils.files import write_csv
 from utils.images import save_image
-from utils.metrics import Metrics, crop_for, means
+from utils.metrics import Metrics, means
 from utils.options import TestOptions, load_options
 from utils.tables import as_text
 
@@ -54,38 +54,34 @@ def main() -> None:
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
     device = distributed.setup()[2]
-    net = load_network(options.checkpoint, device)
-    if not net.barycenter:
+    nets = [load_network(options.checkpoint, device, partial(OneLatent, kept)) for kept in SIDES.values()]
+    if not nets[0].barycenter:
         raise InputError(f"{options.checkpoint}: a plain backbone, expected a network with a barycenter map")
+    precision = precision_on(device, options.precision)
 
     metrics, rows, folder = Metrics(["psnr"]), [], flags.out.with_suffix("")
     for images in sets:
-        scores = {side: [] for side in ("input", *SIDES)}
-        for index in tqdm(range(images.selected), images.name, leave=False, dynamic_ncols=True):
-            degraded, clean = (image if image is None else crop_for(options.protocol, image)
-                               for image in images.degraded_and_clean(index))
-            restored = {}
-            for side, net.latents in SIDES.items():
-                image = restore(net, to_tensor(degraded)[None].to(device), options.strip, options.precision,
-                                options.border)
-                restored[side] = image[0].permute(1, 2, 0).cpu().numpy()
-            degraded = degraded.astype(np.float32) / 255
-            if clean is not None:
-                for side, image in {"input": degraded, **restored}.items():
-                    scores[side].append(metrics.of_image(options.protocol, image, clean / np.float32(255)))
-            if index < flags.strips:
-                path = folder / images.name / images.name_of(index).with_suffix(".png").name
+        scores = []
+        each = (restore_set(net, images, options.protocol, metrics, strip=options.strip, precision=precision)
+                for net in nets)
+        for results in zip(*each, strict=True):                 # of an image, from the three networks
+            first = results[0]
+            restored = dict(zip(SIDES, (result.restored for result in results), strict=True))
+            if first.scores:
+                psnr = [result.scores["psnr"] for result in results]
+                scores.append(dict(zip(SIDES, psnr, strict=True), input=first.scores_in["psnr"]))
+            if first.index < flags.strips:
+                path = folder / images.name / images.name_of(first.index).with_suffix(".png").name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                save_image(strip(degraded, restored), path)
-        values = [means(of_side).get("psnr", "") if of_side else "" for of_side in scores.values()]
-        rows.append([images.name, images.selected, *values])
+                save_image(strip(first.degraded, restored), path)
+        mean = means(scores) if scores else {}
+        rows.append([images.name, images.selected, *(mean.get(name, "") for name in ("input", *SIDES))])
     write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])
     cells = [[name, str(count), *(f"{value:.2f}" if value != "" else "-" for value in values)]
              for name, count, *values in rows]
     print(as_text([["PSNR in dB", "images", "input", *SIDES], *cells]))
     print(f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
-          f"precision {precision_on(device, options.precision)}, {date.today()}; {flags.out}; "
-          f"strips in {folder}")
+          f"precision {precision}, {date.today()}; {flags.out}; strips in {folder}")
 
 
 if __name__ == "__main__":

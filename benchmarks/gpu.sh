@@ -30,7 +30,7 @@ fi
 if asked speed; then
     note "speed"
     timeout "$(awk -v m="$speed_minutes" 'BEGIN {print int(60 * m)}')" python3 -m benchmarks.speed --device "$device" --out "$out/speed.csv" \
-        ${SPEED:---what forward step step_recompute inference forward_compiled --sizes 512 --repeats 2} 2>&1 | tee "$out/speed.txt" || failed=1
+        ${SPEED:---what forward step step_recompute inference --sizes 512 --repeats 2} 2>&1 | tee "$out/speed.txt" || failed=1
 fi
 asked train || { note "done, failed: $failed"; exit "$failed"; }
 note "training"

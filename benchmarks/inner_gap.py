@@ -25,7 +25,7 @@ from data.transforms import to_batch
 from losses.barycenter import dual_objective, sample_weights, source_weights, transport_cost
 from models.baryir import BaryIR
 from models.potentials import Potentials
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import load_network, read_checkpoint
 from utils.errors import InputError, one_line, one_line_errors
 from utils.options import TrainOptions, load_options
 from utils.sides import Side
@@ -92,11 +92,11 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, flags.set)
     content = read_checkpoint(flags.checkpoint)
-    training_set = TrainingSet(open_sources(options), options.seed, clean_share=options.clean_share)
+    training_set = TrainingSet(open_sources(options), options.seed, None, options.clean_share,
+                               options.camera_share)
     lambdas = source_weights(training_set.samples_per_epoch, options.objective.lambdas)
-    net = BaryIR(**content["network"])
-    potentials = Potentials(lambdas, net.latent_channels, options.potentials.width,
-                            congruent=options.potentials.congruence == "exact",
+    net = load_network(flags.checkpoint).train()
+    potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
                             standardized=options.scheme == "separate")
     try:
         net.load_state_dict(content["train"]["net"])
@@ -108,7 +108,7 @@ def main() -> None:
     net.requires_grad_(False)
     potentials.requires_grad_(False)
     objective = options.objective
-    cost = functools.partial(transport_cost, cost=objective.cost, gamma=objective.gamma, tau=objective.tau)
+    cost = functools.partial(transport_cost, cost=objective.cost, gamma=objective.gamma)
     batches = unseen_batches(training_set, options, 2 * flags.steps)
     rate = options.transport_learning_rate if options.scheme == "separate" else options.learning_rate
     fit, held_out = batches[:flags.steps], batches[flags.steps:]

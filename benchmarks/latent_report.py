@@ -13,6 +13,9 @@ of z of the *clean* patches:
     probe       accuracy of a linear classifier that guesses the source from the mean of a patch's pixels, on
                 images that it was not fitted to (five folds of images); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
+    L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
+                is near 0 as soon as residuals are orthogonal, as e^(1/0.07) stands in its numerator. Without,
+                residuals that know nothing of their source have about log(sources)
 
 Where the sets are *matched scenes*, the same clean photographs degraded in different ways, content cannot
 tell the source, and two more figures say whether b is shared and still holds the content:
@@ -20,10 +23,9 @@ tell the source, and two more figures say whether b is shared and still holds th
     same scene  mean distance between two sources' latents of one patch, ||b_j - b_k||, divided by that of z
     retrieval   share of patches whose nearest latent in another source is of the same scene
 
-With other sets, the sources differ in their scenes, too (streets, rooms, ...), which z of the clean patches
-shows: no degradation is left there to tell. Writes the figures as CSV and, with matplotlib, a picture of the
-patches' mean latents, lines between those of one scene: t-SNE where scikit-learn is installed, as in the
-paper's figure 5, else the first two principal components.
+With other sets, the sources differ in their scenes, too, as z of the clean patches shows. Writes the figures
+as CSV and, with matplotlib, a picture: the first two principal components of the patches' mean latents, lines
+between those of one scene.
 """
 
 import itertools
@@ -41,6 +43,7 @@ from tqdm import tqdm
 from benchmarks.gaussians import squared_bures_wasserstein
 from data.datasets import ImageSet, open_test_sets
 from data.transforms import random_crop, to_tensor
+from losses.residual import contrastive, normalized
 from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
@@ -127,15 +130,12 @@ def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float 
     return correct / len(source)
 
 
-def plane(features: Tensor) -> tuple[str, Tensor]:
-    """[P,C] -> the name of the projection and [P,2]: t-SNE, or principal components without scikit-learn."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        centred = features - features.mean(0)
-        return "PCA", centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
-    projection = TSNE(random_state=0, perplexity=min(30, len(features) // 4))
-    return "t-SNE", torch.from_numpy(projection.fit_transform(features.numpy()))
+def contrastive_of_others(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
+    """losses.residual.contrastive without j = i. r: [P,...], source: [P]. Returns [P]."""
+    r = normalized(r)
+    logits = (r @ r.T / tau).fill_diagonal_(-torch.inf)
+    same = logits.masked_fill(source[:, None] != source, -torch.inf)
+    return logits.logsumexp(dim=1) - same.logsumexp(dim=1)
 
 
 def retrieval(sources: list[Tensor]) -> float:
@@ -179,7 +179,9 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
             ["variance", *(float(variance[space] / variance["z"]) for space in SPACES)],
             ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
             ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
-            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""]]
+            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""],
+            ["L_ctr", "", "", float(contrastive(r, source).mean()), ""],
+            ["L_ctr without j = i", "", "", float(contrastive_of_others(r, source).mean()), ""]]
     if are_matched(sets):
         unit = apart(flat["z"])
         rows += [["same scene", *(apart(flat[space]) / unit for space in "zbr"), ""],
@@ -191,20 +193,18 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
 
 
 def plot(path: Path, features: dict[str, Tensor], names: list[str], matched: bool) -> str:
-    """Draw the patches' mean latents [K*P,C] of each space, a colour a source; returns what was done, a line.
-
-    matched: thin lines join the latents of one scene.
-    """
+    """Draw the patches' mean latents [K*P,C] of each space, a colour a source, a line a scene; says so."""
     try:
         import matplotlib
     except ImportError:
-        return "no picture: it needs matplotlib (pip install matplotlib; scikit-learn for t-SNE)"
+        return "no picture: it needs matplotlib"
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(features), figsize=(3.4 * len(features), 3.6), layout="constrained")
     for axis, (space, of_space) in zip(axes, features.items(), strict=True):
-        projection, points = plane(of_space)
+        centred = of_space - of_space.mean(0)
+        points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
         by_source = points.unflatten(0, (len(names), -1))                       # [K,P,2]
         if matched:
             axis.plot(*by_source.permute(2, 0, 1), color="0.8", linewidth=0.4, zorder=0)
@@ -214,7 +214,7 @@ def plot(path: Path, features: dict[str, Tensor], names: list[str], matched: boo
     axes[0].legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    return f"{projection} of the patches' mean latents: {path}"
+    return f"principal components of the patches' mean latents: {path}"
 
 
 def main() -> None:
@@ -229,16 +229,12 @@ def main() -> None:
                         help="CSV file to write; the picture goes beside it")
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
-    if flags.size < 16 or flags.patches < FOLDS:
-        raise InputError(f"--patches {flags.patches} --size {flags.size}, "
-                         f"expected at least {FOLDS} patches of at least 16 pixels")
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
-    if len(sets) < 2:
-        raise InputError(f"{options.file}: sets: {len(sets)}, expected at least two sources to compare")
-    for images in sets:
-        if images.selected < FOLDS or not images.pairs[0].clean:
-            raise InputError(f"{options.file}: set {images.name}: {images.selected} images, "
-                             f"expected at least {FOLDS}, with ground truth")
+    if len(sets) < 2 or min(flags.patches, *(images.selected for images in sets)) < FOLDS:
+        raise InputError(f"{options.file}: sets of {[images.selected for images in sets]} images and "
+                         f"--patches {flags.patches}, expected two sets or more, {FOLDS} of each or more")
+    if any(not images.pairs[0].clean for images in sets):
+        raise InputError(f"{options.file}: a set without ground truth, expected the folders clean")
     net = load_network(options.checkpoint, distributed.setup()[2])
 
     rows, pooled = measure(net, sets, flags.patches, flags.size)

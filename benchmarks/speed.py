@@ -6,16 +6,14 @@
 Each figure is the median of its repetitions, each in a process of its own, the two sides in turn; a
 repetition is the median of three passes (inference of large images: one pass) after one that is not
 measured, in which memory is used for the first time. Ours is what train.py and test.py run: channels-last
-layout, on a CPU strips in inference, freed memory kept in training and with compile; with --dtype bfloat16
-autocast. The plain form is float32 (TF32 on CUDA) in the default layout. Of forward passes two floors are
-printed, too, in both precisions: the operations at the rate of a large matrix product, the bytes of the
-feature maps at that of a large copy, both measured at the end of the run. Much of the plain form's time on a
-CPU is that of memory which the system hands out anew, page by page; its share varies, --keep removes it.
+layout, on a CPU strips in inference, freed memory kept in training; with --dtype bfloat16 autocast. The plain
+form is float32 (TF32 on CUDA) in the default layout. Much of its time on a CPU is that of memory which the
+system hands out anew, page by page; its share varies, --keep removes it.
 
-    forward         256x256, batch 1, without gradients; forward_compiled: torch.compile, any size, whole
+    forward         256x256, batch 1, without gradients
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
     potential_step  the same batch
-    step            both; step_compiled: with torch.compile; step_recompute: with option recompute: cheap
+    step            both; step_recompute: with option recompute
     loading         480 pairs by train.py's loader, decoded anew (plain) or cached (ours): of bundled
                     photographs, or of an option file (--opt options/train_lite.yml --set root=PATH)
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
@@ -36,117 +34,88 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain
-from benchmarks.complexity import NETWORKS, gflop
+from benchmarks.complexity import NETWORKS
+from data.cache import decode_all
+from data.datasets import TrainingSet, open_sources
+from data.sampler import EpochSampler, make_loader
+from losses.barycenter import sample_weights
 from models.baryir import BaryIR
 from models.potentials import Potentials
+from train import Batch, make_sides, map_step, potential_step
 from utils.errors import InputError, one_line_errors
+from utils.evaluation import restore
 from utils.files import write_csv
+from utils.graphs import Recorded
 from utils.memory import keep_freed_memory
+from utils.options import Source, TrainOptions, load_options
 from utils.tables import as_text
 
-WHAT = ("forward", "forward_compiled", "map_step", "potential_step", "step", "step_compiled",
-        "step_recompute", "loading", "inference")
-FORWARD = ("forward", "forward_compiled", "inference")
-SIZES = {"forward": 256, "forward_compiled": 256, "loading": 128}               # the steps: 128
+WHAT = ("forward", "map_step", "potential_step", "step", "step_recompute", "loading", "inference")
 SOURCES = 5
 PASSES = 3
 PAIRS = 480                                                     # that `loading` loads in a pass
+NOISE = Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.png"], degradation="noise",
+               levels=[25])
 
 
-def forward(side: str, what: str, size: int, flags: argparse.Namespace) -> Callable[[], None]:
-    from models.baryir import compile_stages
-    from utils.evaluation import restore
-
-    device, dtype = flags.device, flags.dtype
-    net, image = NETWORKS[flags.network]().eval().to(device), torch.rand(1, 3, size, size, device=device)
+def forward(side: str, size: int, flags: argparse.Namespace) -> Callable[[], object]:
+    net = NETWORKS[flags.network]().eval().to(flags.device)
+    image = torch.rand(1, 3, size, size, device=flags.device)
     if side == "plain":
-        return torch.inference_mode()(lambda: plain.network(net, image))
-    net = net.to(memory_format=torch.channels_last)
-    if what == "forward_compiled":
-        if device == "cpu":
-            keep_freed_memory(torch.device(device))
-        compile_stages(net, dynamic=True)
-    strip = 0 if what == "forward_compiled" else "auto"
-    return lambda: restore(net, image, strip, dtype)
+        return torch.inference_mode()(partial(plain.network, net, image))
+    return partial(restore, net.to(memory_format=torch.channels_last), image, "auto", flags.dtype)
 
 
-def training(side: str, what: str, size: int, device: str, dtype: str, batch: int) -> Callable[[], None]:
-    from losses.barycenter import sample_weights
-    from models.baryir import compile_stages
-    from models.recompute import recompute
-    from train import Batch, make_sides, map_step, potential_step
-    from utils.graphs import Recorded
-    from utils.options import Objective, Source, TrainOptions
-
-    options = TrainOptions(name="speed", sources=[Source(type="denoise", levels=[25])], steps=1,
-                           precision=dtype, objective=Objective(cost="mean_square"), learning_rate=1e-5,
-                           potential_learning_rate=1e-5)
-    lambdas = torch.full((SOURCES,), 1 / SOURCES)
+def training(side: str, what: str, size: int, flags: argparse.Namespace) -> Callable[[], object]:
+    """The steps of one batch, in turn, as a function."""
+    device = torch.device(flags.device)
+    lambdas = torch.full((SOURCES,), 1 / SOURCES, device=device)
     net, potentials = BaryIR().to(device), Potentials(lambdas).to(device)
-    degraded, clean = torch.rand(2, batch, 3, size, size, device=device)
-    source = torch.arange(batch, device=device) % SOURCES
-    weights = sample_weights(source, lambdas.to(device), lambdas.to(device))
+    degraded, clean = torch.rand(2, flags.batch, 3, size, size, device=device)
+    source = torch.arange(flags.batch, device=device) % SOURCES
+    weights = sample_weights(source, lambdas, lambdas)
     if side == "plain":
-        map_optimizer, potential_optimizer = (torch.optim.RMSprop(m.parameters(), 1e-5)
-                                              for m in (net, potentials))
-
-        def maps() -> None:
-            plain.map_step(net, potentials, map_optimizer, degraded, clean, source, weights)
-
-        def potentials_too() -> None:
-            plain.potential_step(net, potentials, potential_optimizer, degraded, source, weights)
+        optimizers = [torch.optim.RMSprop(m.parameters(), 1e-5) for m in (net, potentials)]
+        steps = [partial(plain.map_step, net, potentials, optimizers[0], degraded, clean, source, weights),
+                 partial(plain.potential_step, net, potentials, optimizers[1], degraded, source, weights)]
     else:
-        keep_freed_memory(torch.device(device))
+        keep_freed_memory(device)
         net = net.to(memory_format=torch.channels_last)
-        recompute(net, "cheap" if what == "step_recompute" else "none")
-        if what == "step_compiled":
-            compile_stages(net)
-        recorded = device.startswith("cuda")
+        if what == "step_recompute":
+            net.recompute_blocks()
+        options = TrainOptions(name="speed", sources=[NOISE], steps=1, precision=flags.dtype,
+                               learning_rate=1e-5, potential_learning_rate=1e-5)
+        recorded = device.type == "cuda"
         sides = make_sides(net, potentials, options, recorded)
-        sample = Batch(degraded, clean, source, weights)
         net.requires_grad_(False)
         potentials.requires_grad_(False)
-        steps = [partial(map_step, net, potentials, sides["map"], options=options),
-                 partial(potential_step, net, potentials, sides["potential"], options=options)]
-        maps, potentials_too = (partial(Recorded(step) if recorded else step, sample) for step in steps)
-    if what == "map_step":
-        return maps
-    if what == "potential_step":
-        return potentials_too
-    return lambda: (maps(), potentials_too())
+        batch = Batch(degraded, clean, source, weights, torch.zeros((), device=device))
+        steps = [partial(step, net, potentials, sides[name], options=options)
+                 for name, step in (("map", map_step), ("potential", potential_step))]
+        steps = [partial(Recorded(step) if recorded else step, batch) for step in steps]
+    chosen = {"map_step": steps[:1], "potential_step": steps[1:]}.get(what, steps)
+    return lambda: [step() for step in chosen]
 
 
-def loading(side: str, size: int, folder: str, flags: argparse.Namespace) -> Callable[[], None]:
+def loading(side: str, size: int, folder: str, flags: argparse.Namespace) -> Callable[[], object]:
     """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of --source.
 
     folder: holds the decoded images, which workers map as long as they load.
     """
-    from data.cache import decode_all
-    from data.datasets import TrainingSet, open_sources
-    from data.sampler import EpochSampler, make_loader
-    from utils.options import Source, TrainOptions, load_options
-
-    bundled = ["astronaut.png", "coffee.png", "chelsea.png"]
-    options = TrainOptions(name="speed", steps=1,
-                           sources=[Source(name="noise", bundled=bundled, degradation="noise", levels=[25])])
+    options = TrainOptions(name="speed", steps=1, sources=[NOISE])
     if flags.opt:
         options = load_options(TrainOptions, flags.opt, flags.set)
     if flags.source:
-        options.sources = [entry for entry in options.sources
-                           if flags.source in (entry.source, entry.name, entry.degradation)]
+        options.sources = [source for source in options.sources
+                           if flags.source in (source.name, source.degradation)]
     sources = open_sources(options)
     cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
     batches = iter(make_loader(samples, sampler, flags.workers, torch.device("cpu")))
-
-    def run() -> None:
-        for _ in range(PAIRS // 4):
-            next(batches)
-    return run
+    return lambda: [next(batches) for _ in range(PAIRS // 4)]
 
 
 def reset_peak_memory(device: str) -> None:
@@ -177,78 +146,63 @@ def median_seconds(run: Callable[[], object], device: str, repeats: int) -> floa
 
 def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
     """Seconds and the peak of resident memory in GB of this process, which has done nothing else."""
-    device, dtype = flags.device, flags.dtype
     torch.manual_seed(0)
-    if device.startswith("cuda"):
+    if flags.keep:
+        keep_freed_memory(torch.device(flags.device))
+    on_cuda = flags.device.startswith("cuda")
+    if on_cuda:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     with tempfile.TemporaryDirectory() as folder:
         if what == "loading":
             run = loading(side, size, folder, flags)
-        elif what in FORWARD:
-            run = forward(side, what, size, flags)
+        elif what in ("forward", "inference"):
+            run = forward(side, size, flags)
         else:
-            run = training(side, what, size, device, dtype, flags.batch)
+            run = training(side, what, size, flags)
         run()
-        reset_peak_memory(device)
-        passes = 20 if device.startswith("cuda") else 1 if what == "inference" else PASSES
-        return {"seconds": median_seconds(run, device, passes), "gigabytes": peak_memory(device) / 1e9}
+        reset_peak_memory(flags.device)
+        passes = 20 if on_cuda else 1 if what == "inference" else PASSES
+        seconds = median_seconds(run, flags.device, passes)
+        return {"seconds": seconds, "gigabytes": peak_memory(flags.device) / 1e9}
 
 
-def rates(device: str) -> tuple[dict[str, float], float]:
-    """FLOP/s of a large matrix product in both precisions, bytes/s that a large copy reads and writes."""
-    size = 8192 if device.startswith("cuda") else 2048
-    a, (x, y) = torch.rand(size, size, device=device), torch.rand(2, 2**26, device=device)
-    flops = {name: 2 * size**3 / median_seconds(partial(torch.matmul, factor, factor), device, 10)
-             for name, factor in (("float32", a), ("bfloat16", a.bfloat16()))}
-    return flops, 2 * x.nbytes / median_seconds(lambda: y.copy_(x), device, 10)
+def measure_alone(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
+    """`measure` in a process of its own; on CUDA, whose allocator no earlier run disturbs, in this one."""
+    if flags.device.startswith("cuda"):
+        return measure(side, what, size, flags)
+    command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:], "--alone", side, what, str(size)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["killed"])[-1]
+        raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {reason}")
+    return json.loads(result.stdout)
 
 
-def floors(rows: list[list], flags: argparse.Namespace) -> list[list[str]]:
-    """What forward passes cannot beat: operations and bytes at the rates of a product and of a copy.
-
-    A table; the share is that of the larger floor in our time, in our precision.
-    """
-    flops, bandwidth = rates(flags.device)
-    lines = [["what", "size", "floors in", "operations s", "at GFLOP/s", "bytes s", "at GB/s", "share"]]
-    for what, size, _, dtype, _, ours, _ in rows:
-        operations = 1e9 * gflop(NETWORKS[flags.network], size)
-        values = maps_read_and_written(NETWORKS[flags.network], size)
-        for precision, rate in flops.items():
-            least = operations / rate, values * getattr(torch, precision).itemsize / bandwidth
-            share = f"{max(least) / ours:.0%}" if precision == dtype else ""
-            lines.append([what, str(size), precision, f"{least[0]:.3g}", f"{rate / 1e9:.0f}",
-                          f"{least[1]:.3g}", f"{bandwidth / 1e9:.0f}", share])
-    return lines
-
-
-def maps_read_and_written(net_of: Callable[[], BaryIR], size: int) -> int:
-    """Values that a forward pass reads and writes if each convolution, norm, matrix product does so once."""
-    aten = torch.ops.aten
-    counted = {aten.convolution.default, aten.native_layer_norm.default, aten.bmm.default, aten.mm.default}
-
-    class Count(TorchDispatchMode):
-        values = 0
-
-        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-            result = operation(*arguments, **(options or {}))
-            if operation in counted:
-                written = result[0] if isinstance(result, tuple) else result
-                self.values += arguments[0].numel() + written.numel()
-            return result
-
-    with Count() as count, torch.no_grad():
-        net_of().to("meta")(torch.empty(1, 3, size, size, device="meta"))
-    return count.values
+def compare(what: str, size: int, flags: argparse.Namespace) -> list:
+    """A row of the table: both sides in turn, medians; "" where the plain form is too large."""
+    runs = {"plain": [], "ours": []}
+    for _ in range(flags.repeats):
+        for side, results in runs.items():
+            if side == "ours" or what != "inference" or size <= 512:
+                results.append(measure_alone(side, what, size, flags))
+    (plain_s, plain_gb), (ours_s, ours_gb) = (
+        [statistics.median(result[key] for result in results) if results else ""
+         for key in ("seconds", "gigabytes")] for results in runs.values())
+    if what == "loading":
+        print(f"{PAIRS / plain_s:.0f} and {PAIRS / ours_s:.0f} pairs a second with {flags.workers} workers",
+              file=sys.stderr, flush=True)
+    ratio = plain_s / ours_s if plain_s else ""
+    return [what, size, flags.device, flags.dtype, plain_s, ours_s, ratio, plain_gb, ours_gb]
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048],
                         help="of the inference, multiples of 8")
     parser.add_argument("--network", choices=NETWORKS, default="BaryIR",
-                        help="of forward, forward_compiled and inference; the steps are BaryIR's")
+                        help="of forward and inference; the steps are BaryIR's")
     parser.add_argument("--batch", type=int, default=3, help="of the steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--opt", default="", metavar="FILE", help="option file whose sources are loaded")
@@ -262,60 +216,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, default=Path("results/speed.csv"))
     parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    positive = min(flags.batch, flags.repeats, flags.threads, flags.workers + 1) > 0
-    if not positive or any(size < 16 or size % 8 for size in flags.sizes):
-        raise InputError("expected --batch, --repeats, --threads from 1 on, --workers from 0 on, "
-                         "--sizes that are multiples of 8")
-    on_cuda = flags.device.startswith("cuda")
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = parse_arguments()
     torch.set_num_threads(flags.threads)
     if flags.alone:
-        if flags.keep:
-            keep_freed_memory(torch.device(flags.device))
         side, what, size = flags.alone
         print(json.dumps(measure(side, what, int(size), flags)))
         return
-
-    def alone(side: str, what: str, size: int) -> dict[str, float]:
-        if on_cuda:                                             # whose allocator no earlier run disturbs
-            return measure(side, what, size, flags)
-        command = [sys.executable, "-m", "benchmarks.speed", "--alone", side, what, str(size),
-                   "--network", flags.network, "--device", flags.device, "--dtype", flags.dtype,
-                   "--batch", str(flags.batch), "--threads", str(flags.threads),
-                   "--workers", str(flags.workers), *["--keep"] * flags.keep,
-                   "--opt", flags.opt, "--source", flags.source,
-                   *(["--set", *flags.set] if flags.set else [])]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["killed"])[-1]
-            raise InputError(f"{side} {what} {size}: ended with status {result.returncode}: {reason}")
-        return json.loads(result.stdout)
-
-    rows, lines = [], [["what", "size", "plain s", "ours s", "ratio", "plain GB", "ours GB"]]
+    header = ["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio", "plain_gb", "ours_gb"]
+    rows = []
     for what in flags.what:
-        for size in flags.sizes if what == "inference" else [SIZES.get(what, 128)]:
-            runs = {"plain": [], "ours": []}
-            for _ in range(flags.repeats):
-                for side, results in runs.items():
-                    if side == "ours" or what != "inference" or size <= 512:
-                        results.append(alone(side, what, size))
-            theirs, ours = ({key: statistics.median(result[key] for result in results) for key in results[0]}
-                            if results else None for results in runs.values())
-            seconds, ratio = (theirs["seconds"], theirs["seconds"] / ours["seconds"]) if theirs else ("", "")
-            rows.append([what, size, flags.device, flags.dtype, seconds, ours["seconds"], ratio])
-            lines.append([what, str(size), f"{seconds:.3g}" if theirs else "-", f"{ours['seconds']:.3g}",
-                          f"{ratio:.2f}" if theirs else "-", f"{theirs['gigabytes']:.2f}" if theirs else "-",
-                          f"{ours['gigabytes']:.2f}"])
-            print("  ".join(lines[-1]), file=sys.stderr, flush=True)
-            if what == "loading":
-                rates = " and ".join(f"{PAIRS / result['seconds']:.0f}" for result in (theirs, ours))
-                print(f"{rates} pairs a second with {flags.workers} workers", file=sys.stderr, flush=True)
-            write_csv(flags.out, [["what", "size", "device", "dtype", "plain_s", "ours_s", "ratio"], *rows])
-    print(as_text(lines))
-    if forward_rows := [row for row in rows if row[0] in FORWARD]:
-        print(as_text(floors(forward_rows, flags)))
+        for size in flags.sizes if what == "inference" else [256 if what == "forward" else 128]:
+            rows.append(compare(what, size, flags))
+            write_csv(flags.out, [header, *rows])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    print(as_text([header, *([f"{value:.3g}" if isinstance(value, float) else str(value) for value in row]
+                             for row in rows)]))
     where = f"{platform.machine()} CPU, {flags.threads} threads"
-    if on_cuda:
+    if flags.device.startswith("cuda"):
         where = torch.cuda.get_device_name(flags.device)
     print(f"{flags.network}, {flags.dtype}, batch {flags.batch} in the steps, {where}, "
           f"torch {torch.__version__}, {date.today()}; {flags.out}")

@@ -24,7 +24,7 @@ from data.degradations import (
     smooth_field,
 )
 from data.drawings import clean_pair
-from data.pairs import Folder, MissingFolder, Pair, by_stem, composed, find_images, match_pairs, matches
+from data.pairs import Folder, Pair, by_stem, composed, find_images, match_pairs, matches, places
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError, first_few
 from utils.images import read_image
@@ -66,7 +66,7 @@ class ImageSet:
     def __init__(self, options: Images, root: str, where: str) -> None:
         self.name, self.options, self.root, self.where = options.name, options, Path(root), where
         self.cache: Mapping[Path, np.ndarray] = {}
-        degraded, clean = self._find_bundled() if options.bundled else self._find_sides()
+        degraded, clean = self._find_bundled() if options.bundled else map(self._find, ("degraded", "clean"))
         self.folder = (degraded or clean).path                  # names the images
         if self.paired:
             self.pairs = match_pairs(degraded, clean, options.pairing, where)
@@ -77,8 +77,7 @@ class ImageSet:
         if options.holdout:
             names = [self.name_of(index).as_posix() for index in range(len(self))]
             self.pairs = self._held(self.pairs, names, "holdout")
-        self.layers = self._find_layers() if options.layers else []
-        self.depths = self._find_depths() if options.depth else {}
+        self.layers, self.depths = self._find_layers(), self._find_depths()
 
     @property
     def paired(self) -> bool:
@@ -93,17 +92,10 @@ class ImageSet:
                 raise InputError(f"{self.where}.bundled: scikit-image ships no {path.name}")
         return (None, folder) if self.options.degradation else (folder, None)
 
-    def _find_sides(self) -> tuple[Folder | None, Folder | None]:
-        """Degraded and clean files in the options' folders, None for a side that they do not name."""
-        options, degraded, clean = self.options, None, None
-        if options.degraded:
-            degraded = find_images(self.root, options.degraded, f"{self.where}.degraded")
-        if options.clean:
-            try:
-                clean = find_images(self.root, options.clean, f"{self.where}.clean")
-            except MissingFolder as error:                      # beside degraded images, no absent set
-                raise (InputError(str(error)) if degraded else error) from None
-        return degraded, clean
+    def _find(self, option: str) -> Folder | None:
+        """The images of the folder that an option names, None where it names none."""
+        folders = getattr(self.options, option)
+        return find_images(self.root, folders, f"{self.where}.{option}") if folders else None
 
     def _held(self, entries: list, names: list[str], option: str) -> list:
         """Entries without those that an option's patterns name, or, in a test set, these alone."""
@@ -116,14 +108,17 @@ class ImageSet:
         return kept
 
     def _find_layers(self) -> list[Path]:
-        layers = find_images(self.root, self.options.layers, f"{self.where}.layers").files
+        folder = self._find("layers")
+        layers = folder.files if folder else []
         if not self.options.holdout_layers:
             return layers
         return self._held(layers, [path.name for path in layers], "holdout_layers")
 
     def _find_depths(self) -> dict[Path, Path]:
-        """The depth image of each clean one."""
-        folder = find_images(self.root, self.options.depth, f"{self.where}.depth")
+        """The depth image of each clean one, where the options name a folder of them."""
+        folder = self._find("depth")
+        if not folder:
+            return {}
         there = by_stem(folder)
         absent = [str(pair.clean) for pair in self.pairs if composed(pair.clean.stem) not in there]
         if absent:
@@ -191,7 +186,7 @@ class ImageSet:
     def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,
                 depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """The set's degradation of an image [H,W,3] uint8, and what of it is to be restored."""
-        parts = Parts(depth, self.draw_layer if self.layers else None, tuple(self.options.airlight))
+        parts = Parts(depth, self.draw_layer if self.layers else None, self.options.airlight)
         return DEGRADATIONS[self.options.degradation](image, strength, rng, parts)
 
     def draw_strength(self, rng: np.random.Generator) -> float:
@@ -239,7 +234,8 @@ def open_test_sets(listed: Sequence[Images], root: str, where: str, report: Call
         try:
             sets.append(ImageSet(options, root, f"{where}[{i}] {options.name}"))
         except InputError as error:
-            if isinstance(error, MissingFolder) and getattr(options, "optional", False):
+            there = any(place.is_dir() for place in places(Path(root), options.degraded or options.clean))
+            if not there and getattr(options, "optional", False):
                 report(f"left out (optional): {error}")
             elif problems is None:
                 raise

@@ -13,8 +13,8 @@ import functools
 import io
 import math
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -29,8 +29,7 @@ RECORDED = 8                    # of 255: a frame whose values all lie below it 
 GRID = 16                       # pixels after which the grid of JPEG with half colours repeats
 
 
-@dataclass
-class Parts:
+class Parts(NamedTuple):
     """Recorded parts of a degradation.
 
     depth: [H,W] in [0, 1], 1 the farthest, of the image; without it, haze and underwater draw a smooth field.
@@ -40,12 +39,12 @@ class Parts:
 
     depth: np.ndarray | None = None
     layer: Callable[[Generator], np.ndarray] | None = None
-    airlight: tuple[float, float] = field(default=(0.7, 1.0))
+    airlight: Sequence[float] = (0.7, 1.0)
 
 
 def file_rng(name: str, level: float) -> Generator:
     """Generator of a test image: depends on the file's name (without folder) and the level alone."""
-    return np.random.default_rng(zlib.crc32(name.encode()) + int(level))
+    return np.random.default_rng(zlib.crc32(name.encode(errors="surrogateescape")) + int(level))
 
 
 def truncate(image: np.ndarray) -> np.ndarray:

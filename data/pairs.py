@@ -43,26 +43,27 @@ class Folder(NamedTuple):
     files: list[Path]
 
 
-class MissingFolder(InputError):
-    """A folder of an option file is absent."""
+def places(root: Path, folders: str | list[str]) -> list[Path]:
+    """Where an option's folder may be: the first of a list that exists counts."""
+    return [root / folder for folder in ([folders] if isinstance(folders, str) else folders)]
 
 
 def find_images(root: Path, folders: str | list[str], where: str) -> Folder:
-    """The first of an option's folders that is below root, with at least one image.
+    """The images in the first of an option's folders that exists. `where` names the option.
 
-    MissingFolder where none is there, with a folder of a similar name. `where` names the option.
+    InputError where none exists, with a folder of a similar name, or where it holds no image.
     """
-    candidates = [root / folder for folder in ([folders] if isinstance(folders, str) else folders)]
-    for folder in candidates:
-        if folder.is_dir():
-            if files := list_files(folder, EXTENSIONS):
-                return Folder(folder, files)
-            raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
-    there = [path for folder in candidates if folder.parent.is_dir()
-             for path in folder.parent.iterdir() if path.is_dir()]
-    hint = next(filter(None, (did_you_mean(folder, there) for folder in candidates)), "")
-    raise MissingFolder(f"{where}: no folder {', nor '.join(map(str, candidates))}{hint}; "
-                        "put the data there, or set root=PATH")
+    looked_for = places(root, folders)
+    folder = next(filter(Path.is_dir, looked_for), None)
+    if folder is None:
+        there = [path for missing in looked_for if missing.parent.is_dir()
+                 for path in missing.parent.iterdir() if path.is_dir()]
+        hint = next(filter(None, (did_you_mean(missing, there) for missing in looked_for)), "")
+        raise InputError(f"{where}: no folder {', nor '.join(map(str, looked_for))}{hint}; "
+                         "put the data there, or set root=PATH")
+    if files := list_files(folder, EXTENSIONS):
+        return Folder(folder, files)
+    raise InputError(f"{where}: no images in {folder}, expected {', '.join(sorted(EXTENSIONS))}")
 
 
 def composed(name: str | Path) -> str:

@@ -6,34 +6,27 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.promptir import make_prompts
 from models.restormer import Down, LayerNorm, TransformerBlock, Up
 
+BRIDGE_HEADS = 4            # of the single blocks that fuse b with r and lead between levels (the release)
+RESIDUAL_SCALE = 0.8        # of the residual branch where it joins the encoder's skip (the release)
 
-class Backbone(NamedTuple):
-    """What BaryIR needs from a backbone. For another one, write these two and name them in BACKBONES.
-
-    block: (channels, heads, expansion) -> the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W].
-        It adds its input itself; it may ignore heads, and says what expansion (of hidden channels) means.
-        Its weights named project_out end its branches, for branch_init.
-    prompts: (width C, levels, heads) -> for the maps of 2C, 4C, ... and for the latent, a module that appends
-        `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
-    """
-
-    block: Callable[[int, int, float], nn.Module]
-    prompts: Callable[[int, int, int], Sequence[nn.Module]] | None = None
-
-
+# What BaryIR needs from a backbone. For another one, write these two and name it here.
+#   block(channels, heads, expansion): the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W]. It
+#       adds its input itself. The weights that end its branches are named project_out (for branch_init).
+#   prompts(width C, levels, heads): for the maps of 2C, 4C, ... and for the latent, a module that appends
+#       `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
 BACKBONES = {
-    "restormer": Backbone(TransformerBlock),
-    "promptir": Backbone(TransformerBlock, make_prompts),      # BaryIR on it: our reading of the paper
+    "restormer": (TransformerBlock, None),
+    "promptir": (TransformerBlock, make_prompts),               # BaryIR on it: our reading of the paper
 }
 
 
@@ -48,19 +41,6 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def compile_stages(net: "BaryIR", dynamic: bool | None = None, backend: str = "inductor") -> None:
-    """torch.compile of the blocks of all stages; those of equal channels and heads share what is compiled.
-
-    dynamic: True compiles for any size at once, None only after a second size.
-    """
-    net.compiled = True
-    torch._dynamo.config.cache_size_limit = 64                  # kinds of blocks, in several modes
-    torch.fx.experimental._config.use_duck_shape = False        # a square first image: not H = W alone
-    for chain in net.modules():
-        for block in chain if isinstance(chain, Blocks) else ():
-            block.compile(dynamic=dynamic, backend=backend)
-
-
 class Blocks(nn.Sequential):
     """A chain of transformer blocks, each of which adds to its input.
 
@@ -68,51 +48,38 @@ class Blocks(nn.Sequential):
     norms aside (benchmarks/RESULTS.md, "bfloat16 against float32").
     """
 
+    recompute = False       # in training, keep of each block its input alone: the backward pass runs it again
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for block in self:
+            if self.recompute:
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
 
 
 class BaryIR(nn.Module):
     """All-in-one restoration, the latent split into barycenter and residual. Defaults are the paper's values.
 
-    Args:
-        width: C, the channels at full size; level l has C * 2^(l-1) channels, the latent C * 2^levels (8C).
-        encoder_blocks: transformer blocks of each encoder level, finest first; their number sets the depth.
-        latent_blocks: blocks that end the encoder, before the layer norm that gives z.
-        transport_blocks: blocks of the barycenter map T, at least 1.
-        decoder_blocks: blocks of each decoder level, finest first.
-        residual_blocks: blocks of the residual branch at the levels 2, 3, ... (it has none at level 1).
-        refinement_blocks: blocks at full size after decoder level 1.
-        heads: attention heads of each level, finest first, then of the latent.
-        bridge_heads: heads of the single blocks that fuse b with r, and that lead from a level to the next.
-        expansion: hidden width of the feed-forward networks.
-        residual_scale: factor of the residual branch where it joins the encoder's skip (0.8 in the release).
-        backbone: a name of BACKBONES.
-        barycenter: False for the plain backbone, without T and residual branch: b = z, which is decoded.
-        latents: what the decoder gets, for ablations: both, or zeros in the place of all but the named one.
-        branch_init: factor of the weights that end each block's branches when they are drawn. Small, blocks
-            begin as identities, and the coarse levels with averages of the image instead of noise (ours).
+    ..._blocks: how many transformer blocks; lists: of each level, finest first (full size, 1/2, 1/4).
     """
-
-    compiled = False                # by compile_stages
 
     def __init__(
         self,
-        width: int = 48,
-        encoder_blocks: Sequence[int] = (4, 6, 6),
-        latent_blocks: int = 8,
-        transport_blocks: int = 8,
+        width: int = 48,                            # C at full size; the next levels 2C, 4C, the latent 8C
+        encoder_blocks: Sequence[int] = (4, 6, 6),  # their number sets the depth, at least 2 levels
+        latent_blocks: int = 8,                     # they end the encoder, before the layer norm that gives z
+        transport_blocks: int = 8,                  # of the barycenter map T, at least 1
         decoder_blocks: Sequence[int] = (4, 6, 6),
-        residual_blocks: Sequence[int] = (6, 6),
-        refinement_blocks: int = 4,
-        heads: Sequence[int] = (1, 2, 4, 8),
-        bridge_heads: int = 4,
-        expansion: float = 2.66,
-        residual_scale: float = 0.8,
-        backbone: str = "restormer",
-        barycenter: bool = True,
-        latents: str = "both",
-        branch_init: float = 1.0,
+        residual_blocks: Sequence[int] = (6, 6),    # of the residual branch, which has none at full size
+        refinement_blocks: int = 4,                 # at full size, behind the decoder
+        heads: Sequence[int] = (1, 2, 4, 8),        # of the attention, each level's, then the latent's
+        expansion: float = 2.66,                    # hidden channels of the feed-forwards / channels
+        backbone: str = "restormer",                # a name of BACKBONES
+        barycenter: bool = True,                    # False: the plain backbone, b = z without T, no residual
+        branch_init: float = 1.0,                   # factor of the drawn weights that end blocks' branches
     ) -> None:
         super().__init__()
         levels = len(encoder_blocks)
@@ -128,13 +95,11 @@ class BaryIR(nn.Module):
             raise ValueError(f"transport_blocks: {transport_blocks}, expected at least 1")
         if backbone not in BACKBONES:
             raise ValueError(f"backbone: {backbone}, expected one of {', '.join(BACKBONES)}")
-        if latents not in ("both", "barycenter", "residual") or latents != "both" and not barycenter:
-            raise ValueError(f"latents: {latents}, expected both{', barycenter or residual' * barycenter}")
-        kind = BACKBONES[backbone]
-        prompts = kind.prompts(width, levels, bridge_heads) if kind.prompts else [None] * levels
+        block, prompts_of = BACKBONES[backbone]
+        prompts = prompts_of(width, levels, BRIDGE_HEADS) if prompts_of else [None] * levels
 
         def blocks(count: int, channels: int, heads: int) -> Blocks:
-            return Blocks(*(kind.block(channels, heads, expansion) for _ in range(count)))
+            return Blocks(*(block(channels, heads, expansion) for _ in range(count)))
 
         def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
             return nn.Conv2d(channels_in, channels_out, 1, bias=False)
@@ -143,13 +108,13 @@ class BaryIR(nn.Module):
             """The prompt appended, if any, one block, 1x1 convolution (PromptIR's prompt interaction)."""
             channels_in += prompt.prompt_channels if prompt else 0
             # Numbered as without a prompt, so that both backbones have the same names in checkpoints.
-            parts = {"0": blocks(1, channels_in, bridge_heads), "1": conv1x1(channels_in, channels_out)}
+            parts = {"0": blocks(1, channels_in, BRIDGE_HEADS), "1": conv1x1(channels_in, channels_out)}
             return nn.Sequential(OrderedDict({"prompt": prompt} if prompt else {}, **parts))
 
         channels = [width * 2**level for level in range(levels)]    # C, 2C, 4C
         latent = self.latent_channels = width * 2**levels           # 8C
         self.multiple = 2**levels
-        self.residual_scale, self.barycenter, self.latents = residual_scale, barycenter, latents
+        self.barycenter = barycenter
         self.width, self.widest = width, 2 * int(expansion * 2 * width)     # channels of maps at full size
 
         # Setup encoder: image -> z.
@@ -164,7 +129,7 @@ class BaryIR(nn.Module):
 
         # Setup decoder: b, r -> image. Lists run from level 1 (full size) to the coarsest. A plain backbone
         # has no residual branch and, without prompts, no interactions.
-        interacting = barycenter or kind.prompts is not None
+        interacting = barycenter or prompts_of is not None
         decoded, fused = latent * (1 + barycenter), channels[-1] if interacting else latent
         self.fuse = interaction(decoded, fused, prompts[-1]) if interacting else nn.Identity()
         self.residual_in = conv1x1(latent, latent) if barycenter else nn.Identity()
@@ -186,9 +151,15 @@ class BaryIR(nn.Module):
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
-        for name, weight in self.named_parameters():
-            if name.endswith("project_out.weight"):
+        for name, weight in self.named_parameters():            # ours: with small ones blocks begin as
+            if name.endswith("project_out.weight"):             # identities, coarse levels with averages
                 weight.data.mul_(branch_init)
+
+    def recompute_blocks(self) -> None:
+        """Train in less memory from now on: the backward pass runs each block once more (Blocks)."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = True
 
     def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
         """Parameters of some of the stages encoder (with the norm, b's, too), transport_map and decoder."""
@@ -222,15 +193,13 @@ class BaryIR(nn.Module):
         free_skips: take each skip from the list when it is used, which bounds the memory of large images.
         """
         skips = skips if free_skips else list(skips)
-        b = torch.zeros_like(b) if self.latents == "residual" else b
-        r = torch.zeros_like(r) if self.latents == "barycenter" else r
         x = self.fuse(torch.cat([b, r], dim=1) if self.barycenter else b)   # [B,4C,h,w]
         residual = self.residual_in(r)                                      # [B,8C,h,w]
         for level in reversed(range(len(self.up))):                         # c = 4C, 2C, C at 1/4, 1/2, 1
             x = self.up[level](x)                                           # [B,c,H,W] (first: c/2)
             if self.barycenter:
                 residual = self.residual_up[level](residual)                # [B,c,H,W]
-                skips[-1] = skips[-1].add(residual, alpha=self.residual_scale)
+                skips[-1] = skips[-1].add(residual, alpha=RESIDUAL_SCALE)
             x = torch.cat([x, skips.pop()], dim=1)                          # [B,2c,H,W]
             x = self.decoder[level](self.reduce[level](x))                  # [B,c,H,W] (last: 2c)
             if level > 0:                                                   # on to the next finer level

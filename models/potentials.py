@@ -12,14 +12,10 @@ def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """(latent - m) / s with the running mean m and deviation s of each channel of z over batch and pixels.
+    """(latent - m) / s of latents [B,C,h,w]: running mean m and deviation s of each channel of z.
 
-    In such latents the encoder cannot make transport trivial by shrinking z. The square of their distance is
-    the quadratic cost under a diagonal metric.
-
-    Args:
-        channels: of the latents [B,C,h,w].
-        decay: of the running moments per step.
+    The encoder cannot make transport in such latents trivial by shrinking z. The square of their distance is
+    the quadratic cost under a diagonal metric. decay: of the running moments per step.
     """
 
     def __init__(self, channels: int, decay: float = 0.98) -> None:
@@ -49,21 +45,18 @@ class Potentials(nn.Module):
 
     K free networks g_k (two 3x3 convolutions, mean over the pixels, two linear layers; each layer of all K
     is one convolution) give f_k = g_k - sum_j lambda_j g_j, congruent for any weights that sum to 1
-    (Kolesov et al., ICML 2024, arXiv 2402.03828). They take latents of any size, as they
-    average over the pixels. SiLU, not ReLU: smoother potentials gave more accurate maps on Gaussians.
-
-    Args:
-        lambdas: [K], source weights, > 0 with sum 1.
-        channels: channels of the latent (8C).
-        width: hidden channels of each g_k.
-        congruent: False leaves f_k = g_k, for use with the penalty of the authors' release
-            (losses.barycenter.congruence_penalty).
-        standardized: the transport problem is posed in standardised latents: the potentials see
-            standardize(b), and the cost should compare standardize(z) and standardize(b).
+    (Kolesov et al., ICML 2024, arXiv 2402.03828). SiLU, not ReLU: smoother potentials gave more accurate maps
+    on Gaussians.
     """
 
-    def __init__(self, lambdas: Tensor, channels: int = 384, width: int = 64, congruent: bool = True,
-                 standardized: bool = False) -> None:
+    def __init__(
+        self,
+        lambdas: Tensor,                    # [K], weights of the sources, > 0 with sum 1
+        channels: int = 384,                # of the latent (8C)
+        width: int = 64,                    # hidden channels of each g_k
+        congruent: bool = True,             # False: f_k = g_k, for the release's congruence_penalty
+        standardized: bool = False,         # they see standardize(b): the cost should compare such z and b
+    ) -> None:
         super().__init__()
         sources = len(lambdas)
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
@@ -71,16 +64,14 @@ class Potentials(nn.Module):
         self.congruent = congruent
         self.register_buffer("lambdas", lambdas.float(), persistent=False)   # not saved: the current options'
         self.standardize = Standardize(channels) if standardized else nn.Identity()
+        wide, wider = sources * width, sources * 2 * width
         self.features = nn.Sequential(
-            nn.Conv2d(channels, sources * width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(sources * width, sources * 2 * width, 3, stride=2, padding=1, groups=sources),
-            nn.SiLU(),
+            nn.Conv2d(channels, wide, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(wide, wider, 3, stride=2, padding=1, groups=sources), nn.SiLU(),
         )
         self.head = nn.Sequential(
-            nn.Conv2d(sources * 2 * width, sources * 2 * width, 1, groups=sources),
-            nn.SiLU(),
-            nn.Conv2d(sources * 2 * width, sources, 1, groups=sources),
+            nn.Conv2d(wider, wider, 1, groups=sources), nn.SiLU(),
+            nn.Conv2d(wider, sources, 1, groups=sources),
         )
 
     def forward(self, b: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """Blocks of Restormer (Zamir et al., arXiv 2111.09881): layer norm, MDTA, GDFN, transformer block, down, up.
 
 Written from the paper's description. All convolutions are bias-free. Maps are [B,C,H,W], fastest in
-channels-last layout. In less memory: models/strips.py (inference), models/recompute.py (training).
+channels-last layout. The functions below the blocks are their operations in the form that is fast and keeps
+little for the backward pass (each was measured: benchmarks/RESULTS.md).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.ops import convolve, filled_up, gelu_times, products_of_heads
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,11 +20,8 @@ class LayerNorm(nn.LayerNorm):
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention: attention between channels instead of pixels (Restormer, eq. 1).
 
-    Of its convolutions only the weights are used (models/ops.py, models/strips.py).
-
-    Args:
-        channels: input and output channels, a multiple of `heads`.
-        heads: each head attends within its own c = channels/heads channels.
+    q, k, v = qkv_depthwise(qkv(x)); project_out(softmax(<q/|q|, k/|k|> * temperature) v), where each head
+    attends within its own c = channels / heads channels.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -63,18 +59,11 @@ class MDTA(nn.Module):
         return (attention.mT @ w).flatten(1, 2)
 
 
-def tokens(x: Tensor) -> Tensor:
-    """[B,C,H,W] -> [B,HW,C], a view in channels-last layout."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def mix_channels(matrix: Tensor, v: Tensor) -> Tensor:
-    """The channels of each pixel of v [B,C,H,W] times a matrix [B,C,C]."""
-    return (tokens(v) @ matrix.to(v.dtype)).unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
-
-
 class GDFN(nn.Module):
-    """Gated-Dconv feed-forward network (Restormer, eq. 2) of h = `expansion` * channels hidden channels."""
+    """Gated-Dconv feed-forward network (Restormer, eq. 2) of h = `expansion` * channels hidden channels.
+
+    x1, x2 = depthwise(project_in(x)); project_out(gelu(x1) * x2).
+    """
 
     def __init__(self, channels: int, expansion: float = 2.66) -> None:
         super().__init__()
@@ -84,13 +73,23 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pointwise, depthwise, out = self.weights()
-        x1, x2 = convolve(x, pointwise, depthwise, parts=2)                                    # 2 x [B,h,H,W]
-        return F.conv2d(gelu_times(x1, x2), out)                # W (gelu(x1) * x2)            # [B,C,H,W]
+        project_in, depthwise, project_out = self.weights()
+        x1, x2 = convolve(x, project_in, depthwise, parts=2)                                   # 2 x [B,h,H,W]
+        return F.conv2d(gelu_times(x1, x2), project_out)                                       # [B,C,H,W]
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """1x1 and depthwise weights of both halves, and the output's."""
-        return filled_up(self.project_in.weight, self.depthwise.weight, self.project_out.weight)
+        """Weights of project_in, depthwise and project_out, h filled up with zeros to a multiple of 16.
+
+        Kernels work on that many channels at a time and are slow at int(2.66 * 96) = 255. The result is the
+        same, as gelu(0) * 0 = 0.
+        """
+        project_in, depthwise, out = self.project_in.weight, self.depthwise.weight, self.project_out.weight
+        missing = -out.shape[1] % 16
+        if not missing:
+            return project_in, depthwise, out
+        halves = (torch.cat([F.pad(half, (0,) * 7 + (missing,)) for half in weight.chunk(2)])
+                  for weight in (project_in, depthwise))
+        return *halves, F.pad(out, (0,) * 5 + (missing,))
 
 
 class TransformerBlock(nn.Module):
@@ -120,3 +119,67 @@ class Up(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which convolutions and products of x are computed: autocast's if enabled, else its own."""
+    device = x.device.type
+    rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)     # not on meta
+    return torch.get_autocast_dtype(device) if rounded else x.dtype
+
+
+def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution of each channel with its own filter. x: [B,C,H,W]. weight: [C,1,3,3]."""
+    return F.conv2d(x, weight, padding=1, groups=len(weight))
+
+
+def convolve(x: Tensor, pointwise: Tensor, depthwise: Tensor, parts: int) -> list[Tensor]:
+    """1x1, then depthwise 3x3 convolution of x [B,C,H,W] by [c,C,1,1], [c,1,3,3]: parts [B,c/parts,H,W]."""
+    if x.is_cuda:                                               # where each kernel's launch takes its time
+        return depthwise_conv(F.conv2d(x, pointwise), depthwise).chunk(parts, dim=1)
+    # Each by itself: nothing strides over the others' channels, and no gradients are joined.
+    pairs = zip(pointwise.chunk(parts), depthwise.chunk(parts), strict=True)
+    return [depthwise_conv(F.conv2d(x, p), d) for p, d in pairs]
+
+
+def tokens(x: Tensor) -> Tensor:
+    """[B,C,H,W] -> [B,HW,C], a view in channels-last layout."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def mix_channels(matrix: Tensor, v: Tensor) -> Tensor:
+    """The channels of each pixel of v [B,C,H,W] times a matrix [B,C,C]."""
+    return (tokens(v) @ matrix.to(v.dtype)).unflatten(1, v.shape[2:]).permute(0, 3, 1, 2)
+
+
+def products_of_heads(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """q^T k of each head's c = C/heads channels, q and k [B,HW,C]: [B,heads,c,c]."""
+    if q.dtype == torch.float32 and not q.is_cuda:              # head by head: the least operations
+        pairs = zip(q.chunk(heads, dim=2), k.chunk(heads, dim=2), strict=True)
+        return torch.stack([q_head.mT @ k_head for q_head, k_head in pairs], dim=1)
+    # Of all heads with all: one kernel, where bfloat16 would copy each head's channels first.
+    qk = (q.mT @ k).unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
+    return qk.diagonal(dim1=1, dim2=3).movedim(3, 1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of [B,C,H,W] in channels-last layout: PyTorch has a faster kernel where it sees [B,H,W,C]."""
+    return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GeluTimes(torch.autograd.Function):
+    """gelu(x1) * x2, [B,C,H,W] each, which keeps its inputs alone."""
+
+    @staticmethod
+    def forward(ctx, x1: Tensor, x2: Tensor) -> Tensor:
+        ctx.save_for_backward(x1, x2)
+        return gelu(x1).mul_(x2)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = ctx.saved_tensors
+        of_gelu, at = (t.permute(0, 2, 3, 1) for t in (gradient * x2, x1))
+        return torch.ops.aten.gelu_backward(of_gelu, at).permute(0, 3, 1, 2), gelu(x1).mul_(gradient)
+
+
+gelu_times = GeluTimes.apply

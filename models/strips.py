@@ -14,12 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from models.ops import depthwise_conv, gelu_times, working_dtype
-from models.restormer import GDFN, MDTA, LayerNorm, TransformerBlock, Up, mix_channels
-from utils.errors import InputError
+from models.restormer import TransformerBlock, Up, gelu_times, mix_channels, working_dtype
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
-CONVOLUTIONS = (((1, 1), (0, 0)), ((3, 3), (1, 1)))             # kernel and padding of those known here
 
 
 def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lambda: None) -> nn.Module:
@@ -30,15 +27,17 @@ def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lam
     """
     if isinstance(net, TransformerBlock):
         return BlockInStrips(net, rows, after_block)
-    if isinstance(net, nn.Conv2d):
-        known = net.stride == net.dilation == (1, 1) and (net.kernel_size, net.padding) in CONVOLUTIONS
-        if not known:
-            raise InputError(f"{net}: strips know 1x1 and 3x3 convolutions of stride 1, expected strip: 0")
-    if isinstance(net, (nn.Conv2d, Up)):
+    if isinstance(net, Up) or isinstance(net, nn.Conv2d) and sees_one_row_more(net):
         return ConvolutionInStrips(net, rows)
     twin = copy.copy(net)                                       # the same parameters, other modules inside
     twin._modules = {name: in_strips(child, rows, after_block) for name, child in net._modules.items()}
     return twin
+
+
+def sees_one_row_more(net: nn.Conv2d) -> bool:
+    """Whether a convolution is a 1x1 or 3x3 one that keeps the size. Others stay whole in strips."""
+    simple = net.stride == net.dilation == (1, 1) and net.padding_mode == "zeros"
+    return simple and (net.kernel_size, net.padding) in (((1, 1), (0, 0)), ((3, 3), (1, 1)))
 
 
 class BlockInStrips(nn.Module):
@@ -50,32 +49,30 @@ class BlockInStrips(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for sample in x.split(1):
-            add_attention(sample, self.block.norm1, self.block.attention, self.rows)
-            add_feed_forward(sample, self.block.norm2, self.block.feed_forward, self.rows)
+            self.add_attention(sample)
+            self.add_feed_forward(sample)
         self.after_block()
         return x
 
+    def add_attention(self, x: Tensor) -> None:
+        """x += attention(norm1(x)), x [1,C,H,W]: values are kept until all strips' q and k are summed."""
+        mdta, sums, values = self.block.attention, (0, 0, 0), []
+        weights = mdta.qkv.weight, mdta.qkv_depthwise.weight
+        for where, (q, k, v) in convolve_in_strips(x, self.block.norm1, *weights, parts=3, rows=self.rows):
+            sums = [a + b.float() for a, b in zip(sums, mdta.products(q, k), strict=True)]
+            values.append((where, v))
+        matrix = mdta.projected(mdta.attention_matrix(*sums))
+        for where, v in values:
+            x[:, :, where] += mix_channels(matrix, v)
 
-def add_attention(x: Tensor, norm: LayerNorm, mdta: MDTA, rows: int) -> None:
-    """x += mdta(norm(x)), x [1,C,H,W]: values are kept until queries and keys of all strips are summed."""
-    sums, values = (0, 0, 0), []
-    weights = mdta.qkv.weight, mdta.qkv_depthwise.weight
-    for where, (q, k, v) in convolve_in_strips(x, norm, *weights, parts=3, rows=rows):
-        sums = [a + b.float() for a, b in zip(sums, mdta.products(q, k), strict=True)]
-        values.append((where, v))
-    matrix = mdta.projected(mdta.attention_matrix(*sums))
-    for where, v in values:
-        x[:, :, where] += mix_channels(matrix, v)
-
-
-def add_feed_forward(x: Tensor, norm: LayerNorm, gdfn: GDFN, rows: int) -> None:
-    """x += gdfn(norm(x)), x [1,C,H,W]."""
-    pointwise, depthwise, out = gdfn.weights()
-    for where, (x1, x2) in convolve_in_strips(x, norm, pointwise, depthwise, parts=2, rows=rows):
-        x[:, :, where] += F.conv2d(gelu_times(x1, x2), out)
+    def add_feed_forward(self, x: Tensor) -> None:
+        """x += feed_forward(norm2(x)), x [1,C,H,W]."""
+        *weights, out = self.block.feed_forward.weights()
+        for where, (x1, x2) in convolve_in_strips(x, self.block.norm2, *weights, parts=2, rows=self.rows):
+            x[:, :, where] += F.conv2d(gelu_times(x1, x2), out)
 
 
-def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise: Tensor, parts: int,
+def convolve_in_strips(x: Tensor, norm: nn.Module, pointwise: Tensor, depthwise: Tensor, parts: int,
                        rows: int) -> Iterator[tuple[slice, list[Tensor]]]:
     """`convolve` of norm(x), no row of which is computed twice: yields rows and their parts.
 
@@ -96,7 +93,7 @@ def convolve_in_strips(x: Tensor, norm: LayerNorm, pointwise: Tensor, depthwise:
                 part[:, 2 + new] = 0
         begin, end = int(first), 2 + new + int(last)
         if end - begin > 2:                                     # not after a first strip of a single row
-            values = [depthwise_conv(part[:, begin:end].permute(0, 3, 1, 2), d, padding=(0, 1))
+            values = [F.conv2d(part[:, begin:end].permute(0, 3, 1, 2), d, padding=(0, 1), groups=len(d))
                       for part, d in zip(seen, depthwise, strict=True)]
             start = max(top - 1, 0)
             yield slice(start, start + end - begin - 2), values

@@ -16,8 +16,10 @@ from PIL import Image
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from models.baryir import BaryIR  # noqa: E402 (needs the path)
+from data.datasets import ImageSet  # noqa: E402 (needs the path)
+from models.baryir import BaryIR  # noqa: E402
 from utils.checkpoint import save_checkpoint  # noqa: E402
+from utils.options import Source, parse  # noqa: E402
 
 torch.set_num_threads(2)
 
@@ -34,6 +36,11 @@ def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) ->
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def folder_set(root: Path, kind=Source, **entry) -> ImageSet:
+    """The set of an option file's entry, or, with kind TestSet, of one of its test sets."""
+    return ImageSet(parse(kind, {"name": "set", **entry}, ""), str(root), "file: set")
 
 
 def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:

@@ -1,111 +1,82 @@
-"""data.check on trees in the public layout: complete ones pass, each damage is named."""
+"""--dry-run of train.py and test.py: complete data pass, each damage is named, nothing is saved."""
 
 import os
-import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tifffile
 import yaml
 from PIL import Image
 
-from conftest import run_script, write_image
-from data.datasets import ImageSet
-from test_images import refuse_to_list
-from utils.errors import InputError
-from utils.options import load_options
+from conftest import SMALL, run_script, write_image
+from data.cache import check
+from data.datasets import open_test_sets
+from utils.errors import count
+from utils.options import Images
+
+OPTIONS = """
+{name: check, steps: 1, batch: 1, patch: 16, workers: 0, network: NETWORK, root: ROOT, output: ROOT/out,
+sources: [
+  {name: denoise, clean: Train/Denoise, degradation: noise, levels: [25], expected: 3},
+  {name: derain, degraded: Train/Derain/rainy, clean: Train/Derain/gt, expected: 3},
+  {name: dehaze, degraded: Train/Dehaze/synthetic, clean: Train/Dehaze/original, pairing: haze, expected: 4},
+  {name: deblur, degraded: Train/Deblur/blur, clean: Train/Deblur/sharp, expected: 2}],
+validation: {sets: [
+  {name: LOL, degraded: test/lowlight/low, clean: test/lowlight/high, expected: 1},
+  {name: gone, degraded: test/gone, optional: true}]}}
+"""
 
 
 @pytest.fixture
-def option_file(tmp_path: Path, public_tree: Path) -> Path:
-    content = {
-        "name": "check", "steps": 1, "root": str(public_tree),
-        "sources": [{"type": "denoise", "levels": [25], "expected": 3},
-                    {"type": "derain", "pairing": "rain", "expected": 3},
-                    {"type": "dehaze", "pairing": "haze", "expected": 4}, {"type": "deblur", "expected": 2}],
-        "validation": {"sets": [{"name": "LOL", "degraded": "test/lowlight/low",
-                                 "clean": "test/lowlight/high", "expected": 1},
-                                {"name": "gone", "degraded": "test/gone", "optional": True}]},
-    }
-    path = tmp_path / "check.yml"
-    path.write_text(yaml.safe_dump(content))
+def option_file(public_tree: Path) -> Path:
+    path = public_tree / "check.yml"
+    path.write_text(OPTIONS.replace("NETWORK", yaml.safe_dump(SMALL, default_flow_style=True)).replace(
+        "ROOT", str(public_tree)))
     return path
 
 
-def check(option_file: Path, *more: object):
-    return run_script("data/check.py", "--opt", option_file, *more)
+def dry_run(option_file: Path, *changes: str, script: str = "train.py"):
+    result = run_script(script, "--opt", option_file, "--dry-run", *(["--set", *changes] if changes else []))
+    assert not (option_file.parent / "out").exists()            # it saves nothing
+    return result
 
 
 def problems(result) -> list[str]:
-    count = result.stdout.count("problem: ")
-    assert result.returncode == 1 and re.search(rf"error: {count} problems?, ", result.stderr)
-    lines = result.stdout.splitlines()
-    return [line.removeprefix("problem: ") for line in lines if line.startswith("problem: ")]
+    lines = [line.removeprefix("problem: ") for line in result.stdout.splitlines()
+             if line.startswith("problem: ")]
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.endswith(f"check.yml: {count(len(lines), 'problem')} with its data\n")
+    return lines
 
 
 def test_complete_data_pass(option_file, public_tree):
-    write_image(public_tree / "Train/Denoise/wide.png", 60, 32)
-    result = check(option_file, "--set", "sources.0.expected=4")
+    """Also a file whose name is in no encoding."""
+    named = public_tree / "Train/Denoise/12003.png"
+    named.rename(named.with_name(os.fsdecode(b"\xe9.png")))
+    result = dry_run(option_file)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (f"check.yml: sources[0] denoise: 4 clean images in {public_tree}/Train/Denoise, "
-            "noise 25 on the fly; 4 files, 40-60 x 32 pixels\n    4 images of 4 expected\n") in result.stdout
-    assert "sources[2] dehaze: 4 pairs" in result.stdout
-    assert "left out (optional): " in result.stdout
-    assert result.stdout.endswith("no problems, 22 files decoded\n")
+    for line in (f"source denoise: 3 clean images in {named.parent}, noise 25 on the fly; x 1 = 3",
+                 "source derain: 3 pairs", "source dehaze: 4 pairs", "validation LOL: 1 pairs",
+                 "left out (optional): ", "one step: map_loss", "no problems; a dry run saves nothing"):
+        assert line in result.stdout, line
 
 
-def test_each_damage_is_named(option_file, public_tree):
+def test_every_problem_is_listed_at_once(option_file, public_tree):
+    """Of folders in two sets, of a partner, a number, a file, sizes."""
+    for folder in ("Train/Deblur/sharp", "test/lowlight/high"):
+        (public_tree / folder).rename(public_tree / f"{folder}_images")
     (public_tree / "Train/Derain/gt/norain-2.png").unlink()
-    (public_tree / "Train/Derain/gt/norain-1.png").rename(public_tree / "Train/Derain/gt/anorain-1.png")
-    broken = public_tree / "Train/Dehaze/synthetic/part1/0025_1_0.2.jpg"
+    broken = write_image(public_tree / "Train/Dehaze/original/0025.jpg", 200, 200)
     broken.write_bytes(broken.read_bytes()[:700])
-    (public_tree / "Train/Deblur/sharp").rename(public_tree / "Train/Deblur/Sharp_images")
-    write_image(public_tree / "test/lowlight/high/1.png", 41)
-    write_image(public_tree / "Train/Denoise/4.png")
-    found = problems(check(option_file))
-    assert [message.split(": ")[1] for message in found] == [
-        "sources[3] deblur.clean", "sources[0] denoise", "sources[1] derain", "sources[1] derain",
-        "sources[2] dehaze", "validation.sets[0] LOL"]
-    folder, count, unpaired, pairs, unreadable, unequal = found
-    near = f"{public_tree}/Train/Deblur/Sharp_images"
-    assert f"no folder {public_tree}/Train/Deblur/sharp, did you mean {near}?" in folder
-    assert "4 images, expected 3" in count
-    assert "2 of 3 degraded images have no clean partner: " in unpaired and "rain-2.png (expected" in unpaired
-    assert "norain-1.*, did you mean anorain-1?" in unpaired
-    assert "1 pair, expected 3" in pairs
-    assert "1 unreadable file: " in unreadable and f"{broken}: cannot be read as an image" in unreadable
-    assert "1 pair of unequal size: " in unequal
-    assert "low/1.png is 40x32 but" in unequal and "high/1.png is 41x32" in unequal
-
-
-def test_half_of_an_optional_set_is_a_problem(option_file):
-    (half,) = problems(check(option_file, "--set", "validation.sets.0.expected=0",
-                             "validation.sets.0.name=low", "validation.sets.0.degraded=test/lowlight/low",
-                             "validation.sets.0.clean=test/lowlight/hig", "validation.sets.0.optional=true"))
-    assert "validation.sets[0] low.clean: no folder" in half and "did you mean" in half
-
-
-def test_no_data_at_all_is_a_problem(option_file, tmp_path):
-    (missing,) = problems(check(Path("options/test_mixed.yml"), "--set", f"root={tmp_path / 'typo'}"))
-    assert f"none of its sets is there, root {tmp_path / 'typo'}" in missing
-    result = run_script("test.py", "--opt", "options/test_mixed.yml", "--set", f"root={tmp_path / 'typo'}")
-    assert result.returncode == 1 and "sets: none of them is there, root" in result.stderr
-
-
-def test_file_list_with_prefix(option_file, public_tree):
-    (public_tree / "denoise.txt").write_text("a100075.jpg\n00001.png\n12003.png\n")
-    listed, count = problems(check(option_file, "--set", "sources.0.file_list=denoise.txt"))
-    assert "sources[0] denoise.file_list: 2 of 3 names in" in listed
-    assert "a100075.jpg, did you mean 100075.jpg?" in listed
-    assert "00001.png, did you mean 00001.bmp?" in listed
-    assert "1 image, expected 3" in count
-
-
-def test_option_file_of_test_py(public_tree):
-    result = check(Path("options/test_5d.yml"), "--set", f"root={public_tree}")
-    assert "sets[0] SOTS: 1 pair, expected 500" in "\n".join(problems(result))
-    assert "did you mean batch?" in check(Path("options/train_5d.yml"), "--set", "bacth=3").stderr
+    write_image(public_tree / "Train/Dehaze/original/0031.jpg", 41)
+    found = problems(dry_run(option_file, "sources.0.expected=4"))
+    for message, text in zip(found, (
+        "sources[1] derain: 1 of 3 degraded images have no clean partner: ",
+        f"sources[3] deblur.clean: no folder {public_tree}/Train/Deblur/sharp, did you mean ",
+        f"validation.sets[0] LOL.clean: no folder {public_tree}/test/lowlight/high, did you mean ",
+        f"{broken}: cannot be read as an image", "sources[0] denoise: 3 images, expected 4",
+        "0031_0.8_0.1.jpg is 40x32 but ", "0031_1_0.2.jpg is 40x32 but "), strict=True):
+        assert text in message
+    assert "rain-2.png (expected" in found[0] and "0031.jpg is 41x32, expected the same size" in found[-1]
 
 
 def test_pairs_of_which_nothing_is_degraded(option_file, public_tree):
@@ -115,50 +86,40 @@ def test_pairs_of_which_nothing_is_degraded(option_file, public_tree):
     Image.open(sharp / first).save(blur / first, compress_level=1)
     (blur / second).unlink()
     (blur / second).symlink_to(sharp / second)
-    (equal,) = problems(check(option_file))
-    assert "sources[3] deblur: 2 pairs of equal images: " in equal
-    assert f"{blur / first} = {sharp / first}; {blur / second} = {sharp / second} (the same file)" in equal
-    both = ("--set", "sources.3.degraded=Train/Deblur/sharp", "sources.3.clean=Train/Deblur/sharp")
-    (same,) = problems(check(option_file, *both))
-    assert "2 pairs of equal images: " in same and same.count("(the same file)") == 2
-    on_the_fly = check(option_file, *both, "sources.3.degradation=noise", "sources.3.levels=[25]")
-    assert on_the_fly.returncode == 0, on_the_fly.stdout
+    equal = problems(dry_run(option_file))
+    assert equal == [f"{blur / name} and {sharp / name} are equal, expected a degraded and a clean image"
+                     for name in (first, second)]
+    both = Images(name="noise", degraded="blur", clean="sharp", degradation="noise", levels=[25])
+    assert not check(open_test_sets([both], str(blur.parent), "sets"), [])          # noise comes on top
 
 
-def test_what_cannot_be_read_rightly_is_a_problem(option_file, public_tree, monkeypatch):
-    """Not-a-number pixels, a pipe, a folder that cannot be listed: found here, and refused by a run."""
-    low, high = public_tree / "test/lowlight/low", public_tree / "test/lowlight/high"
-    depth = np.full((32, 40), 0.5, np.float32)
-    depth[3, 4] = np.nan
-    tifffile.imwrite(low / "2.tif", depth)
-    os.mkfifo(low / "3.png")
-    for name in ("2.png", "3.png"):
-        write_image(high / name)
-    (found,) = problems(check(option_file, "--set", "validation.sets.0.expected=3"))
-    assert "2 unreadable files: " in found and "3.png: no regular file" in found
-    assert "2.tif: cannot be read as an image (pixels that are infinite or not a number)" in found
-    images = ImageSet(load_options(None, str(option_file)).validation.sets[0], str(public_tree), "here")
-    with pytest.raises(InputError, match="2.tif: cannot be read as an image"):
-        images.read(1)
-    refuse_to_list(monkeypatch, low)
-    closed = f"{low}: a folder that cannot be read (Permission denied)"
-    assert any(closed in message for message in problems(check(option_file)))
+def test_a_test_image_among_the_training_images(option_file, public_tree):
+    """The same pixels under another name, in another format; the sources may share theirs."""
+    taken = public_tree / "Train/Denoise/00001.bmp"
+    (public_tree / "test/lowlight/high/1.png").unlink()
+    Image.open(taken).save(public_tree / "test/lowlight/high/1.png")
+    Image.open(taken).save(public_tree / "Train/Denoise/again.png")
+    (found,) = problems(dry_run(option_file))
+    assert "validation.sets[0] LOL: " in found and "high/1.png is among the training images" in found
 
 
-def test_what_is_not_used_of_a_file_is_reported(option_file, public_tree):
-    """It is no problem."""
-    path = public_tree / "Train/Denoise/12003.png"
-    image = Image.open(path)
-    image.putalpha(100)
-    image.save(path, exif=b"Exif\0\0nonsense")
-    result = check(option_file)
-    assert result.returncode == 0, result.stdout
-    assert "    2 remarks on what is not used: " in result.stdout
-    assert "12003.png: damaged EXIF, kept as far as it can be read; " in result.stdout
-    assert "12003.png: transparency, which is left out" in result.stdout
-
-
-def test_names_in_no_encoding(option_file, public_tree):
-    (public_tree / "Train/Denoise/12003.png").rename(public_tree / "Train/Denoise" / os.fsdecode(b"\xe9.png"))
-    result = check(option_file)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_dry_run_of_test_py(tmp_path, checkpoint):
+    """Sizes, folders, numbers; no data at all is a problem, too, though every set is optional."""
+    for n, size in (("a", 40), ("b", 41)):
+        write_image(tmp_path / f"in/{n}.png", size)
+        write_image(tmp_path / f"gt/{n}.png", 40, seed=1)
+    path = tmp_path / "check.yml"
+    sets = [{"name": "pairs", "degraded": "in", "clean": "gt", "expected": 3},
+            {"name": "gone", "degraded": "gone"}, {"name": "left", "degraded": "gone", "optional": True},
+            {"name": "half", "degraded": "in", "clean": "g", "optional": True}]
+    path.write_text(yaml.safe_dump({"name": "check", "checkpoint": str(checkpoint), "root": str(tmp_path),
+                                    "output": str(tmp_path / "out"), "sets": sets}))
+    result = dry_run(path, script="test.py")
+    gone, half, number, size = problems(result)
+    assert "sets[1] gone.degraded: no folder" in gone and "sets[3] half.clean: no folder" in half
+    assert "sets[0] pairs: 2 images, expected 3" in number and "in/b.png is 41x32 but " in size
+    assert "left out (optional): " in result.stdout and "pairs: 2 pairs in" in result.stdout
+    good = dry_run(path, "sets=[{name: one, clean: gt, degradation: noise, levels: [25]}]", script="test.py")
+    assert good.returncode == 0 and good.stdout.endswith("no problems; a dry run restores nothing\n")
+    nothing = dry_run(path, "sets=[{name: one, degraded: gone, optional: true}]", script="test.py")
+    assert nothing.returncode == 1 and "sets: none of them is there, root" in nothing.stderr

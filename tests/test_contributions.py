@@ -13,13 +13,13 @@ from data.datasets import bundled_folder
 from models.baryir import BaryIR
 from utils.checkpoint import load_network, save_checkpoint
 from utils.images import read_image
-from utils.metrics import psnr
+from utils.metrics import crop_for, psnr
 
 IMAGE = "microaneurysms.png"            # of scikit-image, 102x102
 
 
 def contributions(folder: Path, checkpoint: Path):
-    content = {"name": "small", "checkpoint": str(checkpoint), "device": "cpu", "protocol": "full",
+    content = {"name": "small", "checkpoint": str(checkpoint), "protocol": "promptir",
                "sets": [{"name": "jpeg", "bundled": [IMAGE], "degradation": "jpeg", "levels": [20]},
                         {"name": "as_it_is", "bundled": [IMAGE]}]}
     (folder / "small.yml").write_text(yaml.safe_dump(content))
@@ -32,9 +32,9 @@ def test_table_and_strips(tmp_path, checkpoint):
     assert result.returncode == 0, result.stderr
     with open(tmp_path / "out.csv", newline="") as file:
         jpeg, as_it_is = csv.DictReader(file)
-    clean = read_image(bundled_folder() / IMAGE)
+    clean = crop_for("promptir", read_image(bundled_folder() / IMAGE))
     strip = read_image(tmp_path / "out/jpeg" / IMAGE)
-    assert strip.shape == (102, 6 * 102, 3)
+    assert strip.shape == (96, 6 * 96, 3)
     degraded, *panels = np.split(strip, 6, axis=1)
 
     net = load_network(checkpoint)

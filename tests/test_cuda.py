@@ -1,4 +1,4 @@
-"""What differs on a GPU: both schemes, autocast, fused optimizers, guard, strips, resume; compiling last."""
+"""What differs on a GPU: both schemes, graphs, fused optimizers, guard, strips, resume."""
 
 import csv
 import math
@@ -10,20 +10,21 @@ import yaml
 
 import train
 from conftest import SMALL, TINY_NETWORK
-from models.baryir import BaryIR, compile_stages
+from models.baryir import BaryIR
 from utils.evaluation import restore
 from utils.sides import Side
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+SCHEME = pytest.mark.parametrize("scheme", ["joint", "separate"])
+OPTIMIZER = pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
 
 
 def option_file(tmp_path: Path, **changes) -> str:
     sources = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range": ends}
                for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
-    options = {"name": "run", "output": str(tmp_path), "device": "cuda", "steps": 8, "batch": 4, "patch": 32,
-               "workers": 0, "log_every": 1, "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3,
-               "ema": 0.9, "balanced": True, "sources": sources,
-               "objective": {"cost": "mean_square", "lambdas": "uniform"}}
+    options = {"name": "run", "output": str(tmp_path), "steps": 8, "batch": 4, "patch": 32, "workers": 0,
+               "log_every": 1, "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9,
+               "balanced": True, "sources": sources, "objective": {"lambdas": "uniform"}}
     path = tmp_path / "some.yml"
     path.write_text(yaml.safe_dump({**options, **changes}))
     return str(path)
@@ -38,38 +39,42 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
-@pytest.mark.parametrize("scheme", ["joint", "separate"])
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training(tmp_path, scheme, optimizer, precision):
-    run(option_file(tmp_path, scheme=scheme, optimizer=optimizer, precision=precision, steps=30, clip=1.0))
+def launch_steps(patch: pytest.MonkeyPatch) -> None:
+    """Have train.py launch every step, as on several GPUs, instead of recording it."""
+    sides = train.make_sides
+    patch.setattr(train, "Recorded", lambda step: step)
+    patch.setattr(train, "make_sides", lambda net, potentials, options, _: sides(net, potentials, options))
+
+
+@SCHEME
+@OPTIMIZER
+@pytest.mark.parametrize("how", [
+    {}, {"precision": "bfloat16", "recompute": True, "workers": 2, "cache": True}], ids=["plain", "saving"])
+def test_training(tmp_path, scheme, optimizer, how):
+    run(option_file(tmp_path, scheme=scheme, optimizer=optimizer, steps=30, clip=1.0, **how))
     rows = losses(tmp_path / "run")
     assert all(math.isfinite(row["reconstruction"]) and row["skipped"] == 0 for row in rows)
     assert sum(row["reconstruction"] for row in rows[-5:]) < sum(row["reconstruction"] for row in rows[:5])
 
 
-@pytest.mark.parametrize("scheme", ["joint", "separate"])
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_recorded_steps_equal_launched_ones(tmp_path, scheme, optimizer):
+@SCHEME
+@OPTIMIZER
+def test_recorded_steps_equal_launched_ones(tmp_path, monkeypatch, scheme, optimizer):
     """Within rounding, for two sizes of batches."""
     rate = 1e-3 if optimizer == "adamw" else 1e-5               # RMSprop's first steps are ten times as long
-    runs = {}
-    for graphs in (False, True):
-        run(option_file(tmp_path, name=f"{graphs}", scheme=scheme, optimizer=optimizer, learning_rate=rate,
-                        graphs=graphs, steps=20, progressive=[[10, 2, 48]], clip=1.0, workers=2))
-        runs[graphs] = losses(tmp_path / f"{graphs}")
-    for launched, recorded in zip(runs[False], runs[True], strict=True):
+    runs = []
+    for name in ("recorded", "launched"):
+        run(option_file(tmp_path, name=name, scheme=scheme, optimizer=optimizer, learning_rate=rate,
+                        steps=20, progressive=[[10, 2, 48]], clip=1.0, workers=2))
+        runs.append(losses(tmp_path / name))
+        launch_steps(monkeypatch)
+    for recorded, launched in zip(*runs, strict=True):
         for name in ("reconstruction", "distance", "gradient_norm", "potential_loss"):
             near = pytest.approx(launched[name], rel=0.05, abs=1e-3, nan_ok=True)
             assert recorded[name] == near, name
 
 
-def test_training_with_what_saves_memory_and_time(tmp_path):
-    run(option_file(tmp_path, recompute="cheap", precision="bfloat16", workers=2, cache=True, steps=4))
-    assert all(math.isfinite(row["reconstruction"]) for row in losses(tmp_path / "run"))
-
-
-@pytest.mark.parametrize("scheme", ["joint", "separate"])
+@SCHEME
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
     """Within rounding: sums on a GPU are not repeated bit by bit."""
     opt = option_file(tmp_path, scheme=scheme, steps=12, save_every=6)
@@ -82,18 +87,20 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
         torch.testing.assert_close(weight, resumed["net"][name], rtol=1e-2, atol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-@pytest.mark.parametrize("before, after", [("false", "true"), ("true", "false")])
-def test_a_run_resumes_with_other_graphs(tmp_path, optimizer, before, after):
+@OPTIMIZER
+@pytest.mark.parametrize("launched", [0, 1], ids=["launched first", "recorded first"])
+def test_a_run_resumes_with_other_graphs(tmp_path, optimizer, launched):
     """A checkpoint of launched steps, as on several GPUs or a CPU, goes on in recorded ones, and back."""
     opt = option_file(tmp_path, optimizer=optimizer, steps=12)
-    run(opt, "--set", "steps=6", f"graphs={before}")
-    run(opt, "--resume", "--set", f"graphs={after}")
+    for part, arguments in enumerate((["--set", "steps=6"], ["--resume"])):
+        with pytest.MonkeyPatch.context() as patch:
+            if part == launched:
+                launch_steps(patch)
+            run(opt, *arguments)
     assert len(losses(tmp_path / "run")) == 12
 
 
-@pytest.mark.parametrize("kind, how", [
-    (torch.optim.RMSprop, {}), (torch.optim.Adam, {"fused": True}), (torch.optim.AdamW, {"fused": True})])
+@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.AdamW, {"fused": True})])
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how):
     layer = torch.nn.Linear(3, 2).cuda()
     side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3, device="cuda")
@@ -126,30 +133,3 @@ def test_strips_equal_the_whole_image(net, precision, tolerance):
     for rows in (0, 1, 16):
         strips = restore(net, image, rows, precision)
         torch.testing.assert_close(strips, whole, rtol=tolerance, atol=tolerance)
-
-
-def test_autocast_keeps_the_gradients(net):
-    image = torch.rand(2, 3, 48, 48, device="cuda")
-
-    def gradients(enabled: bool) -> list[torch.Tensor]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=enabled):
-            restored = net(image)[0]
-        loss = (restored.float() - image).square().mean()
-        return torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
-
-    for exact, rounded in zip(gradients(False), gradients(True), strict=True):
-        if exact is not None and exact.norm() > 0:
-            assert torch.cosine_similarity(exact.flatten(), rounded.float().flatten(), dim=0) > 0.9
-
-
-def test_compiled_stages_equal_eager_ones(net):
-    images = [torch.rand(1, 3, *size, device="cuda") for size in ((64, 96), (80, 72))]
-    expected = [restore(net, image) for image in images]
-    compile_stages(net, dynamic=True)
-    for image, eager in zip(images, expected, strict=True):
-        torch.testing.assert_close(restore(net, image), eager, rtol=1e-3, atol=1e-4)
-
-
-def test_compiled_training(tmp_path):
-    run(option_file(tmp_path, recompute="cheap", compile=True, precision="bfloat16", steps=4))
-    assert all(math.isfinite(row["reconstruction"]) for row in losses(tmp_path / "run"))

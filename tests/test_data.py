@@ -1,8 +1,8 @@
-"""Pairing by key, what sources report and refuse, repeatable patches, degradations, the sampler."""
+"""Pairs by name, what sets report and refuse, patches that repeat, what a patch gets, the sampler."""
 
 import pickle
+import unicodedata
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +11,47 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conftest import write_image
-from data import cache
-from data.cache import DecodedImages, decode_all
-from data.datasets import ImageSet, TrainingSet, bundled_depth, open_test_sets
-from data.degradations import BY_LEVEL, file_rng
-from data.pairs import match_pairs
-from data.sampler import EpochSampler
+from benchmarks.faults import same_state
+from conftest import folder_set, write_image
+from data import cache, degradations
+from data.cache import decode_all
+from data.datasets import NONE, ImageSet, TrainingSet, open_test_sets
+from data.degradations import DEGRADATIONS, Parts, jpeg
+from data.pairs import Folder, match_pairs
+from data.sampler import EpochSampler, probabilities
 from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
 from utils import options
 from utils.errors import InputError
-from utils.evaluation import degraded_and_clean
 from utils.images import read_image
-from utils.options import parse
+
+CLEAN = dict(clean="clean", degradation="noise", levels=[25])
 
 
-def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> dict[str, str]:
-    sides = [Path("in", name) for name in degraded], [Path("gt", name) for name in clean]
-    matching = match_pairs(*sides, pairing, Path("in"), Path("gt"))
-    assert not matching.unpaired and not matching.ambiguous
-    return {str(pair.degraded.relative_to("in")): str(pair.clean.relative_to("gt"))
-            for pair in matching.pairs}
+@pytest.fixture
+def tree(tmp_path):
+    """Clean photographs with degraded ones, depth at half their size, and rain layers."""
+    for n in range(4):
+        write_image(tmp_path / f"clean/{n}.png", 64, 48, seed=n)
+        write_image(tmp_path / f"in/{n}.png", 64, 48, seed=n + 10)
+    for folder, size, values in (("depth", (24, 32), (0, 60, 120, 180)), ("layers", (48, 64), (30, 50))):
+        (tmp_path / folder).mkdir()
+        for n, value in enumerate(values):
+            Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / folder / f"{n}.png")
+    return tmp_path
 
 
-def unmatched(degraded: list[str], clean: list[str], pairing: str = "auto") -> tuple[list, list]:
-    sides = [Path("in", name) for name in degraded], [Path("gt", name) for name in clean]
-    matching = match_pairs(*sides, pairing, Path("in"), Path("gt"))
-    unpaired = [(str(path), str(wanted)) for path, wanted in matching.unpaired]
-    return unpaired, [tuple(map(str, paths)) for paths in matching.ambiguous]
+def noisy_by_hand(clean: np.ndarray, name: str) -> np.ndarray:
+    """A test image of CLEAN, as the field's scripts make it."""
+    randn = np.random.default_rng(zlib.crc32(name.encode()) + 25).standard_normal(clean.shape)
+    return np.clip(clean + randn * 25, 0, 255).astype(np.uint8)
+
+
+def pairs_of(degraded: list[str], clean: list[str], pairing: str = "auto") -> list[str]:
+    sides = [Folder(Path(name), [Path(name, file) for file in files])
+             for name, files in (("in", degraded), ("gt", clean))]
+    pairs = match_pairs(*sides, pairing, "here")
+    assert [str(pair.degraded.relative_to("in")) for pair in pairs] == degraded
+    return [str(pair.clean.relative_to("gt")) for pair in pairs]
 
 
 @pytest.mark.parametrize("degraded, clean, expected", [
@@ -52,226 +65,273 @@ def unmatched(degraded: list[str], clean: list[str], pairing: str = "auto") -> t
     (["x/1.png", "y/1.png"], ["y/1.png", "x/1.png"], ["x/1.png", "y/1.png"]),       # mirrored sub-folders
     (["part1/1_a.jpg", "part4/2_a.jpg"], ["1.jpg", "2.jpg"], ["1.jpg", "2.jpg"]),   # sub-folders on one side
 ])
-def test_pairs_are_made_by_key(degraded, clean, expected):
-    assert pairs_of(degraded, clean) == dict(zip(degraded, expected, strict=True))
+def test_pairs_are_made_by_name(degraded, clean, expected):
+    assert pairs_of(degraded, clean) == expected
 
 
-def test_unpaired_and_ambiguous_names():
-    assert unmatched(["a.png", "b.png"], ["a.png", "c.png"]) == ([("in/b.png", "gt/b")], [])
-    assert unmatched(["a.png"], ["a.bmp", "a.jpg"]) == ([], [("in/a.png", "gt/a.bmp", "gt/a.jpg")])
-    assert unmatched(["1_2.png"], ["1.png"], pairing="same") == ([("in/1_2.png", "gt/1_2")], [])
-    assert unmatched(["x/1.png", "y/1.png"], ["x/1.png"]) == ([("in/y/1.png", "gt/y/1")], [])  # not gt/x
-    assert unmatched(["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"]) == (
-        [("in/cat_3.png", "gt/cat_3")], [])                     # not all of them to cat.png
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_either_unicode_form(tmp_path, form, other):
+    """One folder packed on macOS, the other on Linux: pairs, sub-folders, depth, holdout, noise."""
+    ours, theirs = (unicodedata.normalize(kind, "Zürich/café.png") for kind in (form, other))
+    assert pairs_of([ours], [theirs]) == [theirs]
+    for path in (f"clean/{ours}", f"depth/{theirs}"):
+        write_image(tmp_path / path)
+    assert folder_set(tmp_path, clean="clean", degradation="haze", range=[1, 2], depth="depth").depths
+    held = folder_set(tmp_path, options.TestSet, **CLEAN, holdout=[theirs])
+    degraded, clean = held.degraded_and_clean(0)
+    assert np.array_equal(degraded, noisy_by_hand(clean, unicodedata.normalize("NFC", "café.png")))
 
 
-def test_unpaired_and_ambiguous_files_are_errors(tmp_path):
-    for name in ("in/a.png", "in/b.png", "gt/a.png"):
-        write_image(tmp_path / name)
-    message = (r"file: set: 1 of 2 degraded images have no clean partner: "
-               r"\S*in/b.png \(expected \S*gt/b\.\*\)$")
+@pytest.mark.parametrize("degraded, clean, pairing, message", [
+    (["a.png", "b.png"], ["a.png", "bc.png"], "auto",
+     r"^here: 1 of 2 degraded images .* partner: in/b.png \(expected gt/b\.\*, did you mean bc\?\)$"),
+    (["1_2.png"], ["1.png"], "same", r"in/1_2.png \(expected gt/1_2\.\*"),
+    (["x/1.png", "y/1.png"], ["x/1.png"], "auto", r"in/y/1.png \(expected gt/y/1\.\*"),         # not gt/x
+    (["cat_1.png", "cat_2.png", "cat_3.png"], ["cat_1.png", "cat_2.png", "cat.png"], "auto",
+     r"in/cat_3.png \(expected gt/cat_3\.\*"),                  # not all of them to cat.png
+    (["a.png"], ["a.bmp", "a.jpg"], "auto", "gt/a.bmp and gt/a.jpg have the same name, expected one"),
+])
+def test_a_missing_partner_and_two_of_them_are_errors(degraded, clean, pairing, message):
     with pytest.raises(InputError, match=message):
-        folder_set(tmp_path, degraded="in", clean="gt")
-    write_image(tmp_path / "gt/ab.jpg")
-    with pytest.raises(InputError, match=r"b\.\*, did you mean ab\?\)"):
-        folder_set(tmp_path, degraded="in", clean="gt")
-    for name in ("gt/b.bmp", "gt/b.jpg"):
-        write_image(tmp_path / name)
-    with pytest.raises(InputError, match=r"gt/b.bmp and \S*gt/b.jpg have the same name"):
-        folder_set(tmp_path, degraded="in", clean="gt")
+        pairs_of(degraded, clean, pairing)
 
 
-def test_first_folder_that_exists(tmp_path):
+def test_the_first_folder_that_exists(tmp_path):
     write_image(tmp_path / "second/a.png")
-    images = folder_set(tmp_path, options.TestSet, degraded=["first", "second"])
-    assert images.folder == tmp_path / "second"
-    message = r"file: set.degraded: no folder \S*first, nor \S*seconds, did you mean \S*second\?$"
-    with pytest.raises(InputError, match=message):
-        folder_set(tmp_path, options.TestSet, degraded=["first", "seconds"])
-
-
-def test_file_list_chooses_and_orders(tmp_path):
-    for name in ("123.jpg", "124.jpg", "125.jpg"):
-        write_image(tmp_path / "Train/Denoise" / name)
-    (tmp_path / "list.txt").write_text("125.jpg\n/Denoise/123.jpg 1\n\n")
-    description = dict(clean="Train/Denoise", degradation="noise", levels=[25], file_list="list.txt")
-    images = folder_set(tmp_path, **description)
-    assert [path.clean.name for path in images.pairs] == ["125.jpg", "123.jpg"] and images.unused_clean == 0
-    (tmp_path / "list.txt").write_text("a123.jpg\n124.jpg\na125.jpg\n126.png\n999.png\n")
-    with pytest.raises(InputError) as error:
-        folder_set(tmp_path, **description)
-    assert "4 of 5 names" in str(error.value)
-    assert "a123.jpg, did you mean 123.jpg?" in str(error.value)
-    assert str(error.value).endswith("; ...")
-    # A byte order mark, a blank in a name:
-    (tmp_path / "list.txt").write_text("\ufeff123.jpg\nno 1.jpg\n", encoding="utf-8")
-    write_image(tmp_path / "Train/Denoise/no 1.jpg")
-    assert len(folder_set(tmp_path, **description)) == 2
-    for content, message in ((b"\xff\xfe", "not a text file"), (b"\n", "is empty"),
-                             (b"123.jpg\nDenoise/123.jpg\n", "123.jpg more than once")):
-        (tmp_path / "list.txt").write_bytes(content)
-        with pytest.raises(InputError, match=message):
-            folder_set(tmp_path, **description)
-    with pytest.raises(InputError, match="set.file_list: no file .*gone.txt"):
-        folder_set(tmp_path, **{**description, "file_list": "gone.txt"})
-
-
-def test_public_layout(public_tree):
-    kinds = {"denoise": 3, "derain": 3, "dehaze": 4, "deblur": 2, "lowlight": 1}
-    for kind, count in kinds.items():
-        levels = {"levels": [25]} if kind == "denoise" else {}
-        source = parse(options.Source, {"type": kind, **levels}, "here.")
-        images = ImageSet(source, str(public_tree), "here")
-        assert len(images) == count and str(count) in images.describe()
-    write_image(public_tree / "Train/Deblur/sharp/unused.png")
-    images = ImageSet(parse(options.Source, {"type": "deblur"}, ""), str(public_tree), "here")
-    assert "1 clean images without a degraded one" in images.describe()
-
-
-def folder_set(root: Path, kind=options.Source, **description) -> ImageSet:
-    return ImageSet(parse(kind, {"name": "set", **description}, ""), str(root), "file: set")
-
-
-def test_absent_and_empty_folders(tmp_path):
-    with pytest.raises(InputError, match="file: set.clean: no folder .*nowhere"):
-        folder_set(tmp_path, clean="nowhere", degradation="noise", levels=[25])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no images in .*empty"):
-        folder_set(tmp_path, clean="empty", degradation="noise", levels=[25])
-    reports = []
-    description = {"name": "gone", "degraded": "gone", "optional": True}
-    write_image(tmp_path / "there/1.png")
-    there = {"name": "there", "degraded": "there"}
-    both = [parse(options.TestSet, entry, "") for entry in (description, there)]
-    found = open_test_sets(both, str(tmp_path), "sets", reports.append)
-    assert [images.name for images in found] == ["there"]
-    assert "left out (optional): sets[0] gone.degraded: no folder" in reports[0]
-    with pytest.raises(InputError, match="sets: none of them is there, root"):      # by a mistyped root
-        open_test_sets(both[:1], str(tmp_path), "sets", reports.append)
-    half = parse(options.TestSet, {**there, "clean": "gt", "optional": True}, "")
-    with pytest.raises(InputError, match="sets.0. there.clean: no folder"):         # half a set is not absent
-        open_test_sets([half], str(tmp_path), "sets", reports.append)
-    (tmp_path / "gone").mkdir()                                 # there, but wrong: never left out
-    with pytest.raises(InputError, match="no images in"):
-        open_test_sets([parse(options.TestSet, description, "")], str(tmp_path), "sets", reports.append)
+    assert folder_set(tmp_path, options.TestSet, degraded=["first", "second"]).folder == tmp_path / "second"
+    for folders, message in ((["first", "seconds"], r"first, nor \S*seconds, did you mean \S*second\?; put"),
+                             (["first", "empty"], "no images in .*empty, expected .*.bmp")):
+        with pytest.raises(InputError, match=f"file: set.degraded: .*{message}"):
+            folder_set(tmp_path, options.TestSet, degraded=folders)
+
+
+def test_an_optional_set_is_left_out_where_its_folder_is_absent(tree):
+    def there(**entry) -> int:
+        listed = [options.TestSet(name="a", optional=True, **entry)]
+        return len(open_test_sets(listed, str(tree), "sets", reports.append))
+
+    reports, rain = [], dict(clean="clean", degradation="rain", levels=[1])
+    assert there(degraded="in") == 1 and there(degraded="gone") == 0
+    assert len(reports) == 1 and "left out (optional): sets[0] a.degraded: no folder" in reports[0]
+    (tree / "empty").mkdir()
+    for wrong in (dict(degraded="in", clean="gone"), dict(layers="gone", **rain), dict(degraded="empty")):
+        with pytest.raises(InputError, match=r"sets\[0\] a\.\w+: no "):                       # not absent
+            there(**wrong)
 
 
 def test_links_are_followed(tmp_path):
-    """REVIEW 8: of a folder, of a file, of a folder below; a folder may be anywhere, too."""
-    root = tmp_path / "root"
+    """Of the root, a folder, a file, a folder below, a circle; a folder may be anywhere, too."""
     outside = write_image(tmp_path / "elsewhere/b.png").parent
-    (root / "files").mkdir(parents=True)
-    (root / "linked").symlink_to(outside)
-    (root / "files/b.png").symlink_to(outside / "b.png")
-    (root / "deep").mkdir()
-    (root / "deep/below").symlink_to(outside)
+    for folder in ("root/files", "root/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for link, target in (("root/linked", outside), ("root/files/b.png", outside / "b.png"), ("link", "root"),
+                         ("root/deep/below", outside), ("elsewhere/inside", outside)):
+        (tmp_path / link).symlink_to(target)
     for folder in ("../elsewhere", str(outside), "linked", "files", "deep"):
-        images = folder_set(root, options.TestSet, degraded=folder)
+        images = folder_set(tmp_path / "link", options.TestSet, degraded=folder)
         assert len(images) == 1 and images.read(0)[0].shape == (32, 40, 3)
-    (outside / "inside").symlink_to(outside)                    # a circle
-    assert len(folder_set(root, options.TestSet, degraded="linked")) == 1
-    (tmp_path / "link").symlink_to(root)                        # the root itself may be a link
-    assert len(folder_set(tmp_path / "link", options.TestSet, degraded="files")) == 1
 
 
-def test_no_name_leads_out_of_its_folder(tmp_path):
-    """REVIEW 8: by .. or an absolute path, of a file list, of a name in one, of a bundled photograph."""
-    root = tmp_path / "root"
-    write_image(root / "in/a.png")
-    outside = write_image(tmp_path / "private/b.png").parent
-    (outside / "list.txt").write_text("a.png\n")
-    message = r"file_list: .*private/list.txt leads out of root .*root, expected a file below it"
-    for path in ("../private/list.txt", str(outside / "list.txt")):
+def test_what_does_not_fit_is_named(tree):
+    for name in ("../../README.md", "/etc/hostname", "nothing.png"):            # some lead out of the folder
+        with pytest.raises(InputError, match=r"set.bundled: scikit-image ships no \w+"):
+            folder_set(tree, options.TestSet, bundled=[name])
+    write_image(tree / "in/1.png", 65, 48)
+    with pytest.raises(InputError, match="in/1.png is 65x48 but .*clean/1.png is 64x48, expected the same"):
+        folder_set(tree, degraded="in", clean="clean").read(1)
+    (tree / "depth/3.png").unlink()
+    with pytest.raises(InputError, match=r"set.depth: .*depth has none for 1 of 4 images: .*3\.png"):
+        folder_set(tree, clean="clean", degradation="haze", range=[1, 2], depth="depth")
+
+
+def test_what_sources_hold_out_is_what_test_sets_keep(tree):
+    rain = dict(clean="clean", degradation="rain", range=[1, 1], layers="layers", holdout=["[13].png"],
+                holdout_layers=["1*"])
+    for kind, images, layer in ((options.Source, ["0.png", "2.png"], 30),
+                                (options.TestSet, ["1.png", "3.png"], 50)):
+        held = folder_set(tree, kind, **rain)
+        assert [pair.path.name for pair in held.pairs] == images and held.complete == 4
+        assert {held.draw_layer(np.random.default_rng(n)).max() for n in range(9)} == {layer}
+    for change, message in ((dict(holdout=["x*"]), r"set.holdout: x\* names none of 4"),
+                            (dict(holdout=["*"]), "leaves none of 4"),
+                            (dict(holdout_layers=["?.png"]), "set.holdout_layers: .* leaves none of 2"),
+                            (dict(layers=""), "set.holdout_layers: .* names none of 0")):
         with pytest.raises(InputError, match=message):
-            folder_set(root, options.TestSet, degraded="in", file_list=path)
-    message = r"list.txt lists .*b.png, expected names below|1 of 2 names in .* are not in"
-    for name in ("../private/b.png", str(outside / "b.png"), "in/../../private/b.png"):
-        (root / "list.txt").write_text(f"a.png\n{name}\n")
-        with pytest.raises(InputError, match=message):
-            folder_set(root, options.TestSet, degraded="in", file_list="list.txt")
-    with pytest.raises(InputError, match="scikit-image ships no"):
-        folder_set(root, options.TestSet, bundled=["../../README.md"])
+            folder_set(tree, **{**rain, **change})
 
 
-def test_size_mismatch_names_both(tmp_path):
-    write_image(tmp_path / "in/a.png", width=40)
-    write_image(tmp_path / "gt/a.png", width=41)
-    with pytest.raises(InputError, match="in/a.png is 40x32 but .*gt/a.png is 41x32"):
-        folder_set(tmp_path, degraded="in", clean="gt").read(0)
+def test_noise_of_a_test_image_depends_on_its_name_alone(tree):
+    for gone, there in ((None, 4), ("0.png", 3)):
+        (tree / "clean" / (gone or "x")).unlink(missing_ok=True)
+        images = folder_set(tree, options.TestSet, **CLEAN)
+        assert len(images) == there
+        for index in range(there)[::-1]:                        # in any order, whatever else is there
+            degraded, clean = images.degraded_and_clean(index)
+            assert np.array_equal(degraded, noisy_by_hand(clean, images.name_of(index).name))
 
 
-def test_truncated_image_is_named(tmp_path):
-    path = write_image(tmp_path / "in/a.jpg", 200, 200)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match="in/a.jpg: cannot be read as an image"):
-        read_image(path)
+def test_mixed_degradations_come_on_top_of_the_degraded_image(tree):
+    degraded, clean = folder_set(tree, options.TestSet, **CLEAN, degraded="in").degraded_and_clean(1)
+    assert np.array_equal(degraded, noisy_by_hand(read_image(tree / "in/1.png"), "1.png"))
+    assert np.array_equal(clean, read_image(tree / "clean/1.png"))
+    pairs = dict(degraded="in", clean="clean")
+    sources = [folder_set(tree, **pairs, degradation="poisson", levels=[3000]), folder_set(tree, **pairs)]
+    with_noise, plain = (TrainingSet([source], seed=0)[(0, 0, 32)] for source in sources)
+    assert torch.equal(with_noise[1], plain[1])
+    assert 0 < (with_noise[0].float() - plain[0].float()).abs().mean() < 5
 
 
-def two_sources(tmp_path: Path, cache: bool = False) -> TrainingSet:
-    for i in range(3):
-        write_image(tmp_path / f"clean/{i}.png", seed=i)
-        write_image(tmp_path / f"in/{i}.png", seed=i + 10)
-    sources = [folder_set(tmp_path, clean="clean", degradation="noise", levels=[15, 50], repeat=2),
-               folder_set(tmp_path, degraded="in", clean="clean", repeat=5)]
-    decoded = decode_all(sources, tmp_path / "decoded.bin") if cache else None
-    return TrainingSet(sources, seed=7, cache=decoded)
+def test_an_offset_moves_the_grid_of_a_test_image(tree):
+    image, clean = folder_set(tree, options.TestSet, clean="clean", degradation="jpeg", levels=[20],
+                              offset=[3, 5]).degraded_and_clean(2)
+    whole = read_image(tree / "clean/2.png")
+    assert np.array_equal(clean, whole[3:, 5:]) and image.shape == (45, 59, 3)
+    assert np.array_equal(image, jpeg(whole, 20, None, Parts())[0][3:, 5:])
 
 
-def test_epoch_lists_each_image_repeat_times(tmp_path):
-    training_set = two_sources(tmp_path)
-    assert training_set.samples_per_epoch == [6, 15] and len(training_set) == 21
-    sources = [training_set[(index, 0, 16)][2] for index in range(21)]
-    assert sources == [0] * 6 + [1] * 15
+def two_sources(root: Path) -> list[ImageSet]:
+    return [folder_set(root, clean="clean", degradation="noise", levels=[15, 50], repeat=2, name="noise"),
+            folder_set(root, degraded="in", clean="clean", repeat=5)]
 
 
-def test_patches_repeat_with_their_seed_workers_and_cache(tmp_path):
-    training_set, cached = two_sources(tmp_path), two_sources(tmp_path, cache=True)
+def test_an_epoch_lists_images_repeat_times_and_parts_of_a_source_are_one(tree):
+    entries = [folder_set(tree, **CLEAN, name="noise"),
+               folder_set(tree, clean="clean", degradation="rain", range=[1, 2], name="rain", repeat=2),
+               folder_set(tree, **{**CLEAN, "clean": "depth"}, name="noise", repeat=3)]
+    training_set = TrainingSet(entries, seed=0)
+    assert training_set.names == ["noise", "rain"] and training_set.samples_per_epoch == [16, 8]
+    assert [images.folder.name for images in training_set.entries] == ["clean", "depth", "clean"]
+    assert [training_set[(index, 0, 16)][2] for index in range(24)] == [0] * 16 + [1] * 8
+    numbers, read = [], entries[2].read
+    entries[2].read = lambda number: numbers.append(number) or read(number)
+    assert all(training_set[(index, 0, 16)] for index in range(4, 16))
+    assert sorted(numbers) == sorted(3 * [0, 1, 2, 3])
+
+
+def test_patches_repeat_with_their_seed_workers_and_cache(tree):
+    plain, cached = (TrainingSet(two_sources(tree), 7, decoded, clean_share=0.2, camera_share=0.2)
+                     for decoded in (None, decode_all(two_sources(tree), tree / "decoded.bin")))
 
     def batches(dataset: TrainingSet, workers: int, start: int = 0) -> list:
         sampler = EpochSampler([len(dataset)], [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
         return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers))
 
-    expected = batches(training_set, 0)
+    expected = batches(plain, 0)
     assert len(expected) == 12
     assert expected[0][0].shape == (4, 16, 16, 3) and expected[8][0].shape == (2, 24, 24, 3)
-    for other in (batches(training_set, 2), batches(cached, 0), batches(training_set, 0, start=5)):
-        for ours, theirs in zip(expected[-len(other):], other, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for other in (batches(plain, 1), batches(cached, 0), batches(plain, 0, start=5)):
+        assert same_state(other, expected[-len(other):])
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
-def test_decoded_file_is_used_again_until_an_image_changes(tmp_path, monkeypatch):
-    sources, file, decoded = two_sources(tmp_path).entries, tmp_path / "decoded.bin", []
-
-    def decode() -> DecodedImages:
-        return decode_all(sources, file)
-
+def test_decoded_file_is_used_again_until_an_image_changes(tree, monkeypatch):
+    sources, decoded = two_sources(tree), []
     monkeypatch.setattr(cache, "decoding", lambda images, total: decoded.append(total) or images)
-    first, again = decode(), decode()
+
+    first, again = (decode_all(sources, tree / "decoded.bin") for _ in range(2))
     paths = {path for images in sources for path in images.files}
-    assert decoded == [6] and len(paths) == 6
+    assert decoded == [8] and len(paths) == 8
     sent = pickle.dumps(first)                                  # to a worker that is not forked: no pixels
     for images in (first, again, pickle.loads(sent)):
         assert all(path in images and np.array_equal(images[path], read_image(path)) for path in paths)
     assert len(sent) < 2000 < sum(first[path].size for path in paths) and Path("elsewhere.png") not in first
-    changed = write_image(tmp_path / "in/1.png", 30, 50, seed=99)
-    assert np.array_equal(decode()[changed], read_image(changed)) and decoded == [6, 6]
+    changed = write_image(tree / "in/1.png", 30, 50, seed=99)
+    assert np.array_equal(decode_all(sources, tree / "decoded.bin")[changed], read_image(changed))
+    assert decoded == [8, 8]
 
 
-def test_batches_become_images():
-    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    batch = to_batch(images)
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch, torch.stack([to_tensor(image.numpy()) for image in images]))
-
-
-def test_pair_gets_the_same_crop_and_turn(tmp_path):
-    write_image(tmp_path / "in/a.png", seed=1)
-    write_image(tmp_path / "gt/a.png", seed=1)                  # identical: any difference is a misalignment
-    dataset = TrainingSet([folder_set(tmp_path, degraded="in", clean="gt")], seed=0)
-    patches = [dataset[(0, position, 16)] for position in range(20)]
+def test_a_pair_gets_the_same_crop_and_turn(tree):
+    same = TrainingSet([folder_set(tree, degraded="clean", clean="clean")], seed=0)     # else misaligned
+    patches = [same[(0, position, 16)] for position in range(20)]
     assert all(torch.equal(degraded, clean) for degraded, clean, _ in patches)
     assert len({patch[0].numpy().tobytes() for patch in patches}) == 20
+
+
+def test_depth_and_layers_come_from_disk(tree):
+    haze = folder_set(tree, clean="clean", degradation="haze", range=[2, 2], airlight=[1, 1], depth="depth")
+    rain = folder_set(tree, clean="clean", degradation="rain", range=[1, 1], layers="layers",
+                      holdout_layers=["1*"])
+    assert len(haze.files) == 4 + 4 and len(rain.files) == 4 + 1
+    hazy, clean, _ = TrainingSet([haze], seed=0)[(2, 0, 32)]
+    t = np.exp(-2 * 120 / 255)
+    assert (hazy - (clean * t + 255 * (1 - t))).abs().max() <= 0.6
+    for position in range(6):
+        rainy, clean, _ = TrainingSet([rain], seed=0)[(0, position, 32)]
+        assert torch.equal(rainy, (clean.int() + 30).clamp(max=255).byte())
+
+
+def test_random_depth_of_a_patch_is_a_cut_of_the_photographs(tmp_path):
+    """Drawn for a patch, each would reach the horizon, 1. On black, haze of beta 1 is 255 (1 - exp(-d))."""
+    Image.new("RGB", (256, 192)).save(tmp_path / "black.png")
+    haze = folder_set(tmp_path, clean=".", degradation="haze", range=[1, 1], airlight=[1, 1])
+    training_set = TrainingSet([haze], seed=0)
+    depths = [-np.log(1 - training_set[(0, n, 32)][0].numpy() / 255) for n in range(60)]
+    assert sum(depth.max() > 0.99 for depth in depths) < 15
+    assert sum(np.ptp(depth) < 0.3 for depth in depths) > 30
+    assert max(depth.max() for depth in depths) > 0.9 and min(depth.min() for depth in depths) < 0.3
+
+
+def test_a_blurred_patch_saw_what_lies_around_it(tree, monkeypatch):
+    """A larger window is blurred, whose edges mirror it, and cut: by the blur's reach."""
+    made, defocus = [], degradations.defocus
+    monkeypatch.setitem(DEGRADATIONS, "defocus", lambda *given: made.append(defocus(*given)) or made[-1])
+    images = folder_set(tree, clean="clean", degradation="defocus", range=[2, 2.5])
+    patches = TrainingSet([images], seed=0)[(1, 7, 24)][:2]
+    for window, patch in zip(made[0], patches, strict=True):
+        assert window.shape == (30, 30, 3) and np.array_equal(window[3:-3, 3:-3], patch)
+
+
+@pytest.mark.parametrize("entry, camera_share", [
+    (dict(degradation="jpeg", levels=[1]), 0.0), (dict(degradation="jpeg_444", levels=[1]), 0.0),
+    (dict(degradation="gaussian_blur", levels=[1]), 0.999)])
+def test_jpegs_grid_lies_anywhere_in_a_patch(tmp_path, monkeypatch, entry, camera_share):
+    """At quality 1 blocks are flat: where columns and rows change, there is the grid."""
+    monkeypatch.setattr(degradations, "stored", lambda photo, rng: jpeg(photo, 1, rng, Parts())[0])
+    y, x = np.mgrid[:96, :96]
+    ramps = (128 + 60 * np.sin((x + 2 * y) / 23) + 60 * np.sin((3 * x - y) / 31)).astype(np.uint8)
+    Image.fromarray(ramps).save(tmp_path / "ramps.png")
+    training_set = TrainingSet([folder_set(tmp_path, clean=".", **entry)], 0, camera_share=camera_share,
+                               cache={tmp_path / "ramps.png": np.stack([ramps] * 3, axis=2)})
+    found = np.zeros((8, 8), int)
+    for n in range(256):
+        patch = training_set[(0, n, 24)][0].numpy()[..., 0].astype(int)
+        steps = [np.abs(np.diff(patch, axis=axis)).sum(axis=1 - axis) for axis in (0, 1)]
+        found[tuple(int(np.bincount((np.arange(23) + 1) % 8, side).argmax()) for side in steps)] += 1
+    assert (found > 0).sum() >= 55 and found.max() <= 20        # 256 / 64 = 4 each; 8 are expected at 0, 0
+
+
+def test_clean_inputs_are_of_no_source(tree):
+    training_set = TrainingSet([folder_set(tree, **{**CLEAN, "levels": [50]})], seed=0, clean_share=0.3)
+    samples = [training_set[(n % 4, n, 16)] for n in range(200)]
+    noisy = {source: [not torch.equal(*pair) for *pair, its_source in samples if its_source == source]
+             for source in (0, NONE)}
+    assert all(noisy[0]) and 120 <= len(noisy[0]) <= 160 and len(noisy[0]) + len(noisy[NONE]) == 200
+    assert 1 <= sum(noisy[NONE]) <= 15                          # black frames
+
+
+def test_a_share_of_the_degraded_samples_gets_a_cameras_noise(tree):
+    """Those of degradations that are noise themselves do not."""
+    def changed(**entry) -> int:
+        samples = [[TrainingSet([folder_set(tree, clean="clean", **entry)], 0, camera_share=share)[(0, n, 16)]
+                    for n in range(60)] for share in (1e-9, 0.5)]
+        assert all(side.shape == (16, 16, 3) for pair in samples[1] for side in pair[:2])   # some shrunk
+        return sum(not torch.equal(plain[0], taken[0]) for plain, taken in zip(*samples, strict=True))
+
+    assert 20 <= changed(degraded="in") <= 40 and 20 <= changed(degradation="lowlight", levels=[2]) <= 40
+    assert changed(degradation="noise", levels=[25]) == changed(degradation="camera", levels=[2]) == 0
+
+
+def test_small_images_are_padded_crops_agree_and_all_turns_occur():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 30, 3), dtype=np.uint8)
+    crop, depth = random_crop([image, image[..., 0]], 16, rng)
+    assert crop.shape == (16, 16, 3) and np.array_equal(crop[..., 0], depth) and np.isin(crop, image).all()
+    square = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    assert len({random_dihedral([square], rng)[0].tobytes() for _ in range(200)}) == 8
+    images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
+    assert to_batch(images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(to_batch(images), torch.stack([to_tensor(image.numpy()) for image in images]))
 
 
 def test_processes_share_one_sequence():
@@ -281,116 +341,35 @@ def test_processes_share_one_sequence():
     single = requests(0, 1, 4)
     halves = [first + second for first, second in zip(requests(0, 2, 2), requests(1, 2, 2), strict=True)]
     assert single == halves
-    first_epoch = [index for batch in single for index, position, _ in batch if position < 10]
-    assert sorted(first_epoch) == list(range(10))
+    assert sorted(index for batch in single for index, position, _ in batch if position < 10) == [*range(10)]
 
 
 def test_balanced_batches_hold_every_source_equally():
     """Sources of 3 and 7 samples, batches of 4: two of each, every sample of a source before any again."""
     batches = list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3))
-    indices = [[index for index, _, _ in batch] for batch in batches]
-    assert all(sum(index < 3 for index in batch) == 2 for batch in indices)
-    drawn = [index for batch in indices for index in batch]
+    assert all(sum(index < 3 for index, _, _ in batch) == 2 for batch in batches)
+    drawn = [index for batch in batches for index, _, _ in batch]
     for of_source, size in (([i for i in drawn if i < 3], 3), ([i - 3 for i in drawn if i >= 3], 7)):
         for first in range(0, 14 - size + 1, size):
             assert sorted(of_source[first:first + size]) == list(range(size))
-    assert len({position for batch in batches for _, position, _ in batch}) == 28
+    assert [position for batch in batches for _, position, _ in batch] == [*range(28)]
     assert list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3, start=4)) == batches[4:]
 
 
-def test_small_images_are_padded_and_crops_agree():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (5, 30, 3), dtype=np.uint8)
-    crop, depth = random_crop([image, image[..., 0]], 16, rng)
-    assert crop.shape == (16, 16, 3) and depth.shape == (16, 16)
-    assert np.array_equal(crop[..., 0], depth)
-    assert np.array_equal(np.unique(crop), np.intersect1d(np.unique(crop), np.unique(image)))
+def test_epochs_are_counted_by_samples():
+    """Also where later stages have smaller batches, and over processes."""
+    def of_run(processes: int = 1, **changes) -> EpochSampler:
+        sources = [{"name": name, **CLEAN} for name in "ab"]
+        content = {"name": "x", "sources": sources, "batch": 8, "patch": 64, **changes}
+        of_file = options.parse(options.TrainOptions, content, "")
+        return EpochSampler.of_run(of_file, [30, 10], 0, 0, processes)
 
-
-def test_all_eight_turns_occur():
-    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
-    rng = np.random.default_rng(0)
-    assert len({random_dihedral([image], rng)[0].tobytes() for _ in range(200)}) == 8
-
-
-def test_noise_of_a_test_image(tmp_path):
-    """The field's noise, spelled out; independent of the other files."""
-    write_image(tmp_path / "clean/b.png", seed=1)
-    write_image(tmp_path / "clean/a.png", seed=2)
-    images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25])
-    degraded, clean = degraded_and_clean(images, 1)
-    assert images.pairs[1].path.name == "b.png"
-    randn = np.random.default_rng(zlib.crc32(b"b.png") + 25).standard_normal(clean.shape)
-    assert np.array_equal(degraded, np.clip(clean + randn * 25, 0, 255).astype(np.uint8))
-
-
-def test_noise_of_a_test_image_does_not_depend_on_the_others(tmp_path):
-    for i, name in enumerate(("a.png", "b.png", "c.png", "sub/b2.png")):
-        write_image(tmp_path / "clean" / name, seed=i)
-
-    def noisy(**more) -> dict[str, np.ndarray]:
-        images = folder_set(tmp_path, options.TestSet, clean="clean", degradation="noise", levels=[25],
-                            **more)
-        with ThreadPoolExecutor(3) as pool:                     # any order, any number of workers
-            indices = list(range(len(images)))[::-1]
-            found = pool.map(lambda index: degraded_and_clean(images, index)[0], indices)
-            return {str(images.name_of(index)): image for index, image in zip(indices, found, strict=True)}
-
-    before = noisy()
-    (tmp_path / "list.txt").write_text("c.png\nb.png\n")
-    listed = noisy(file_list="list.txt")
-    (tmp_path / "clean/a.png").unlink()
-    write_image(tmp_path / "clean/0.png", seed=9)
-    after = noisy()
-    for other in (listed, after):
-        assert len(set(other) & set(before)) >= 2
-        assert all(np.array_equal(other[name], before[name]) for name in set(other) & set(before))
-    assert not np.array_equal(before["a.png"], before["b.png"])
-
-
-def test_mixed_degradations_come_on_top_of_the_degraded_image(tmp_path):
-    for i in range(2):
-        write_image(tmp_path / f"in/{i}.png", seed=i)
-        write_image(tmp_path / f"gt/{i}.png", seed=i + 10)
-    images = folder_set(tmp_path, options.TestSet, degraded="in", clean="gt", degradation="noise",
-                        levels=[25])
-    degraded, clean = degraded_and_clean(images, 1)
-    rainy = read_image(tmp_path / "in/1.png")
-    randn = np.random.default_rng(zlib.crc32(b"1.png") + 25).standard_normal(rainy.shape)
-    assert np.array_equal(degraded, np.clip(rainy + randn * 25, 0, 255).astype(np.uint8))
-    assert np.array_equal(clean, read_image(tmp_path / "gt/1.png"))
-    sources = [folder_set(tmp_path, degraded="in", clean="gt", degradation="noise", levels=[1]),
-               folder_set(tmp_path, degraded="in", clean="gt")]
-    training_set = TrainingSet(sources, seed=0)
-    mixed, plain = training_set[(0, 0, 32)], training_set[(2, 0, 32)]       # one patch with and without noise
-    assert torch.equal(mixed[1], plain[1])
-    assert 0 < (mixed[0].float() - plain[0].float()).abs().mean() < 3
-
-
-@pytest.mark.parametrize("kind, level", [
-    ("noise", 25), ("rain", 6), ("haze", 2), ("blur", 9), ("lowlight", 4)])
-def test_degradations_repeat_and_degrade(kind, level):
-    clean = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    names = ("a.png", "a.png", "b.png")
-    once, again, other = (BY_LEVEL[kind](clean, level, file_rng(name, level)) for name in names)
-    assert once.dtype == np.uint8 and once.shape == clean.shape
-    assert np.array_equal(once, again) and not np.array_equal(once, other) and not np.array_equal(once, clean)
-    mean = {"rain": 1, "haze": 1, "lowlight": -1}.get(kind, 0)  # rain and haze add light, low light takes it
-    assert mean * (float(once.mean()) - float(clean.mean())) >= 0
-
-
-def test_haze_follows_depth():
-    depth = bundled_depth("motorcycle_left.png")
-    assert depth.min() > 0 and depth.max() == 1 and bundled_depth("coffee.png") is None
-    black = np.zeros((*depth.shape, 3), np.uint8)
-    hazy = BY_LEVEL["haze"](black, 2.0, np.random.default_rng(0), depth)
-    order = np.argsort(depth.ravel())
-    assert (np.diff(hazy[..., 0].ravel()[order].astype(int)) >= 0).all()
-
-
-def test_grey_alpha_and_16_bit_files_are_read_as_rgb(tmp_path):
-    grey = (np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    Image.fromarray((grey // 257).astype(np.uint8)).save(tmp_path / "grey.png")
-    deep, plain = read_image(tmp_path / "deep.png"), read_image(tmp_path / "grey.png")
-    assert deep.shape == plain.shape == (8, 8, 3) and np.abs(deep.astype(int) - plain).max() <= 1
+    staged = of_run(2, steps=20, progressive=[[15, 2, 128], [10, 4, 96]])
+    assert [staged.samples_before(step) for step in (0, 1, 10, 15, 20)] == [0, 16, 160, 200, 220]
+    assert staged.epochs_before(20) == 220 / 40
+    sizes = [(len(batch), batch[0][2]) for batch in staged]
+    assert sizes == [(8, 64)] * 10 + [(4, 96)] * 5 + [(2, 128)] * 5
+    assert of_run(epochs=3).steps == 15 and of_run(2, epochs=2.5).steps == 7        # 100 of 16: rounded up
+    assert of_run(steps=5).groups == [40] and of_run(steps=5, balanced=True).groups == [30, 10]
+    assert probabilities([30, 10], False).tolist() == [0.75, 0.25]
+    assert probabilities([30, 10], True).tolist() == [0.5, 0.5]

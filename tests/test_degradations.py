@@ -1,247 +1,179 @@
-"""Degradations drawn from ranges: their laws, their parts, what training patches get of them."""
-
-from collections import Counter
+"""Degradations: each formula, what is drawn for it, and the drawings that are clean inputs."""
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from conftest import run_script, write_image
-from data.cache import check_all
-from data.datasets import ImageSet, TrainingSet
-from data.degradations import BY_LEVEL, BY_RANGE, LIGHT, Parts, path_kernel, placed_layer, plain_patch
-from utils import options
-from utils.errors import InputError
-from utils.evaluation import degraded_and_clean
+from data import degradations
+from data.datasets import bundled_depth
+from data.degradations import DEGRADATIONS, LIGHT, RAW, RECORDED, Parts, camera_noise, photographed
+from data.drawings import black_frame, clean_pair
 
-STRENGTHS = {"noise": 25, "rain": 2, "haze": 1.0, "blur": 9, "defocus": 2, "lowlight": 3, "jpeg": 20,
-             "clean": 0}
+STRENGTHS = {"noise": 25, "camera": 4, "poisson": 30, "rain": 2, "haze": 1, "underwater": 1, "blur": 9,
+             "defocus": 2, "gaussian_blur": 2, "lowlight": 3, "jpeg": 20, "jpeg_444": 20, "clean": 0}
+NOT_RANDOM = ("defocus", "gaussian_blur", "jpeg", "jpeg_444", "clean")
+NO_NOISE = -40                                                  # stops of a camera
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def degrade(kind: str, clean: np.ndarray, strength: float, seed: int = 0, **parts) -> tuple:
+    return DEGRADATIONS[kind](clean, strength, rng(seed), Parts(**parts))
+
+
 def photograph(height: int = 60, width: int = 80) -> np.ndarray:
-    """A smooth picture with edges, [H,W,3] uint8."""
+    """A smooth picture with an edge, [H,W,3] uint8."""
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / 7) + np.cos(y / 9), np.sin((x + y) / 11), np.cos(x / 5)], axis=2)
     return (128 + 50 * waves + 20 * (x > width // 2)[..., None]).clip(0, 255).astype(np.uint8)
 
 
-def image_set(root, kind=options.Source, **entry) -> ImageSet:
-    return ImageSet(kind(**entry), str(root), "some.yml: sources[0]")
+def flat(value: int, size: int = 64) -> np.ndarray:
+    return np.full((size, size, 3), value, np.uint8)
 
 
-@pytest.mark.parametrize("kind", BY_RANGE)
-def test_they_repeat_by_their_generator_and_keep_the_size(kind):
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_each_repeats_by_its_generator_and_degrades(kind):
     clean = photograph()
     before = clean.copy()
-    once, again, other = (BY_RANGE[kind](clean, STRENGTHS[kind], rng(seed), Parts()) for seed in (0, 0, 1))
-    assert once.dtype == np.uint8 and once.shape == clean.shape and np.array_equal(once, again)
-    assert np.array_equal(clean, before)
-    if kind not in ("defocus", "jpeg", "clean"):
-        assert not np.array_equal(once, other)
-    assert np.array_equal(once, clean) == (kind == "clean")
+    pairs = [degrade(kind, clean, STRENGTHS[kind], seed) for seed in (0, 0, 1)]
+    (once, target), (again, _), (other, _) = pairs
+    assert once.dtype == target.dtype == np.uint8 and once.shape == target.shape
+    assert np.array_equal(once, again) and np.array_equal(clean, before)
+    assert np.array_equal(once, other) == (kind in NOT_RANDOM)
+    assert np.array_equal(once, target) == (kind == "clean")
+    assert np.array_equal(target, clean) == (kind != "camera")
+
+
+def test_noise_is_that_of_the_fields_test_sets():
+    clean = photograph()
+    expected = np.clip(clean + np.random.default_rng(5).standard_normal(clean.shape) * 25, 0, 255)
+    assert np.array_equal(degrade("noise", clean, 25, 5)[0], expected.astype(np.uint8))
+    names = "\udce9.png", "\udce8.png"                          # of bytes that are no text
+    assert len({degradations.file_rng(name, 25).random() for name in names}) == 2
+
+
+def test_shot_noise_gaussian_blur_and_the_underwater_cast():
+    shot = degrade("poisson", flat(128), 30)[0]
+    assert abs(shot.mean() - 128) < 1.5 and abs(shot.std() - 255 * (128 / 255 / 30) ** 0.5) < 2
+    point = flat(0, 41)
+    point[20, 20] = 255
+    assert degrade("gaussian_blur", point, 2)[0][20, 20, 0] == pytest.approx(255 / (2 * np.pi * 4), abs=1)
+    red, green, blue = degrade("underwater", flat(128), 1)[0].reshape(-1, 3).mean(axis=0)
+    assert red < green < 128 and red < blue < 132
+
+
+def test_a_cameras_noise_grows_with_gain_and_light_and_spreads_over_neighbours():
+    """Demosaicing fills in pixels, most of them where fewest are seen: red and blue."""
+    def variance(value: int, stops: float) -> float:
+        noisy, quiet = photographed(flat(value), stops, rng(1))
+        return float((RAW[noisy] - RAW[quiet]).var())           # of what the sensor sees
+
+    for low, high in ((0, 2), (2, 4), (4, 6)):
+        assert 3 < variance(120, high) / variance(120, low) < 8             # 4: two stops of shot noise
+    assert variance(40, 4) < variance(90, 4) < variance(150, 4) < variance(220, 4)
+    noisy, quiet = photographed(flat(120), 3, rng(1))
+    left, right = (noisy.astype(float) - quiet)[:, :-1], (noisy.astype(float) - quiet)[:, 1:]
+    red, green, blue = (np.corrcoef(left[..., c].ravel(), right[..., c].ravel())[0, 1] for c in range(3))
+    assert 0.3 < green < red and 0.3 < green < blue
+
+
+def test_a_cameras_target_is_its_photograph_without_noise():
+    """Whatever the gain; unprocessing and its inverse give the scene; the noisy side alone is a JPEG."""
+    scene = photograph()
+    quiet, noisy = ([degrade("camera", scene, stops, seed) for seed in range(40)] for stops in (NO_NOISE, 6))
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(quiet, noisy, strict=True))
+    assert 10 <= sum(np.array_equal(*pair) for pair in quiet) <= 30                 # the other half is stored
+    whole = [target for _, target in quiet if target.shape == scene.shape]
+    assert 20 <= len(whole) <= 36 and min(len(target) for _, target in quiet) >= 30     # the others shrunk
+    assert all(np.abs(target.astype(float) - scene).mean() < 1 for target in whole)
+    assert photographed(flat(255), NO_NOISE, rng())[1].min() == 255         # white stays white
+    # Demosaicing softens an edge; noise alone does not, and without noise and JPEG nothing changes.
+    without = [camera_noise(scene, NO_NOISE, rng(seed)) for seed in range(20)]
+    assert 4 <= sum(np.array_equal(image, scene) for image in without) <= 16
+    mean = np.mean([camera_noise(scene, 3, rng(seed)) for seed in range(60)], axis=0)
+    assert np.abs(mean - scene)[:, 38:44].mean() < 2
 
 
 def test_a_recorded_rain_layer_is_added_as_it_is():
     clean, layer = photograph(), rng(5).integers(0, 90, (60, 80), dtype=np.uint8)
-    expected = {True: 0, False: 0}
-    for seed in range(40):                                      # every other one is turned and scaled
-        rainy = BY_RANGE["rain"](clean, 1, rng(seed), Parts(layer=lambda _: layer))
-        sides = [np.minimum(clean.astype(int) + s[..., None], 255) for s in (layer, layer[:, ::-1])]
-        expected[any(np.array_equal(rainy, side) for side in sides)] += 1
-    assert min(expected.values()) >= 10
+    sides = [np.minimum(clean.astype(int) + s[..., None], 255) for s in (layer, layer[:, ::-1])]
+    rainy = [degrade("rain", clean, 1, seed, layer=lambda _: layer)[0] for seed in range(40)]
+    as_it_is = sum(any(np.array_equal(image, side) for side in sides) for image in rainy)
+    assert 10 <= as_it_is <= 30                                 # the others are turned and scaled
 
 
-def test_a_small_layer_covers_a_large_image():
-    assert placed_layer(np.full((20, 20), 9, np.uint8), (50, 70), rng(3)).shape == (50, 70)
+def test_a_layer_covers_any_image_and_does_not_wrap_around():
+    assert degradations.placed_layer(np.full((20, 20), 9, np.uint8), (50, 70), rng(3)).min() == 9
+    layer = np.zeros((60, 80), np.uint8)
+    layer[:, :4] = 200                                          # at one side
+    placed = [degradations.placed_layer(layer, (60, 80), rng(seed)) for seed in range(40)]
+    assert not any(image[:, :6].any() and image[:, -6:].any() for image in placed)
+    assert sum(image[:, :6].any() or image[:, -6:].any() for image in placed) > 20
 
 
 def test_haze_follows_the_scattering_law_with_its_recorded_depth():
     clean, depth = photograph(), rng(1).random((60, 80)).astype(np.float32)
-    hazy = BY_RANGE["haze"](clean, 1.3, rng(), Parts(depth=depth, airlight=(1.0, 1.0)))
+    hazy = degrade("haze", clean, 1.3, depth=depth, airlight=(1.0, 1.0))[0]
     t = np.exp(-1.3 * depth.astype(np.float64))[..., None]
     assert np.abs(hazy - (clean * t + 255 * (1 - t))).max() <= 0.51
-
-
-def test_haze_draws_its_airlight_within_its_ends():
-    black, far = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 50, np.float32)
-    parts = Parts(far, airlight=(0.7, 0.9))
-    colours = np.stack([BY_RANGE["haze"](black, 1.0, rng(seed), parts)[0, 0] for seed in range(50)])
+    far = dict(depth=np.full((8, 8), 50, np.float32), airlight=(0.7, 0.9))
+    colours = np.array([degrade("haze", flat(0, 8), 1, seed, **far)[0][0, 0] for seed in range(50)], int)
     assert 0.7 * 255 - 1 <= colours.min() and colours.max() <= 0.9 * 255 + 1
     assert np.ptp(colours, axis=1).max() > 3 and np.ptp(colours, axis=0).min() > 30     # channels, samples
+    recorded = bundled_depth("motorcycle_left.png")
+    assert recorded.min() > 0 and recorded.max() == 1 and bundled_depth("coffee.png") is None
 
 
-def test_blur_averages_linear_light():
+def test_random_depth_is_smooth_and_reaches_the_horizon():
+    fields = np.stack([degradations.smooth_field((60, 80), rng(seed)) for seed in range(50)])
+    assert np.allclose(fields.max(axis=(1, 2)), 1) and np.abs(np.diff(fields, axis=2)).max() < 0.1
+    lows = fields.min(axis=(1, 2))
+    assert 0 <= lows.min() < 0.1 and 0.4 < lows.max() <= 0.5
+    assert fields[:, :20].mean() > fields[:, -20:].mean() + 0.1             # mostly farther at the top
+
+
+def test_blur_averages_linear_light_and_does_not_wrap_around():
     """A white half on black: amid the edge half the light, 8-bit value 255 * 0.5^(1/2.2) = 186, not 128."""
-    edge = np.zeros((41, 41, 3), np.uint8)
+    edge = flat(0, 41)
     edge[:, 21:] = 255
     for kind, strength in (("defocus", 4), ("blur", 15)):
-        blurred = BY_RANGE[kind](edge, strength, rng(2), Parts())
+        blurred = degrade(kind, edge, strength, 2)[0]
         assert LIGHT[blurred].mean() == pytest.approx(LIGHT[edge].mean(), abs=0.01)
-        assert np.array_equal(blurred[:, :3], edge[:, :3]) and np.array_equal(blurred[:, -3:], edge[:, -3:])
-    flat = np.full((30, 30, 3), 77, np.uint8)
-    assert np.array_equal(BY_RANGE["blur"](flat, 9, rng(), Parts()), flat)
-
-
-def test_path_kernel_is_the_time_spent_in_each_pixel():
-    kernel = path_kernel(np.array([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+        assert blurred[:, :3].max() == 0 and blurred[:, -3:].min() == 255
+    assert np.array_equal(degrade("blur", flat(77), 9)[0], flat(77))
+    path = np.array([[0.0, -1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    kernel = degradations.path_kernel(path)                     # time in each pixel
     assert np.allclose(kernel[len(kernel) // 2, 1:-1], [0.25, 0.25, 0.5]) and kernel.sum() == pytest.approx(1)
 
 
-def test_low_light_takes_stops_of_light():
-    clean = np.full((100, 100, 3), 200, np.uint8)
-    shares = [LIGHT[BY_RANGE["lowlight"](clean, 3, rng(seed), Parts())].mean() / LIGHT[200]
-              for seed in range(30)]
+def test_low_light_takes_stops_of_light_and_a_frame_that_recorded_nothing_stays_dark():
+    """Six stops take 20 below one of 255; one bright pixel is enough of a picture."""
+    shares = [LIGHT[degrade("lowlight", flat(200), 3, seed)[0]].mean() / LIGHT[200] for seed in range(30)]
     assert np.median(shares) == pytest.approx(1 / 8, rel=0.4)
+    dark = flat(20)
+    degraded, target = degrade("lowlight", dark, 6)
+    assert target.max() < RECORDED and degraded.mean() < 2 * RECORDED and not np.array_equal(target, dark)
+    dark[0, 0] = 250
+    assert np.array_equal(degrade("lowlight", dark, 6)[1], dark)
 
 
-def test_a_third_of_the_plain_patches_are_of_one_colour():
-    patches = [plain_patch(16, rng(seed)).reshape(-1, 3) for seed in range(100)]
-    kinds = Counter(len(np.unique(patch, axis=0)) == 1 for patch in patches)
-    assert 25 <= kinds[True] <= 60
+def test_jpeg_has_half_colours_or_full():
+    clean = flat(0, 32)
+    clean[:, ::2, 0], clean[:, 1::2, 2] = 255, 255              # red and blue columns
+    half, full = (degrade(kind, clean, 90)[0].astype(int) for kind in ("jpeg", "jpeg_444"))
+    assert np.abs(half - clean).mean() > 4 * np.abs(full - clean).mean() > 0
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """Clean photographs with depth at half their size, and rain layers."""
-    for n in range(4):
-        write_image(tmp_path / f"clean/{n}.png", 64, 48, seed=n)
-        (tmp_path / "depth").mkdir(exist_ok=True)
-        Image.fromarray(np.full((24, 32), 60 * n, np.uint8)).save(tmp_path / f"depth/{n}.png")
-    (tmp_path / "layers").mkdir()
-    Image.fromarray(np.full((48, 64), 30, np.uint8)).save(tmp_path / "layers/a.png")
-    return tmp_path
-
-
-def test_training_takes_depth_and_layers_from_disk(tree):
-    haze = image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], airlight=[1, 1],
-                     depth="depth")
-    rain = image_set(tree, name="rain", clean="clean", degradation="rain", range=[1, 1], layers="layers")
-    training_set = TrainingSet([haze, rain], seed=0)
-    hazy, clean, source = training_set[(2, 0, 32)]
-    t = np.exp(-2 * 120 / 255)
-    assert source == 0 and (hazy - (clean * t + 255 * (1 - t))).abs().max() <= 0.6
-    for position in range(6):
-        rainy, clean, source = training_set[(5, position, 32)]
-        assert source == 1 and torch.equal(rainy, (clean.int() + 30).clamp(max=255).byte())
-
-
-@pytest.mark.parametrize("damaged", ["clean/1.png", "depth/2.png", "layers/a.png"])
-def test_a_dry_run_decodes_depth_and_layers_too(tree, damaged):
-    sets = [image_set(tree, name="haze", clean="clean", degradation="haze", range=[2, 2], depth="depth"),
-            image_set(tree, name="rain", clean="clean", degradation="rain", range=[1, 1], layers="layers")]
-    check_all(sets)
-    (tree / damaged).write_bytes((tree / damaged).read_bytes()[:60])
-    with pytest.raises(InputError, match=damaged):
-        check_all(sets)
-
-
-def test_a_blurred_patch_saw_what_lies_around_it(tree):
-    """The patch of a blurred crop is the crop of a blurred image: nothing is mirrored at its edge."""
-    images = image_set(tree, name="deblur", clean="clean", degradation="defocus", range=[3, 3])
-    degraded, clean, _ = TrainingSet([images], seed=0)[(1, 7, 24)]
-    assert images.margin == 3 and degraded.shape == clean.shape == (24, 24, 3)
-    whole = images.read(1)[1]
-    candidates = [np.rot90(side, turns) for turns in range(4) for side in (whole, whole[:, ::-1])]
-    places = [(side, y, x) for side in candidates
-              for y in range(3, side.shape[0] - 26) for x in range(3, side.shape[1] - 26)
-              if np.array_equal(side[y:y + 24, x:x + 24], clean)]
-    (side, y, x), = places
-    blurred = BY_RANGE["defocus"](np.ascontiguousarray(side), 3, rng(), Parts())
-    assert np.abs(blurred[y:y + 24, x:x + 24].astype(int) - degraded.numpy()).max() <= 1
-
-
-def test_entries_of_one_source_have_one_index(tree):
-    entries = [dict(source="noise", clean="clean", degradation="noise", range=[5, 50]),
-               dict(name="rain", clean="clean", degradation="rain", range=[1, 2]),
-               dict(source="noise", clean="depth", degradation="noise", levels=[25])]
-    sets = [image_set(tree, **entry, repeat=n) for n, entry in enumerate(entries, 1)]
-    training_set = TrainingSet(sets, seed=0)
-    assert training_set.names == ["noise", "rain"] and training_set.samples_per_epoch == [16, 8]
-    assert [training_set[(index, 0, 16)][2] for index in (0, 3, 4, 15, 16, 23)] == [0, 0, 0, 0, 1, 1]
-    assert [images.folder.name for images in training_set.entries] == ["clean", "depth", "clean"]
-
-
-def test_a_share_of_the_samples_is_clean(tree):
-    images = image_set(tree, name="noise", clean="clean", degradation="noise", range=[50, 50])
-    training_set = TrainingSet([images], seed=0, clean_share=0.3)
-    clean = [torch.equal(*training_set[(n % 4, n, 16)][:2]) for n in range(200)]
-    assert 40 <= sum(clean) <= 80
-    assert not any(torch.equal(*TrainingSet([images], seed=0)[(n % 4, n, 16)][:2]) for n in range(50))
-
-
-def test_a_share_of_the_degraded_samples_goes_through_a_camera(tree):
-    """The other samples are bit for bit those without it, and inputs that are clean or noisy stay."""
-    def samples(entry, **shares):
-        training_set = TrainingSet([image_set(tree, name="x", clean="clean", **entry)], seed=0, **shares)
-        return [training_set[(n % 4, n, 16)] for n in range(200)]
-
-    haze = dict(degradation="haze", range=[1, 1], airlight=[1, 1])
-    plain, taken = (samples(haze, clean_share=0.3, camera_share=share) for share in (1e-9, 0.5))
-    changed = [not torch.equal(a[0], b[0]) for a, b in zip(plain, taken, strict=True)]
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(plain, taken, strict=True))
-    assert 50 <= sum(changed) <= 90                             # half of seven tenths of 200
-    assert not any(change and torch.equal(*pair[:2]) for change, pair in zip(changed, plain, strict=True))
-    apart = torch.stack([b[0].double() - a[0] for a, b in zip(plain, taken, strict=True)])[changed]
-    assert abs(apart.mean()) < 0.5 and 1 <= apart.abs().median() <= 5          # JPEG does more to noise
-    noisy = dict(degradation="noise", range=[5, 50])
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(samples(noisy), samples(noisy, camera_share=1),
-                                                       strict=True))
-
-
-def test_what_a_source_holds_out_makes_a_validation_set(tree):
-    noise = dict(clean="clean", degradation="noise", range=[5, 50])
-    source = image_set(tree, name="noise", **noise, holdout=["[13].png"])
-    held = image_set(tree, options.TestSet, name="held", **noise, holdout=["[13].png"])
-    names = [path.name for images in (source, held) for path in images.files]
-    assert names == ["0.png", "2.png", "1.png", "3.png"]
-    assert np.array_equal(degraded_and_clean(held, 0)[0], degraded_and_clean(held, 0)[0])
-    for pattern, message in (("x*", "names no image"), ("*", "leaves no image")):
-        with pytest.raises(InputError, match=message):
-            image_set(tree, name="noise", **noise, holdout=[pattern])
-
-
-@pytest.mark.parametrize("entry, message", [
-    (dict(degradation="noise", range=[50, 5]), r"range: \[50, 5\], expected two numbers \[low, high\]"),
-    (dict(degradation="noise", range=[5, 50], levels=[25]), "range: given beside levels"),
-    (dict(degradation="haze", range=[1, 2], airlight=[0.7, 1.2]), "airlight: "),
-    (dict(degradation="jpeg", range=[0, 50]), "expected qualities of JPEG from 1 to 100"),
-    (dict(degradation="noise", range=[5, 50], layers="layers"),
-     "layers: given without a degradation rain by range"),
-    (dict(degradation="haze", levels=[2], depth="depth"), "depth: given without a degradation haze by range"),
-    (dict(degradation="defocus", levels=[2]), "levels: given for degradation defocus, expected a range"),
-    (dict(degradation="haze"), "levels: none given for degradation haze"),
-])
-def test_ranges_and_parts_that_do_not_fit_are_refused(tree, entry, message):
-    with pytest.raises(InputError, match=message):
-        image_set(tree, name="x", clean="clean", **entry)
-
-
-def test_missing_depth_is_named(tree):
-    (tree / "depth/3.png").unlink()
-    with pytest.raises(InputError, match=r"depth: .*depth has none for 1 of 4 images: .*3\.png"):
-        image_set(tree, name="haze", clean="clean", degradation="haze", range=[1, 2], depth="depth")
-
-
-def test_contact_sheet(tmp_path):
-    write_image(tmp_path / "a.png", 64, 48)
-    result = run_script("data/degradations.py", tmp_path / "a.png", tmp_path / "sheet.png")
-    assert result.returncode == 0, result.stderr
-    assert Image.open(tmp_path / "sheet.png").size == (3 * 68 + 4, len(BY_RANGE) * 52 + 4)
-
-
-def test_levels_of_unseen_types():
-    clean = np.full((64, 64, 3), 128, np.uint8)
-    rng = np.random.default_rng(0)
-    shot = BY_LEVEL["poisson"](clean, 30, rng)
-    assert abs(shot.mean() - 128) < 1.5 and abs(shot.std() - 255 * (128 / 255 / 30) ** 0.5) < 2
-    point = np.zeros((41, 41, 3), np.uint8)
-    point[20, 20] = 255
-    blurred = BY_LEVEL["gaussian_blur"](point, 2, rng).astype(float)
-    assert blurred[20, 20, 0] == pytest.approx(255 / (2 * np.pi * 4), abs=1)
-    red, green, blue = BY_LEVEL["underwater"](clean, 1, rng).reshape(-1, 3).mean(axis=0)
-    assert red < green < 128 and red < blue < 132
+def test_clean_inputs_are_photographs_drawings_and_black_frames():
+    photo = photograph(64, 64)
+    pairs = [clean_pair(photo, rng(seed)) for seed in range(300)]
+    assert all(image.shape == photo.shape and image.dtype == np.uint8 for pair in pairs for image in pair)
+    as_it_is = sum(np.array_equal(pair[0], photo) for pair in pairs)
+    frames = [pair for pair in pairs if not np.array_equal(*pair)]
+    one_colour = sum(np.ptp(image.reshape(-1, 3), axis=0).max() == 0 for image, _ in pairs)
+    assert 135 <= as_it_is <= 190 and 15 <= len(frames) <= 45 and 5 <= one_colour <= 40
+    assert len({image.tobytes() for image, _ in pairs}) >= 300 - as_it_is
+    for degraded, target in [*frames, *(black_frame(photo, rng(seed)) for seed in range(20))]:
+        assert target.max() < RECORDED and degraded.mean() < 40

@@ -1,14 +1,16 @@
 """The latent report: its distance and its probe on what is known, and the whole on small images."""
 
 import csv
+import math
 
 import pytest
 import torch
 import yaml
 
 from benchmarks.gaussians import squared_bures_wasserstein
-from benchmarks.latent_report import apart, distances, probe_accuracy, retrieval
+from benchmarks.latent_report import apart, contrastive_of_others, distances, probe_accuracy, retrieval
 from conftest import run_script, write_image
+from losses.residual import contrastive
 
 
 def test_bures_wasserstein_of_commuting_gaussians():
@@ -48,6 +50,15 @@ def test_matched_scenes():
     assert retrieval([torch.randn(30, 64, generator=generator) for _ in range(3)]) < 0.2
 
 
+def test_contrastive_term_with_and_without_itself():
+    """Orthogonal residuals know nothing of their source: about 0 with j = i, log of the sources without."""
+    r, source = torch.eye(60), torch.arange(3).repeat_interleave(20)
+    assert float(contrastive(r, source).mean()) < 1e-4
+    assert float(contrastive_of_others(r, source).mean()) == pytest.approx(math.log(59 / 19))
+    clustered = torch.eye(3).repeat_interleave(20, dim=0)
+    assert float(contrastive_of_others(clustered, source).mean()) < 1e-4
+
+
 def test_report(tmp_path, checkpoint):
     """Two sets that are the same lie at distance zero, a third with stronger noise does not."""
     for n in range(6):
@@ -72,8 +83,8 @@ def test_report(tmp_path, checkpoint):
     assert float(rows["|r| / |z|"]["r"]) > 0 and 0 <= float(rows["|cos(b, r)|"]["r"]) <= 1
     assert "chance 0.333" in result.stdout
 
-    for changes, message in ((["--set", "sets=[]"], "expected at least two sources"),
-                             (["--set", "sets.0.limit=3"], "set a: 3 images, expected at least 5"),
-                             (["--size", "8"], "expected at least 5 patches of at least 16 pixels")):
+    for changes, message in ((["--set", "sets.0.limit=3"], "sets of [3, 6, 6] images and --patches 12"),
+                             (["--set", "sets.0.clean=", "sets.0.degradation=", "sets.0.levels=[]",
+                               "sets.0.degraded=images"], "a set without ground truth")):
         result = run_script(*arguments, *changes)
         assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr

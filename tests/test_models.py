@@ -1,30 +1,34 @@
-"""The network against the authors' outputs, its stages, sizes, gradients; compiled; the potentials."""
-
-import shutil
+"""The network against the authors' outputs and the textbook form; stages, sizes, gradients; potentials."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from torch._dynamo.utils import counters
 
 from benchmarks import complexity, plain
 from benchmarks.golden import fill_reference
 from conftest import SMALL
-from models.baryir import BACKBONES, BaryIR, compile_stages, pad_to_multiple
+from models.baryir import BACKBONES, BaryIR, pad_to_multiple
 from models.potentials import Potentials
-from models.restormer import TransformerBlock
 from utils.convert_official import official_name
 from utils.tables import PUBLISHED
 
-# Numbers of the public plain networks for a fill rule and an input (benchmarks/golden.py compares all).
-BASELINES = {
-    "restormer": (26_126_644, {(0, 0, 0, 0): -1.940802, (0, 1, 31, 47): 0.753103, (1, 2, 63, 95): 0.047942,
-                               (1, 0, 10, 80): 0.672781}),
-    "promptir": (35_376_967, {(0, 0, 0, 0): 1.483365, (0, 1, 31, 47): -0.214088, (1, 2, 63, 95): 1.493045,
-                              (1, 0, 10, 80): 1.015018}),
-}
+# Numbers of the authors' network and of the public plain ones for a fill rule and an input
+# (benchmarks/golden.py compares all).
+GOLDEN = [
+    (dict(), 53_549_774, {
+        "restored": {(0, 0, 0, 0): 0.075718, (0, 1, 31, 47): 4.132194, (1, 2, 63, 95): 1.173910,
+                     (1, 0, 10, 80): -7.810841},
+        "z": {(0, 0, 0, 0): -0.822335, (1, 100, 3, 7): 2.043365, (1, 383, 7, 11): 1.553406},
+        "b": {(0, 0, 0, 0): -1.219429, (1, 100, 3, 7): -1.013630, (1, 383, 7, 11): 1.620352}}),
+    (dict(backbone="restormer", barycenter=False), 26_126_644, {
+        "restored": {(0, 0, 0, 0): -1.940802, (0, 1, 31, 47): 0.753103, (1, 2, 63, 95): 0.047942,
+                     (1, 0, 10, 80): 0.672781}}),
+    (dict(backbone="promptir", barycenter=False), 35_376_967, {
+        "restored": {(0, 0, 0, 0): 1.483365, (0, 1, 31, 47): -0.214088, (1, 2, 63, 95): 1.493045,
+                     (1, 0, 10, 80): 1.015018}}),
+]
 BACKBONE = pytest.mark.parametrize("backbone", BACKBONES)
 # BaryIR on each backbone, and each alone.
 NETWORK = pytest.mark.parametrize("network", [
@@ -33,39 +37,28 @@ NETWORK = pytest.mark.parametrize("network", [
 ], ids=lambda network: f"{network['backbone']}-{'barycenter' if network['barycenter'] else 'plain'}")
 
 
-@pytest.fixture(scope="module")
-def paper_net() -> BaryIR:
-    net = BaryIR().eval()
+@pytest.mark.parametrize("network, count, golden", GOLDEN, ids=["baryir", "restormer", "promptir"])
+def test_outputs_of_the_public_networks(network, count, golden):
+    net = BaryIR(**network).eval()
     fill_reference(net)
-    return net
-
-
-def test_outputs_of_the_authors_network(paper_net):
-    """Some of the authors' numbers for a fill rule and an input (benchmarks/golden.py compares all)."""
     degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
     with torch.no_grad():
-        restored, z, b = paper_net(degraded)
-    for output, values in (
-        (restored, {(0, 0, 0, 0): 0.075718, (0, 1, 31, 47): 4.132194, (1, 2, 63, 95): 1.173910,
-                    (1, 0, 10, 80): -7.810841}),
-        (z, {(0, 0, 0, 0): -0.822335, (1, 100, 3, 7): 2.043365, (1, 383, 7, 11): 1.553406}),
-        (b, {(0, 0, 0, 0): -1.219429, (1, 100, 3, 7): -1.013630, (1, 383, 7, 11): 1.620352}),
-    ):
+        outputs = dict(zip(("restored", "z", "b"), net(degraded), strict=True))
+    assert sum(p.numel() for p in net.parameters()) == count
+    assert net.barycenter or outputs["b"] is outputs["z"]
+    for name, values in golden.items():
         for index, value in values.items():
-            assert output[index].item() == pytest.approx(value, abs=1e-4 * output.abs().max().item())
+            near = pytest.approx(value, abs=1e-4 * outputs[name].abs().max().item())
+            assert outputs[name][index].item() == near, name
 
 
-@BACKBONE
-def test_outputs_of_the_public_backbones(backbone):
-    count, values = BASELINES[backbone]
-    net = BaryIR(backbone=backbone, barycenter=False).eval()
-    fill_reference(net)
-    degraded = torch.from_numpy(np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32))
-    with torch.no_grad():
-        restored, z, b = net(degraded)
-    assert b is z and sum(p.numel() for p in net.parameters()) == count
-    for index, value in values.items():
-        assert restored[index].item() == pytest.approx(value, abs=1e-4 * restored.abs().max().item())
+def test_official_names():
+    with torch.device("meta"):
+        names = [official_name(name) for name, _ in BaryIR().named_parameters()]
+    assert len(set(names)) == len(names) == 760
+    assert {"barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight",
+            "resup3_2.body.0.weight", "reduce_chan_level2.weight", "resreduce_noise_level1.weight",
+            "encoder_level3.5.attn.qkv_dwconv.weight"} <= set(names)
 
 
 def test_prompts_have_the_papers_sizes():
@@ -88,48 +81,49 @@ def test_the_prompt_is_taken_from_b_not_from_r():
     assert torch.equal(appended[0], appended[1]) and not torch.allclose(appended[0], appended[2])
 
 
-@pytest.mark.parametrize("latents", ["barycenter", "residual"])
-def test_the_decoder_without_one_of_the_latents(latents):
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**SMALL), torch.rand(2, 3, 24, 40)
-    z, skips = net.encode(degraded)
-    b = net.transport(z)
-    kept = (b, 0 * b) if latents == "barycenter" else (0 * b, z - b)
-    ablated = BaryIR(**SMALL, latents=latents)
-    ablated.load_state_dict(net.state_dict())
-    restored, z_too, b_too = ablated(degraded)
-    assert torch.equal(restored, net.decode(*kept, skips)) and not torch.allclose(restored, net(degraded)[0])
-    assert torch.equal(z, z_too) and torch.equal(b, b_too)
-
-
-def test_parameter_count_and_official_names(paper_net):
-    assert sum(p.numel() for p in paper_net.parameters()) == 53_549_774
-    names = [official_name(name) for name, _ in paper_net.named_parameters()]
-    assert len(set(names)) == len(names) == 760
-    for name in ("barylatent.7.attn.temperature", "LN.body.weight", "noise_level3.ffn.project_in.weight",
-                 "resup3_2.body.0.weight", "reduce_chan_level2.weight", "resreduce_noise_level1.weight",
-                 "encoder_level3.5.attn.qkv_dwconv.weight"):
-        assert name in names
-
-
 @NETWORK
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_textbook_form(memory_format, network):
-    """Outputs and gradients of the blocks as the papers write them (benchmarks/plain.py)."""
+def test_textbook_form(network):
+    """Outputs and gradients of the blocks as the papers write them (benchmarks/plain.py), in both layouts."""
     torch.manual_seed(0)
-    net, degraded = BaryIR(**network).to(memory_format=memory_format), torch.rand(2, 3, 24, 40)
+    net, degraded = BaryIR(**network), torch.rand(2, 3, 24, 40)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))       # norms and temperatures are not 0 and 1
     expected = plain.network(net, degraded)
     weights = [torch.randn_like(output) for output in expected]
-    losses = [sum((w * output).sum() for w, output in zip(weights, outputs, strict=True))
-              for outputs in (net(degraded), expected)]
-    gradients = [torch.autograd.grad(loss, list(net.parameters())) for loss in losses]
-    for output, reference in zip(net(degraded), expected, strict=True):
-        assert (output - reference).abs().max() < 1e-4 * reference.abs().max()
-    for gradient, reference in zip(*gradients, strict=True):
-        assert (gradient - reference).abs().max() < 1e-3 * reference.abs().max()
+
+    def gradients(outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        loss = sum((w * output).sum() for w, output in zip(weights, outputs, strict=True))
+        return torch.autograd.grad(loss, list(net.parameters()))
+
+    references = gradients(expected)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        outputs = net.to(memory_format=memory_format)(degraded)
+        for output, reference in zip(outputs, expected, strict=True):
+            assert (output - reference).abs().max() < 1e-4 * reference.abs().max()
+        for gradient, reference in zip(gradients(outputs), references, strict=True):
+            assert (gradient - reference).abs().max() < 1e-3 * reference.abs().max()
+
+
+@BACKBONE
+def test_recomputed_blocks(backbone):
+    """The same outputs and gradients, from a sixth of what the forward pass keeps for the backward pass."""
+    torch.manual_seed(0)
+    net, degraded = BaryIR(**SMALL, backbone=backbone), torch.rand(2, 3, 24, 40)
+
+    def train() -> tuple[int, list[torch.Tensor]]:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            restored, z, b = net(degraded)
+        loss = restored.square().mean() + (z * b).mean()
+        kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+        return kept, [restored, z, b, *torch.autograd.grad(loss, list(net.parameters()))]
+
+    names, (kept, references) = list(net.state_dict()), train()
+    net.recompute_blocks()
+    kept_now, tensors = train()
+    assert 0 < kept_now < kept / 6 and list(net.state_dict()) == names
+    for tensor, reference in zip(tensors, references, strict=True):
+        torch.testing.assert_close(tensor, reference)
 
 
 @BACKBONE
@@ -144,56 +138,43 @@ def test_every_parameter_gets_a_gradient(backbone):
 
 @NETWORK
 def test_stages_compose_to_forward(network):
+    """decode leaves the skips as they are, but where forward lets it take them."""
     torch.manual_seed(0)
-    net, degraded = BaryIR(**network), torch.rand(2, 3, 24, 40)
+    net, degraded = BaryIR(**network), torch.rand(2, 3, 20, 40)
     restored, z, b = net(degraded)
     z_alone, skips = net.encode(degraded)
     b_alone = net.transport(z_alone)
     assert z.shape == b.shape == (2, 64, 3, 5)
     assert torch.equal(z, z_alone) and torch.equal(b, b_alone)
-    assert torch.equal(restored, net.decode(b_alone, z_alone - b_alone, skips))
-
-
-@BACKBONE
-def test_skips_may_be_decoded_again(backbone):
-    """decode leaves them as they are, but where forward lets it take them; r left out is another image."""
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**SMALL, backbone=backbone), torch.rand(2, 3, 20, 40)
-    z, skips = net.encode(degraded)
-    b = net.transport(z)
     kept, before = list(skips), [skip.clone() for skip in skips]
-    first, without_r, second = (net.decode(b, r, skips) for r in (z - b, 0 * b, z - b))
-    assert torch.equal(first, second) and torch.equal(first, net(degraded)[0])
-    assert not torch.allclose(first, without_r)
-    assert len(skips) == len(kept) and all(a is b for a, b in zip(skips, kept, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(skips, before, strict=True))
-    assert torch.equal(net.decode(b, z - b, skips, free_skips=True), first)
+    r = z - b
+    first, without_r, second = (net.decode(b, residual, skips) for residual in (r, 0 * r, r))
+    assert torch.equal(first, restored) and torch.equal(second, restored)
+    assert torch.equal(without_r, restored) is not net.barycenter
+    assert all(a is b and torch.equal(a, c) for a, b, c in zip(skips, kept, before, strict=True))
+    assert torch.equal(net.decode(b, r, skips, free_skips=True), restored)
     assert len(skips) == 1 and skips[0] is degraded
 
 
 def test_modules_functions_apply_to_the_network():
     """No block has a method in the place of one of nn.Module's, such as apply."""
-    def own(module: torch.nn.Module) -> set[str]:
+    for module in BaryIR(**SMALL).modules():
         kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("models.")]
-        return {name for kind in kinds for name in vars(kind) if name != "forward" and name[:2] != "__"}
-
-    visited = []
-    net = BaryIR(**SMALL)
-    net.apply(visited.append)
-    assert len(visited) == len(list(net.modules()))
-    assert not [name for module in net.modules() for name in own(module) if name in vars(torch.nn.Module)]
+        own = {name for kind in kinds for name in vars(kind) if name != "forward" and name[:2] != "__"}
+        assert not own & vars(torch.nn.Module).keys(), module
 
 
 @NETWORK
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (7, 8), (8, 8), (17, 33)])
-def test_any_size(size, network):
+def test_any_size(network):
     torch.manual_seed(0)
-    net, degraded = BaryIR(**network), torch.rand(1, 3, *size)
-    restored, z, _ = net(degraded)
-    assert restored.shape == degraded.shape and restored.isfinite().all()
-    assert z.shape[-2:] == tuple(-(-n // 8) for n in size)
-    padded = net(pad_to_multiple(degraded, 8))[0]               # the padded image as an input of its own
-    torch.testing.assert_close(restored, padded[..., :size[0], :size[1]])
+    net = BaryIR(**network)
+    for size in ((1, 1), (1, 9), (3, 2), (7, 8), (17, 33)):
+        degraded = torch.rand(1, 3, *size)
+        restored, z, _ = net(degraded)
+        assert restored.shape == degraded.shape and restored.isfinite().all()
+        assert z.shape[-2:] == tuple(-(-n // 8) for n in size)
+        padded = net(pad_to_multiple(degraded, 8))[0]               # the padded image as an input of its own
+        torch.testing.assert_close(restored, padded[..., :size[0], :size[1]])
 
 
 def test_padding_reflects_or_replicates():
@@ -208,23 +189,21 @@ def test_other_depth_and_wrong_arguments():
                  latent_blocks=1, transport_blocks=2, refinement_blocks=0)
     restored, z, _ = net(torch.rand(1, 3, 10, 10))
     assert restored.shape == (1, 3, 10, 10) and z.shape == (1, 32, 3, 3)
-    with pytest.raises(ValueError, match="residual_blocks: 1 values, expected 2"):
-        BaryIR(residual_blocks=[6])
-    with pytest.raises(ValueError, match="transport_blocks: 0, expected at least 1"):
-        BaryIR(transport_blocks=0)
-    with pytest.raises(ValueError, match="cannot be split into 5 heads"):
-        BaryIR(heads=[1, 2, 5, 8])
-    with pytest.raises(ValueError, match="backbone: resnet, expected one of restormer, promptir"):
-        BaryIR(backbone="resnet")
-    with pytest.raises(ValueError, match="latents: residual, expected both$"):
-        BaryIR(barycenter=False, latents="residual")
+    for wrong, expected in (
+        (dict(residual_blocks=[6]), "residual_blocks: 1 values, expected 2"),
+        (dict(transport_blocks=0), "transport_blocks: 0, expected at least 1"),
+        (dict(heads=[1, 2, 5, 8]), "cannot be split into 5 heads"),
+        (dict(width=5), "width: 5, expected an even number"),
+        (dict(backbone="resnet"), "backbone: resnet, expected one of restormer, promptir"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            BaryIR(**wrong)
 
 
 @BACKBONE
-@pytest.mark.parametrize("seed", [0, 1])
-def test_bfloat16_gradients_point_where_float32_ones_do(seed, backbone):
+def test_bfloat16_gradients_point_where_float32_ones_do(backbone):
     """Cosines of each parameter's gradients: with bfloat16 sums between the blocks, some had 0.87, 0.75."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     net = BaryIR(**SMALL, backbone=backbone)
     degraded = F.interpolate(torch.rand(2, 3, 8, 8), size=(64, 64), mode="bicubic").clamp(0, 1)     # smooth
     gradients = []
@@ -238,52 +217,11 @@ def test_bfloat16_gradients_point_where_float32_ones_do(seed, backbone):
                for exact, rounded in zip(*gradients, strict=True) if exact.norm() > least) > 0.97
 
 
-@BACKBONE
-def test_black_image_has_finite_gradients(backbone):
-    net = BaryIR(**SMALL, backbone=backbone)
+def test_black_image_has_finite_gradients():
+    net = BaryIR(**SMALL)
     restored, z, b = net(torch.zeros(1, 3, 16, 16))
     (restored.sum() + (z - b).square().sum()).backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
-
-
-@BACKBONE
-def test_compiled_stages_take_images_of_any_size(backbone):
-    """The same results, a graph for each kind of block, none for each block or new size.
-
-    (PyTorch has other kernels below 20,480 numbers.)
-    """
-    torch.manual_seed(0)
-    net = BaryIR(width=8, encoder_blocks=[2, 0], decoder_blocks=[0, 0], residual_blocks=[0], heads=[1, 2, 4],
-                 latent_blocks=0, transport_blocks=1, refinement_blocks=0, backbone=backbone).eval()
-    images = [torch.rand(1, 3, *size) for size in ((112, 112), (128, 100), (96, 160), (124, 148))]
-    with torch.inference_mode():
-        expected = [net(image)[0] for image in images]
-        compile_stages(net, dynamic=True, backend="aot_eager")      # without the minutes of the default's C++
-        torch._dynamo.reset()                                   # or a graph of the other backbone serves
-        counters.clear()
-        for image, reference in zip(images, expected, strict=True):
-            torch.testing.assert_close(net(image)[0], reference, rtol=1e-4, atol=1e-5)
-        blocks = [module for module in net.modules() if isinstance(module, TransformerBlock)]
-        kinds = {(block.norm1.normalized_shape, block.attention.heads) for block in blocks}
-        assert counters["stats"]["unique_graphs"] == len(kinds) < len(blocks)
-        with torch.autocast("cpu", torch.bfloat16):
-            for image, reference in zip(images, expected, strict=True):
-                assert (net(image)[0] - reference).abs().max() < 0.03 * reference.abs().max()
-        assert counters["stats"]["unique_graphs"] == 2 * len(kinds)
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_block_copies_no_map_into_another_layout():
-    torch.manual_seed(0)
-    block = TransformerBlock(6, 1).to(memory_format=torch.channels_last).requires_grad_(False)
-    image = torch.rand(1, 6, 16, 24).to(memory_format=torch.channels_last)
-    compiled = torch.compile(block, dynamic=True)
-    with torch.inference_mode():
-        torch.testing.assert_close(compiled(image), block(image))
-        with torch.profiler.profile() as profile:
-            compiled(image)
-    names = [event.key for event in profile.key_averages()]
-    assert "aten::mkldnn_convolution" in names and "aten::copy_" not in names
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.8], [0.1, 0.2, 0.7], [0.2] * 5, [1.0]])
@@ -304,13 +242,9 @@ def test_potentials_are_small_and_free_without_congruence():
     assert sum(p.numel() for p in potentials.parameters()) <= 5_000_000
     f = potentials(torch.randn(2, 384, 4, 4))
     assert f.mean(dim=1).abs().min() > 1e-4
-    grad = torch.autograd.grad(f[:, 0].sum(), potentials.parameters())
-    names = [name for name, _ in potentials.named_parameters()]
-    head = dict(zip(names, grad, strict=True))["head.2.weight"]
-    assert head[0].abs().max() > 0 and head[1:].abs().max() == 0        # each g_k has weights of its own
-
-
-def test_potentials_want_weights_that_sum_to_one():
+    last = potentials.head[2].weight
+    grad, = torch.autograd.grad(f[:, 0].sum(), last)
+    assert grad[0].abs().max() > 0 and grad[1:].abs().max() == 0        # each g_k has weights of its own
     with pytest.raises(ValueError, match="sum 1"):
         Potentials(torch.tensor([0.5, 0.6]))
 

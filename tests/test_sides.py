@@ -54,18 +54,17 @@ def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
 def test_a_loaded_optimizer_is_recorded_as_its_own_run_says(kind, recorded):
     """Whether the checkpoint's was or not; on CUDA torch moves the state there by it."""
     layer = torch.nn.Linear(3, 2)
-    ours, other = (make_side(kind, layer.parameters(), 0.1, r) for r in (recorded, not recorded))
+    ours, other = (make_side(kind, layer.parameters(), 0.1, recorded=r) for r in (recorded, not recorded))
     ours.optimizer.load_state_dict(other.optimizer.state_dict())
     assert [group["capturable"] for group in ours.optimizer.param_groups] == [recorded]
 
 
-@pytest.mark.parametrize("betas, eps", [((0.9, 0.999), 1e-8), ((0.8, 0.9), 1e-3)])
-def test_adamw_without_decay_is_adam(betas, eps):
+def test_adamw_without_decay_is_adam():
     torch.manual_seed(0)
     ours = torch.nn.Linear(3, 2)
     theirs = copy.deepcopy(ours)
-    side = make_side("adamw", ours.parameters(), 0.1, betas=betas, eps=eps)
-    adam = torch.optim.Adam(theirs.parameters(), 0.1, betas, eps)
+    side = make_side("adamw", ours.parameters(), 0.1, betas=(0.8, 0.9))
+    adam = torch.optim.Adam(theirs.parameters(), 0.1, (0.8, 0.9), eps=1e-15)
     for _ in range(3):
         x = torch.rand(4, 3)
         step(side, ours(x).square().sum())

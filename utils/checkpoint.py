@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few, naming, one_line, one_line_errors
+from utils.errors import InputError, first_few, naming, one_line_errors
 from utils.files import write_atomically
 from utils.options import Network, parse
 
@@ -34,10 +34,7 @@ def save_checkpoint(path: Path, content: dict, previous: Path | None = None) -> 
         with open(temporary, "wb") as file:                     # not by name, which torch would store
             torch.save(content, file)
 
-    try:
-        write_atomically(path, write, read_checkpoint, previous)
-    except RuntimeError as error:                               # what torch raises on a full disk
-        raise InputError(f"{path}: cannot be written ({one_line(error)})") from None
+    write_atomically(path, write, read_checkpoint, previous)
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -83,7 +83,7 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     precision: float32, bfloat16 or auto (`precision_on`).
     border: pixels of its reflection around the image meanwhile. Without, the convolutions see zeros there.
 
-    A compiled network computes all rows at once. InputError where the memory does not suffice.
+    InputError where the memory does not suffice.
     """
     height, width = degraded.shape[-2:]
     border = min(border, height - 1, width - 1)
@@ -93,7 +93,7 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     device, bfloat16 = degraded.device, precision_on(degraded.device, precision) == "bfloat16"
     rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
     try:
-        return _restore(net, degraded, 0 if net.compiled else rows, bfloat16)
+        return _restore(net, degraded, rows, bfloat16)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -87,7 +87,6 @@ class Images:
     holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
     depth: str = ""                                         # of haze: a folder, files named as clean ones
     airlight: Ends = field(default_factory=lambda: [0.7, 1.0])              # of haze: ends of A, of 1
-    offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])  # of tests: rows, columns cut off
 
     def __post_init__(self) -> None:
         kind, strengths = self.degradation, self.levels + self.range
@@ -128,6 +127,7 @@ class TestSet(Images):
     optional: bool = False                                  # left out, with a line, if its folder is absent
     average: bool = True                                    # counts in the average of the sets
     limit: NotNegative[int] = 0                             # first images only; 0 = all
+    offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])          # rows, columns cut off
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -324,16 +324,14 @@ def read_yaml(text: bytes | str) -> Any:
 
 
 class Given(str):
-    """The value of an override: itself for an option that is text, else YAML."""
+    """The value of an override: itself for an option that is text or one of some words, else YAML."""
 
 
 def override(content: dict, change: str) -> None:
     """Apply one `key=value` to the content of an option file."""
     key, equals, text = change.partition("=")
     require(key and equals, "expected key=value")
-    value = Given(text)
-    if text[:1] in ("[", "{"):
-        value = read_yaml(text)
+    value = read_yaml(text) if text[:1] in ("[", "{") else Given(text)
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     try:
@@ -351,7 +349,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     """Convert plain YAML data to the type `kind`; `where` ("file.yml: network.") opens the error messages."""
     origin, arguments, place = typing.get_origin(kind), typing.get_args(kind), where.rstrip(". :")
     if isinstance(value, Given):
-        value = str(value) if str in (kind, *arguments) else read_yaml(value)
+        with naming(place):
+            value = str(value) if str in (kind, *arguments) or origin is Literal else read_yaml(value)
     if origin is Annotated:
         plain, holds, expected = arguments
         value = parse(plain, value, where)
@@ -404,7 +403,4 @@ def dump(options: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value of an option file for an error's line: the start of what is long or nested."""
-    try:
-        return reprlib.repr(value)[:100]
-    except ValueError:                                      # Python writes out no more than 4300 digits
-        return "a number of thousands of digits"
+    return reprlib.repr(value)[:100]

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from utils.distributed import average_
 from utils.options import TrainOptions
 
+# Far below the gradients: at torch's 1e-8 the latent's parameters, whose gradients are as small, hardly move.
+ADAM_EPS = 1e-15
+
 
 def learning_rate_factor(options: TrainOptions, step: int, steps: int, epoch: float) -> float:
     """The share of the first learning rate that holds at a step of so many, in this epoch of the run."""
@@ -88,13 +91,12 @@ class Side:
 
 
 def make_side(optimizer: str, parameters: Iterable[nn.Parameter], learning_rate: float,
-              recorded: bool = False, **adam: object) -> Side:
-    """A side that moves the parameters by rmsprop or adamw, without weight decay.
+              betas: tuple[float, float] = (0.9, 0.999), recorded: bool = False) -> Side:
+    """A side that moves the parameters by rmsprop or adamw (which has betas), without weight decay.
 
-    recorded: its steps can be recorded as a CUDA graph (utils/graphs.py). adam: betas, eps; rmsprop has none.
+    recorded: its steps can be recorded as a CUDA graph (utils/graphs.py).
     """
-    parameters = list(parameters)
+    parameters, how = list(parameters), {"lr": learning_rate, "weight_decay": 0.0, "capturable": recorded}
     if optimizer == "rmsprop":                                  # torch has no fused one
-        return Side(parameters, torch.optim.RMSprop(parameters, learning_rate, capturable=recorded))
-    return Side(parameters, torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=True,
-                                              capturable=recorded, **adam))
+        return Side(parameters, torch.optim.RMSprop(parameters, **how))
+    return Side(parameters, torch.optim.AdamW(parameters, betas=betas, eps=ADAM_EPS, fused=True, **how))

@@ -1,0 +1,68 @@
+"""BaryIR with parts changed, to ask what they are worth. Weights keep their names and shapes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.baryir import BaryIR
+from utils.checkpoint import load_network, read_checkpoint
+
+
+class OneLatent(BaryIR):
+    """The decoder gets zeros in the place of one of the latents. kept: both, barycenter or residual."""
+
+    def __init__(self, kept: str = "both", **network) -> None:
+        super().__init__(**network)
+        self.kept = kept
+
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], free_skips: bool = False) -> Tensor:
+        b, r = b * (self.kept != "residual"), r * (self.kept != "barycenter")
+        return super().decode(b, r, skips, free_skips)
+
+
+class Bottleneck(BaryIR):
+    """A network in which the split matters: content reaches the decoder through b alone.
+
+    The decoder gets neither skips nor the degraded image to add to; of r it gets the mean over the pixels.
+
+    Args:
+        transport_map: moving; frozen, at its random weights, which then are buffers; none, b = z.
+        dropout: share of the training samples whose r is zero.
+    """
+
+    def __init__(self, transport_map: str = "moving", dropout: float = 0.0, **network) -> None:
+        super().__init__(**network)
+        self.identity, self.dropout = transport_map == "none", dropout
+        if transport_map == "frozen":
+            freeze(self.transport_map)
+
+    def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
+        z, skips = super().encode(degraded)
+        return z, [torch.zeros_like(skip) for skip in skips]
+
+    def transport(self, z: Tensor) -> Tensor:
+        return z if self.identity else super().transport(z)
+
+    def decode(self, b: Tensor, r: Tensor, skips: list[Tensor], free_skips: bool = False) -> Tensor:
+        r = r.mean(dim=(2, 3), keepdim=True)                                    # [B,8C,1,1]
+        if self.training and self.dropout:
+            r = r * (torch.rand(len(r), 1, 1, 1, device=r.device) >= self.dropout)
+        return super().decode(b, r.expand_as(b), skips, free_skips)
+
+
+def freeze(stage: nn.Module) -> None:
+    """Turn a stage's parameters into buffers of the same names, which no side of the training moves."""
+    for module in stage.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, weight.detach())
+
+
+def load_as(make: Callable[..., BaryIR], path: str | Path, last: bool = False) -> BaryIR:
+    """The network of a checkpoint as `make` changes it, in eval mode. last: not the averaged weights."""
+    net = load_network(path, kind=make)
+    if last:
+        net.load_state_dict(read_checkpoint(path)["train"]["net"])
+    return net
