@@ -20,7 +20,7 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, Row, average_row, evaluate, precision_on
 from utils.files import write_text
-from utils.images import read_picture, save_image, to_image
+from utils.images import decode, save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.photographs import png_names, restore_input
@@ -66,8 +66,6 @@ def main() -> None:
         raise InputError(f"{where}sets: none of them is there, root {options.root}; set root=PATH")
     for images in sets:
         print(f"{images.name}: {images.describe()}")
-        if "fid" in options.metrics and images.selected < 2 and images.pairs[0].clean:
-            raise InputError(f"{where}metrics: fid with one image in set {images.name}, expected at least 2")
     if flags.dry_run:
         require_no_problems([*problems, *check([], sets)], options.file)
         print("no problems; a dry run restores nothing")
@@ -98,7 +96,7 @@ def main() -> None:
 
 def save_restored(path: Path, images: ImageSet, result: Restored) -> None:
     """Write a restored test image, as grey where its file is grey and has no ground truth."""
-    grey = result.clean is None and read_picture(images.pairs[result.index].path).grey
+    grey = result.clean is None and decode(images.pairs[result.index].path, [])[1].shape[2] < 3
     save_image(to_image(result.restored, "L" if grey else "RGB"), path)
 
 

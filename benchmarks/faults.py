@@ -40,8 +40,7 @@ from models.baryir import BaryIR
 from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.images import read_image, read_picture
-from utils.photographs import save_png16, save_tiff16
+from utils.images import decode, read_image
 from utils.tables import as_text
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
@@ -109,13 +108,13 @@ def images(count: int, seed: int) -> Counter:
         image.save(folder / "exif.jpg", exif=Image.Exif(), icc_profile=bytes(200))
         image.save(folder / "progressive.jpg", progressive=True)
         image.quantize(16).save(folder / "palette.png")
-        save_png16(str(folder / "deep.png"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
-        save_tiff16(str(folder / "deep.tif"), pixels.astype(np.uint16) * 250, {"icc_profile": bytes(100)})
+        for name in ("deep.png", "deep.tif"):
+            Image.fromarray(pixels[..., 0] * np.uint16(250)).save(folder / name, icc_profile=bytes(100))
         whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
         for _ in tqdm(range(count), "images", leave=False):
             path = rng.choice(list(whole))
             path.write_bytes(whole[path])
-            readers = [lambda file: read_picture(file).pixels, read_image]
+            readers = [lambda file: decode(file, [])[1], read_image]
             expected = [read(path) for read in readers]
             path.write_bytes(damaged(whole[path], rng))
             outcomes = [outcome(partial(read, path), partial(np.array_equal, right), path.suffix == ".png")

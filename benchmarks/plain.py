@@ -79,40 +79,34 @@ def encode(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     return level1, level2, level3, run(net.latent, run(net.down[2], level3))
 
 
-def backbone(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain Restormer, whose fuse and bridges do nothing, or PromptIR -> restored image, z and z again."""
-    level1, level2, level3, z = encode(net, degraded)
-    x = torch.cat([run(net.up[2], run(net.fuse, z)), level3], dim=1)
+def residual_branch(net: BaryIR, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Residual latent [B,8C,h,w] -> what it adds to the skips of the three levels, finest first."""
+    level3 = run(net.residual_up[2], net.residual_in(r))
+    x = net.residual_bridge[1](run(net.residual_decoder[1], net.residual_reduce[1](level3)))
+    level2 = run(net.residual_up[1], x)
+    x = net.residual_bridge[0](run(net.residual_decoder[0], net.residual_reduce[0](level2)))
+    return run(net.residual_up[0], x), level2, level3
+
+
+def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the three levels, written out.
+
+    A plain Restormer, whose fuse and bridges do nothing, or PromptIR has b = z and no residual branch.
+    """
+    *levels, z = encode(net, degraded)
+    b = x = z
+    if net.barycenter:
+        z = layer_norm(net.latent_norm, z)
+        b = layer_norm(net.latent_norm, run(net.transport_map, z))
+        x = torch.cat([b, z - b], dim=1)
+        residuals = residual_branch(net, z - b)
+        levels = [skip + RESIDUAL_SCALE * r for skip, r in zip(levels, residuals, strict=True)]
+    level1, level2, level3 = levels
+    x = torch.cat([run(net.up[2], run(net.fuse, x)), level3], dim=1)
     x = run(net.bridge[1], run(net.decoder[2], net.reduce[2](x)))
     x = torch.cat([run(net.up[1], x), level2], dim=1)
     x = run(net.bridge[0], run(net.decoder[1], net.reduce[1](x)))
     x = torch.cat([run(net.up[0], x), level1], dim=1)
-    x = run(net.refinement, run(net.decoder[0], x))
-    return net.output(x) + degraded, z, z
-
-
-def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Image [B,3,H,W], sides multiples of 8 -> restored image, z, b: the three levels, written out."""
-    if not net.barycenter:
-        return backbone(net, degraded)
-    level1, level2, level3, z = encode(net, degraded)
-    z = layer_norm(net.latent_norm, z)
-    b = layer_norm(net.latent_norm, run(net.transport_map, z))
-    r = z - b
-
-    x = run(net.fuse, torch.cat([b, r], dim=1))
-    residual = run(net.residual_up[2], net.residual_in(r))
-    x = torch.cat([run(net.up[2], x), level3 + RESIDUAL_SCALE * residual], dim=1)
-    x = run(net.bridge[1], run(net.decoder[2], net.reduce[2](x)))
-    residual = net.residual_bridge[1](run(net.residual_decoder[1], net.residual_reduce[1](residual)))
-
-    residual = run(net.residual_up[1], residual)
-    x = torch.cat([run(net.up[1], x), level2 + RESIDUAL_SCALE * residual], dim=1)
-    x = run(net.bridge[0], run(net.decoder[1], net.reduce[1](x)))
-    residual = net.residual_bridge[0](run(net.residual_decoder[0], net.residual_reduce[0](residual)))
-
-    residual = run(net.residual_up[0], residual)
-    x = torch.cat([run(net.up[0], x), level1 + RESIDUAL_SCALE * residual], dim=1)
     x = run(net.refinement, run(net.decoder[0], x))
     return net.output(x) + degraded, z, b
 

@@ -29,9 +29,8 @@ def source_weights(samples_per_epoch: Sequence[int], lambdas: str | Sequence[flo
 def sample_weights(source: Tensor, lambdas: Tensor, probabilities: Tensor) -> Tensor:
     """w_i = lambda_{k_i} / (B p_{k_i}), so that sum_i w_i g_i estimates sum_k lambda_k E_k[g] without bias.
 
-    Args:
-        source: [B] int, -1 for a clean input, which is of no source and weighs nothing.
-        lambdas: [K]. probabilities: [K], p_k with which a sample is a degraded one of source k.
+    source: [B] int, -1 for a clean input, which is of no source and weighs nothing. lambdas: [K].
+    probabilities: [K], p_k with which a sample is a degraded one of source k.
 
     Multiplying by lambda alone, as the release does, lets the sampler's proportions into the weights: they
     then differ from those of the congruence and the dual is unbounded.
@@ -97,9 +96,7 @@ def reconstruction_loss(restored: Tensor, clean: Tensor,
 
     restored, clean: [B,3,H,W]. e = x^ - x; e_8: its means over 8x8 pixels. Ours, not the paper's: an error of
     brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail
-    (benchmarks/RESULTS.md, "What drowns the noise").
-
-    Returns the loss and, detached, mean|x^ - x|.
+    (benchmarks/RESULTS.md, "What drowns the noise"). Returns the loss and, detached, mean|x^ - x|.
     """
     error = restored - clean
     mean = error.abs().mean()
@@ -121,9 +118,8 @@ def congruence_penalty(f: Tensor, lambdas: Tensor, rho: float = 10.0) -> Tensor:
     return rho * (f @ lambdas).square().mean()
 
 
-def potential_objective(
-    f: Tensor, source: Tensor, weights: Tensor, lambdas: Tensor, rho: float = 0.0
-) -> Tensor:
+def potential_objective(f: Tensor, source: Tensor, weights: Tensor, lambdas: Tensor,
+                        rho: float = 0.0) -> Tensor:
     """sum_k lambda_k E_k[ f_k(b_i) ], which congruent potentials descend; plus the penalty if rho > 0.
 
     f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights. lambdas: [K].

@@ -18,12 +18,9 @@ def normalized(latent: Tensor) -> Tensor:
 def contrastive(r: Tensor, source: Tensor, tau: float = 0.07) -> Tensor:
     """L_ctr,i = -log( sum_{j: k_j = k_i} exp(<r^_i, r^_j>/tau) / sum_j exp(<r^_i, r^_j>/tau) ), j = i too.
 
-    Args:
-        r: residual latents [B,8C,h,w].
-        source: index of each sample's source, [B] int; -1 for clean inputs, which others do not see.
-        tau: temperature (0.07 in the release).
-
-    Returns [B]; zero where all samples share one source.
+    r: residual latents [B,8C,h,w]. source: [B] int; -1 for clean inputs, which others do not see. tau: 0.07
+    in the release. Returns [B]; zero where all samples share one source. With j = i, as in the release, it is
+    nearly zero as soon as residuals are orthogonal: its value alone shows no clusters.
     """
     r = normalized(r)
     mine, theirs = source[:, None], gather(source)[None, :]

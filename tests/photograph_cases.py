@@ -1,108 +1,93 @@
-"""A folder of all kinds of photographs, of few pixels:  python tests/photograph_cases.py FOLDER"""
+"""Image files of all kinds, of few pixels, as bytes."""
 
-import base64
+import io
 import struct
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image, ImageCms
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (21, 30, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 65536, (21, 30, 4), dtype=np.uint16)
+RGBA = np.dstack([RGB, np.maximum(DEEP[..., 3] >> 8, 1)]).astype(np.uint8)        # nothing is hidden
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + b"another one"
-TAKEN = "2026:01:02 03:04:05"
-
-# A TIFF compressed by LZW, of 16 bits, RGB, 3x2 pixels, numbers 5, 262, 519, ...: no package here writes one.
-LZW = base64.b64decode(
-    "SUkqAAgAAAAOAAABBAABAAAAAwAAAAEBBAABAAAAAgAAAAIBAwADAAAAtgAAAAMBAwABAAAABQAAAAYBAwABAAAAAgAAABEBBAAB"
-    "AAAA0AAAABUBAwABAAAAAwAAABYBBAABAAAAAgAAABcBBAABAAAAGQAAABoBBQABAAAAvAAAABsBBQABAAAAxAAAABwBAwABAAAA"
-    "AQAAACgBAwABAAAAAQAAAD0BAwABAAAAAgAAAAAAAAAQABAAEAABAAAAAQAAAAEAAAABAAAAAAAAAIABQABgCBwEA4RCYVCAcCQe"
-    "CggC4XEwHAQ=")
+GREY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+ARTIST, TAKEN = "Jörg Müller 夏", "2026:01:02 03:04:05"
 
 
-def exif(orientation: int = 1) -> Image.Exif:
-    """A camera's EXIF block: orientation, make, and in its directories when and where it was taken."""
+def exif(orientation: int = 1, order: str = "<", note: bytes = b"MAKER" + bytes(range(200))) -> bytes:
+    """A camera's EXIF block of RGB: maker, artist in UTF-8, sizes, resolution, time, maker note, place."""
     entries = Image.Exif()
-    entries[0x0112], entries[0x010F] = orientation, "camera"
-    entries[0x8769], entries[0x8825] = {0x9003: TAKEN}, {1: "N"}
-    return entries
+    entries.endian = order
+    entries[0x0112], entries[0x010F], entries[0x013B] = orientation, "camera", ARTIST.encode()
+    entries[0x011A], entries[0x011B] = 300.0, 200.0
+    entries[0x8769] = {0x9003: TAKEN, 0x927C: note, 0xA002: 30, 0xA003: 21}
+    entries[0x8825] = {1: "N"}
+    return entries.tobytes()
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def saved(pixels: np.ndarray | Image.Image, name: str, **how) -> bytes:
+    """An image file of Pillow's."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    out = io.BytesIO()
+    image.save(out, name, **how)
+    return out.getvalue()
 
 
-def png(size: tuple[int, int], bits: int, colour_type: int, rows: list[bytes], *chunks: bytes,
-        interlaced: bool = False) -> bytes:
-    """A PNG file of (width, height), of rows that begin with their filter's number, with further chunks."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, interlaced))
-    pixels = chunk(b"IDAT", zlib.compress(b"".join(rows)))
-    return b"".join([b"\x89PNG\r\n\x1a\n", header, *chunks, pixels, chunk(b"IEND", b"")])
+def chunk(kind: bytes, content: bytes, error: int = 0) -> bytes:
+    checksum = zlib.crc32(kind + content) ^ error
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def png16(pixels: np.ndarray, *chunks: bytes) -> bytes:
-    """[H,W,C] uint16; filter 1 (less the pixel on the left) in every other row."""
+def png(pixels: np.ndarray, *chunks: bytes, bits: int = 0, end: bool = True) -> bytes:
+    """A PNG file of [H,W,C] numbers of `bits` a channel, with further chunks, and an end mark or none."""
     height, width, channels = pixels.shape
-    rows = []
-    for number, row in enumerate(pixels.astype(">u2").view(np.uint8).reshape(height, -1)):
-        left = np.concatenate([np.zeros(2 * channels, np.uint8), row[:-2 * channels]])
-        rows.append(bytes([number % 2]) + (row - left if number % 2 else row).tobytes())
-    return png((width, height), 16, (0, 4, 2, 6)[channels - 1], rows, *chunks)
+    bits = bits or 8 * pixels.itemsize
+    digits = (pixels.reshape(height, -1)[..., None].astype(int) >> np.arange(bits)[::-1]) & 1
+    rows = [b"\0" + np.packbits(row.astype(np.uint8)).tobytes() for row in digits]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, (0, 4, 2, 6)[channels - 1], 0, 0, 0))
+    content = [header, *chunks, chunk(b"IDAT", zlib.compress(b"".join(rows)))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(content) + chunk(b"IEND", b"") * end
 
 
-def interlaced_png16(pixels: np.ndarray) -> bytes:
-    """[H,W,C] uint16 in the seven passes of Adam7."""
+def tiff(pixels: np.ndarray, photometric: int, order: str = "<", planes: bool = False, **tags) -> bytes:
+    """A TIFF file of [H,W,C] numbers, not compressed, interleaved or in planes; tags: t338=(2,), ..."""
     height, width, channels = pixels.shape
-    passes = [pixels[y::dy, x::dx] for y, x, dy, dx in (
-        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))]
-    rows = [b"\0" + row.astype(">u2").tobytes() for part in passes for row in part if part.size]
-    return png((width, height), 16, (0, 4, 2, 6)[channels - 1], rows, interlaced=True)
+    stored = pixels.transpose(2, 0, 1) if planes else pixels
+    data = stored.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    strips = channels if planes else 1
+    numbers = {256: (width,), 257: (height,), 258: (8 * pixels.itemsize,) * channels, 259: (1,),
+               262: (photometric,), 273: tuple(8 + len(data) // strips * i for i in range(strips)),
+               277: (channels,), 278: (height,), 279: (len(data) // strips,) * strips, 284: (1 + planes,),
+               339: ({"u": 1, "i": 2, "f": 3}[pixels.dtype.kind],) * channels}
+    numbers |= {int(name[1:]): values for name, values in tags.items()}
+    out, place, behind = struct.pack(order + "H", len(numbers)), 8 + len(data) + 6 + 12 * len(numbers), b""
+    for tag, values in sorted(numbers.items()):
+        text = isinstance(values, bytes)
+        content = values if text else struct.pack(f"{order}{len(values)}I", *values)
+        out += struct.pack(order + "HHI", tag, 2 if text else 4, len(values))
+        out += content.ljust(4, b"\0") if len(content) <= 4 else struct.pack(order + "I", place + len(behind))
+        behind += content if len(content) > 4 else b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    return head + data + out + struct.pack(order + "I", 0) + behind
 
 
-def write(folder: Path) -> None:
-    rgb = Image.fromarray(RGB)
-    rgba = Image.fromarray(np.dstack([RGB, DEEP[..., 3] >> 8]).astype(np.uint8))
-    (folder / "sub folder/below").mkdir(parents=True)
-    rgb.save(folder / "phone.jpg", exif=exif(6), icc_profile=PROFILE, dpi=(300, 300))
-    rgb.save(folder / "phone.png", exif=exif(3))                                    # the same stem
-    rgba.save(folder / "transparent.png")
-    rgb.convert("L").save(folder / "grey.png")
-    rgb.convert("1").save(folder / "bits.png")
-    Image.fromarray(DEEP[..., 0]).save(folder / "deep_grey.png")
-    for channels, name in ((2, "deep_grey_alpha"), (3, "deep"), (4, "deep_alpha")):
-        (folder / f"{name}.png").write_bytes(png16(DEEP[..., :channels]))
-    tifffile.imwrite(folder / "deep.tif", DEEP[..., :3], photometric="rgb", iccprofile=PROFILE)
-    rgb.quantize(16).save(folder / "palette.png")
-    rgb.quantize(16).save(folder / "palette_alpha.png", transparency=3)
-    rgb.convert("CMYK").save(folder / "print.jpg")
-    rgb.convert("CMYK").save(folder / "print_profile.jpg", icc_profile=b"not a profile")
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    ImageCms.profileToProfile(rgb, srgb, lab, outputMode="LAB").save(folder / "lab.tif")
-    rgb.save(folder / "adobe.png", icc_profile=PROFILE)
-    rgb.resize((1, 1)).save(folder / "dot.bmp")
-    rgb.save(folder / "Änderung an Bord 写真.png")
-    rgb.save(folder / "sub folder/below/phone.webp", lossless=True)
-    rgb.save(folder / "still.gif", transparency=0)
-    rgb.save(folder / "animated.gif", save_all=True, append_images=[rgb.rotate(90)])
-    rgb.save(folder / "animated.png", save_all=True, append_images=[rgb.rotate(180)])
-    rgb.save(folder / "pages.tif", save_all=True, append_images=[rgb.resize((50, 40))])
-    # What cannot be restored, or is no photograph:
-    (folder / "cut.png").write_bytes((folder / "adobe.png").read_bytes()[:-200])
-    (folder / "cut.jpg").write_bytes((folder / "phone.jpg").read_bytes()[:-300])
-    flipped = bytearray((folder / "transparent.png").read_bytes())
-    flipped[len(flipped) // 2] ^= 4
-    (folder / "flipped.png").write_bytes(flipped)
-    (folder / "bomb.png").write_bytes(png((60000, 60000), 8, 2, [b"\0"]))
-    (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("not an image")
-    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
-    (folder / "notes.txt").write_text("not an image")
-    (folder / "film.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
+def bmp(pixels: np.ndarray, masks: tuple | None) -> bytes:
+    """A BMP of 32 bits a pixel, [H,W,4] from the last row up, with the masks of a V4 header or none."""
+    height, width = pixels.shape[:2]
+    size, compression = (108, 3) if masks else (40, 0)
+    header = struct.pack("<IiiHHIIiiII", size, width, height, 1, 32, compression, pixels.nbytes, 0, 0, 0, 0)
+    header += struct.pack("<4I", *masks) + b"sRGB" + bytes(48) if masks else b""
+    content = header + pixels[::-1].tobytes()
+    return b"BM" + struct.pack("<IHHI", 14 + len(content), 0, 0, 14 + size) + content
 
 
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+def segment(marker: int, content: bytes) -> bytes:
+    """Of a JPEG, to insert behind its first two bytes."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import run_script, write_image
+from conftest import run_script
 from test_evaluation import options
 from utils.errors import InputError
 from utils.report import Report
@@ -72,26 +72,12 @@ def test_files_of_the_user_stay(tmp_path, taken):
     assert (tmp_path / taken).read_text() == "mine"
 
 
-def test_test_sets_and_photographs(tmp_path, checkpoint):
+def test_test_sets(tmp_path, checkpoint):
     opt = options(tmp_path, checkpoint)
     for _ in range(2):                                      # the second over the first one's page
         result = run_script("test.py", "--opt", opt)
         assert result.returncode == 0 and "results/table/index.html" in result.stdout.splitlines()[-1]
     assert (tmp_path / "results/table/index.html").read_text("utf-8").count('"thumbnail"') == 3 + 2 + 3
-
-    write_image(tmp_path / "photos" / HOSTILE)
-    write_image(tmp_path / "photos/b.tif", seed=1)
-    (tmp_path / "photos/broken.png").write_bytes(b"no image")
-    run = ["test.py", "--opt", opt, "--input", tmp_path / "photos", "--output", tmp_path / "out"]
-    for status in (3, 3):                                   # again: all of them, also those restored before
-        result = run_script(*run, "--report")
-        assert result.returncode == status, result.stderr
-        assert f"look at them: {tmp_path / 'out/index.html'}" in result.stdout
-        assert (tmp_path / "out/index.html").read_text("utf-8").count('"thumbnail"') == 2
-    (tmp_path / "out/index.html").write_text("mine")
-    result = run_script(*run, "--report", "--overwrite")
-    assert result.returncode == 1 and "error: --report: " in result.stderr
-    assert (tmp_path / "out/index.html").read_text() == "mine"
 
 
 def test_in_a_browser(tmp_path):

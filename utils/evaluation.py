@@ -28,8 +28,7 @@ LARGE = 2_000_000               # pixels from which an image has a progress bar 
 class Restored:
     """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there are any.
 
-    `scores_in` are the input's metrics, `scores` the restored image's; `features`, for fid, of input,
-    restored and clean.
+    `scores_in` are the input's metrics, `scores` the restored image's.
     """
 
     index: int
@@ -38,7 +37,6 @@ class Restored:
     clean: np.ndarray | None
     scores_in: dict[str, float]
     scores: dict[str, float]
-    features: list[np.ndarray]
 
 
 @dataclass
@@ -141,22 +139,18 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         restored = with_tones_of(degraded, restored) if keep_tones else restored
-        scores_in, scores, features = {}, {}, []
+        scores_in, scores = {}, {}
         if clean is not None:
             clean = clean.astype(np.float32) / 255
             scores_in, scores = (metrics.of_image(protocol, image, clean) for image in (degraded, restored))
-            features = metrics.features(degraded, restored, clean)
-        yield Restored(index, degraded, restored, clean, scores_in, scores, features)
+        yield Restored(index, degraded, restored, clean, scores_in, scores)
 
 
-def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -> Row:
-    """A set's row: metrics per image, then the mean, and those of the set as a whole."""
-    measured = [result for result in results if result.scores or result.features]
-    features = zip(*(result.features for result in measured), strict=True)
-    inputs, restored, clean = [*features] or [(), (), ()]
-    return Row(images.name, len(results), images.options.expected,
-               metrics.of_set([result.scores_in for result in measured], inputs, clean),
-               metrics.of_set([result.scores for result in measured], restored, clean),
+def summarize(images: ImageSet, results: Sequence[Restored]) -> Row:
+    """A set's row: means over its images."""
+    measured = [result for result in results if result.scores]
+    scores_in, scores = [result.scores_in for result in measured], [result.scores for result in measured]
+    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores),
                {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
                 if "psnr" in result.scores}, images.options.average)
 
@@ -184,6 +178,6 @@ def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metr
             each(images, result)
             result.degraded = result.restored = result.clean = None          # keep the scores, not the pixels
             scores.append(result)
-        rows.append(summarize(images, scores, metrics))
+        rows.append(summarize(images, scores))
     net.train(was_training)
     return rows

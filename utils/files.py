@@ -1,16 +1,23 @@
 """Files that neither an interruption nor a full disk leaves half-written, and the files of a folder."""
 
 import csv
+import errno
 import io
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
 
-PARTIAL = ".partial-"           # what a file's name begins with until it is whole
+PARTIAL = ".partial-"           # what names begin with of files that are not whole yet
+# What network shares and other file systems answer that cannot be asked when a file is safe.
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
+# Folders that NAS systems, macOS and Windows make beside pictures: thumbnails, deleted files and the like.
+SYSTEM_FOLDERS = ("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot", "__MACOSX",
+                  "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
 @contextmanager
@@ -30,9 +37,13 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
     """
     with naming_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(4)}{path.suffix}")
+        temporary = path.with_name(f"{partial_start(path)}{secrets.token_hex(4)}{path.suffix}")
         try:
-            write(str(temporary))
+            try:
+                write(str(temporary))
+            except RuntimeError:            # torch.save's, which hides what the file system said: ask again
+                append_text(temporary, " " * 2**20)
+                raise
             flush(temporary)
             if check:
                 check(str(temporary))
@@ -46,12 +57,16 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
 
 
 def flush(path: Path) -> None:
-    if os.name != "nt":                     # which does not open folders, and flushes what it renames
+    """Wait until a file, or a folder's list of files, is on the disk, where that can be asked for."""
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,19 +79,16 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def csv_text(rows: Iterable[Sequence]) -> str:
+def append_row(path: Path, *rows: Sequence) -> None:
+    """Add rows to the end of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return text.getvalue()
+    append_text(path, text.getvalue())
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
     """Write a CSV file, its header first, whole or not at all."""
-    write_text(path, csv_text(rows))
-
-
-def append_row(path: Path, row: Sequence) -> None:
-    append_text(path, csv_text([row]))
+    write_atomically(path, lambda temporary: append_row(Path(temporary), *rows))
 
 
 def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
@@ -95,15 +107,22 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
     return columns
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder."""
+def partial_start(path: Path) -> str:
+    """What a file's name begins with until it is whole: short, whatever its own length."""
+    return f"{PARTIAL}{zlib.crc32(os.fsencode(path.name)):08x}-"
+
+
+def remove_partial(folder: Path, files: Iterable[Path] | None = None) -> None:
+    """Remove what killed processes left half-written in a folder, of some files or of all."""
+    starts = PARTIAL if files is None else tuple(map(partial_start, files))
     for path in folder.glob(f"{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+        if path.name.startswith(starts):
+            path.unlink(missing_ok=True)
 
 
 def list_files(folder: Path, extensions: Collection[str] | None = None,
                unreadable: list[str] | None = None) -> list[Path]:
-    """All files below a folder and the folders that it links to, sorted; those with a dot first are left out.
+    """All files below a folder and the folders that it links to, sorted, without hidden and system ones.
 
     A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too:
     reading it is an error that names it.
@@ -112,20 +131,16 @@ def list_files(folder: Path, extensions: Collection[str] | None = None,
         extensions: in lower case, of the files to list; None for all.
         unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
     """
-    def refuse(error: OSError) -> None:
-        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
-        if unreadable is None:
-            raise InputError(line)
-        unreadable.append(line)
-
+    closed: list[str] = [] if unreadable is None else unreadable
     found, seen = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        for name in list(folders):
-            path = os.path.join(parent, name)
-            place = os.path.realpath(path) if os.path.islink(path) else None
-            if name.startswith(".") or place in seen:
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(
+            f"{error.filename}: a folder that cannot be read ({error.strerror})")):
+        for name in sorted(folders):
+            place = os.path.realpath(os.path.join(parent, name))
+            if name.startswith(".") or name in SYSTEM_FOLDERS or place in seen:
                 folders.remove(name)
-            elif place:
-                seen.add(place)
+            seen.add(place)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
+    if closed and unreadable is None:
+        raise InputError(closed[0])
     return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)

@@ -1,287 +1,223 @@
 """One's own photographs: python test.py --opt FILE --input PATH --output PATH, a file or a folder of them.
 
-Each comes back with its name, depth, transparency, EXIF and ICC profile. What cannot be restored is named,
+Each comes back with its name, transparency and metadata, at 8 bits a channel. What cannot be restored is named,
 the others are restored, and the exit status is 3. A folder that was interrupted goes on where it stopped.
 """
 
+import contextlib
 import errno
 import os
-import struct
-import sys
-import warnings
-import zlib
+import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import getchunks, putchunk
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tqdm import tqdm
 
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
-from utils.evaluation import BORDER, restore
-from utils.files import list_files, write_atomically
-from utils.images import (
-    DAMAGED,
-    DIRECTORIES,
-    EXTENSIONS,
-    ICC_PROFILE,
-    Picture,
-    read_picture,
-    require_format,
-    save_image,
-    to_uint8,
-)
+from utils.evaluation import BORDER, restore, with_tones_of
+from utils.files import list_files, remove_partial
+from utils.images import EXTENSIONS, as_rgb, decode, format_of, require_memory, save_image, to_uint8
+from utils.metadata import for_format, read_metadata
 from utils.options import TestOptions
 from utils.report import Report, photograph_report
 
-DEEP = (".png", ".tif", ".tiff")                            # formats that hold 16 bits a channel
-PORTABLE = (".bmp", ".ppm", ".pgm", ".pnm")                 # that hold colours alone: no alpha, EXIF, profile
-OPAQUE = (*PORTABLE, ".pbm", ".jpg", ".jpeg", ".jpe", ".jfif")
-KINDS = ", ".join(sorted(EXTENSIONS))
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm")   # come back as they are, others as PNG
+OPAQUE = ("JPEG", "BMP", "PPM")                             # formats that hold no transparency
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
+MAPS = 12                       # of the network's width and the photograph's size are at least in memory at once
 NAMED = 10                                                  # failures that the last line names
-
-
-@dataclass
-class Photographs:
-    """What one command restores: jobs, pairs of a photograph and where its result goes.
-
-    others: files that are no images by their names. unreadable: folders that cannot be listed, a line each.
-    done: number of results that are there already.
-    """
-
-    source: Path
-    target: Path
-    jobs: list[tuple[Path, Path]]
-    others: list[Path]
-    unreadable: list[str]
-    done: int = 0
-
-    def leave_done(self, checkpoint: str, overwrite: bool) -> None:
-        """Drop the jobs of a folder whose result is newer than the photograph and the weights.
-
-        InputError where anything else would be overwritten unasked.
-        """
-        def is_done(source: Path, target: Path) -> bool:
-            return self.source.is_dir() and all(
-                os.path.exists(path) and os.path.getmtime(target) > os.path.getmtime(path)
-                for path in (source, checkpoint))
-
-        there = [] if overwrite else [job for job in self.jobs if os.path.exists(job[1])]
-        done = {job for job in there if is_done(*job)}
-        if others := [str(target) for source, target in there if (source, target) not in done]:
-            raise InputError(f"--output {self.target}: {count(len(others), 'file')} there already: "
-                             f"{first_few(others)}; expected --overwrite or another place")
-        self.jobs, self.done = [job for job in self.jobs if job not in done], len(done)
+Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
 
 def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], BaryIR]) -> None:
     """test.py --input, with its flags: restore what can be restored, and write the page of --report.
 
-    network: makes the network, once input and output are checked.
+    network: makes the network, once input and output are checked. InputError with exit status 3, after all
+    others, where some could not be restored.
     """
-    photographs = find_photographs(flags.input, flags.output, flags.keep_format)
-    jobs, place = photographs.jobs, photographs.target              # those that are restored already, too
-    folder = place.parent if jobs[0][1] == place else place
-    photographs.leave_done(options.checkpoint, flags.overwrite)
+    images, closed = find_photographs(flags.input, flags.output)
+    jobs = place_results(images, flags)
+    left = jobs if flags.overwrite else leave_done(jobs, flags, Path(options.checkpoint))
+    folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
     page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
-    try:
-        restore_photographs(network(), photographs, options)
-    finally:                                                # where some could not be restored, too (status 3)
-        whole = getattr(sys.exception(), "status", 3) == 3
-        if page and whole and (index := photograph_report(page, jobs)):
-            print(f"look at them: {index}")
+    failures = restore_photographs(network(), left, options)
+    there = f"; {len(jobs) - len(left)} there already, newer than photograph and weights"
+    print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, "
+                    f"precision {options.precision}{there * (len(left) < len(jobs))}"))
+    if page and (index := photograph_report(page, jobs)):
+        print(f"look at them: {index}")
+    if failures or closed:
+        unread = f", {count(len(closed), 'folder')} not read" * bool(closed)
+        raise InputError(f"{len(failures)} of {len(jobs)} images not restored{unread}: "
+                         f"{first_few(closed + failures, NAMED)}", status=3)
 
 
-def find_photographs(source: Path, target: Path, keep_format: bool) -> Photographs:
-    """The photographs of a file or a folder, and where each goes; InputError where that is no place for them.
+def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]:
+    """The photographs of a file or of a folder without `target`, and a line on each folder that is closed.
 
-    Below a folder `target` they keep their names, but lossy formats become PNG unless `keep_format`. A single
-    file goes to `target` itself where that is an image's name. Earlier results below `source` are left out.
+    InputError where there are none.
     """
-    folder, unreadable = source.is_dir(), []
-    if not (folder or source.is_file()):
+    if not (source.is_dir() or source.is_file()):
         found = "neither a regular file nor a folder" if os.path.lexists(source) else "no such file or folder"
         raise InputError(f"--input {source}: {found}")
-    inside, results = Path(os.path.realpath(source)), Path(os.path.realpath(target))
-    if inside == results:
-        raise InputError(f"--output {target}: would overwrite {source}, expected another place")
-    files = list_files(source, unreadable=unreadable) if folder else [source]
-    if inside in results.parents:
-        files = [path for path in files if not Path(os.path.realpath(path)).is_relative_to(results)]
-    images = [path for path in files if is_image_name(path)]
-    others = [path for path in files if not is_image_name(path)]
+    closed: list[str] = []
+    files = list_files(source, unreadable=closed) if source.is_dir() else [source]
+    if source.resolve() in target.resolve().parents:        # results of an earlier run
+        files = [path for path in files if not path.resolve().is_relative_to(target.resolve())]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if not images:
-        found = "no images" if folder else "no image by its name"
-        raise InputError("; ".join([f"--input {source}: {found}, expected {KINDS}", *unreadable]))
+        kinds = f"--input {source}: no image by its name, expected {', '.join(sorted(EXTENSIONS))}"
+        raise InputError("; ".join([kinds, *closed]))
+    for path in sorted(set(files) - set(images)):
+        print(printable(f"left out: {path}, no photograph by its name"))
+    return images, closed
 
-    if not folder and is_image_name(target) and not target.is_dir():
-        require_format(target)
+
+def place_results(images: list[Path], flags: Namespace) -> Jobs:
+    """The place of each result; InputError where it is none.
+
+    Below a folder --output they keep their names, but lossy formats become PNG without --keep-format. A single
+    file goes to --output itself where that is an image's name.
+    """
+    source, target = flags.input, flags.output
+    alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS
+    if alone and named and not target.is_dir():
+        format_of(target)
         jobs = [(source, target)]
-    elif not target.is_dir() and (target.exists() or is_image_name(target) or not folder and target.suffix):
-        place = "a folder" if folder else f"a folder that is there, or an image's name, {KINDS}"
-        raise InputError(f"--output {target}: expected {place}")
+    elif not target.is_dir() and (target.exists() or named or alone and target.suffix):
+        raise InputError(f"--output {target}: expected a folder" + " or an image's name" * alone)
     else:
-        root, kept = source if folder else source.parent, EXTENSIONS if keep_format else DEEP + PORTABLE
-        names = png_names([path.relative_to(root) for path in images], kept)
-        jobs = [(path, target / name) for path, name in zip(images, names, strict=True)]
-    taken = {os.path.realpath(path) for path in images}
-    for path, result in jobs:
-        if (place := os.path.realpath(result)) in taken:
-            raise InputError(f"--output {target}: {path} would overwrite {result}, expected another place")
-        taken.add(place)
-    return Photographs(source, target, jobs, others, unreadable)
+        names = [path.relative_to(source.parent if alone else source) for path in images]
+        places = png_names(names, EXTENSIONS if flags.keep_format else LOSSLESS)
+        jobs = [(path, target / name) for path, name in zip(images, places, strict=True)]
+    sources = {identity(path) for path in (source, *images)} - {None}
+    for path, result in [(source, target), *jobs]:
+        if identity(result) in sources:
+            raise InputError(f"--output {target}: would overwrite {path}, expected another place")
+    return jobs
 
 
-def is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
+def identity(path: Path) -> tuple[int, int] | None:
+    """What the names of one file share; None where there is none."""
+    return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
 
 
 def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
     """Where restored images go: a.jpg -> a.png, or a.jpg.png where that is taken or two would share it.
 
+    Names that differ in case or Unicode form would share a place: some file systems do not tell them apart.
     kept: extensions, in lower case, of names that stay.
     """
-    stay = [name.suffix.lower() in kept for name in names]
-    pngs = [name if same else name.with_suffix(".png") for name, same in zip(names, stay, strict=True)]
-    number = Counter(pngs)
-    return [png if same or number[png] == 1 else name.with_name(f"{name.name}.png")
-            for name, png, same in zip(names, pngs, stay, strict=True)]
+    def folded(name: Path) -> str:
+        return unicodedata.normalize("NFC", str(name)).casefold()
+
+    pngs = [name if name.suffix.lower() in kept else name.with_suffix(".png") for name in names]
+    number, places = Counter(map(folded, pngs)), {}
+    for name, png in zip(names, pngs, strict=True):
+        png = png if png == name or number[folded(png)] == 1 else name.with_name(f"{name.name}.png")
+        while folded(png) in places:
+            png = png.with_name(f"{png.name}.png")
+        places[folded(png)] = png
+    return list(places.values())
 
 
-def restore_photographs(net: BaryIR, photographs: Photographs, options: TestOptions) -> None:
-    """Restore photographs and write each to its place.
+def leave_done(jobs: Jobs, flags: Namespace, weights: Path) -> Jobs:
+    """The jobs of a folder without those whose result is newer than the photograph and the weights.
 
-    InputError with exit status 3, after all others, where some could not be restored.
+    InputError where anything else would be overwritten unasked.
     """
-    failures = []
-    others = [f"left out: {path}, no photograph by its name" for path in photographs.others]
-    for line in others + photographs.unreadable:
-        print(printable(line))
-    device = next(net.parameters()).device
-    with tqdm(photographs.jobs, desc=f"restoring on {device}", dynamic_ncols=True) as bar:
+    left = [job for job in jobs if flags.input.is_file() or modified(job[1]) <= modified(job[0], weights)]
+    if others := [str(result) for _, result in left if os.path.exists(result)]:
+        raise InputError(f"--output {flags.output}: {count(len(others), 'file')} there already: "
+                         f"{first_few(others)}; expected --overwrite or another place")
+    return left
+
+
+def modified(*paths: Path) -> float:
+    """When the newest of some files was written; 0 where none is there."""
+    return max((os.path.getmtime(path) for path in paths if os.path.exists(path)), default=0)
+
+
+def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[str]:
+    """Restore photographs and write each to its place; returns a line on each that could not be restored."""
+    failures, written, weights = [], set(), Path(options.checkpoint)
+    for folder in {target.parent for _, target in jobs}:
+        remove_partial(folder, [target for _, target in jobs])
+    with tqdm(jobs, desc="restoring", dynamic_ncols=True) as bar:
         for source, target in bar:
             try:
-                photograph = read_photograph(source)
-                degraded = torch.from_numpy(photograph.floats()).permute(2, 0, 1)[None].to(device)
-                restored = restore(net, degraded, options.strip, options.precision, BORDER)
-                restored = restored[0].permute(1, 2, 0).cpu().numpy()
-                write_photograph(photograph, restored, target)
-                for remark in photograph.remarks:
-                    bar.write(printable(f"{source}: {remark}"))
+                target.parent.mkdir(parents=True, exist_ok=True)        # before the work
+                pixels, metadata, remarks = read_photograph(source)
+                restored = restore_pixels(net, as_rgb(pixels), options)
+                if identity(target) in written:
+                    raise InputError(f"{source}: {target} is another photograph's result on this file system")
+                remarks += write_photograph(target, restored, pixels, metadata)
+                written.add(identity(target))
+                if modified(target) <= (date := modified(source, weights)):     # a clock is ahead of ours
+                    with contextlib.suppress(OSError):      # FAT counts in steps of two seconds
+                        os.utime(target, (date + 2, date + 2))
+                if remarks:
+                    bar.write(printable(f"{source}: {'; '.join(remarks)}"))
             except (InputError, OSError) as error:
-                if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.EISDIR):
-                    raise                                   # such as no place for any of them
+                if getattr(error, "errno", None) in NO_PLACE:
+                    raise
                 text = str(error) if isinstance(error, InputError) else f"{target}: {error.strerror}"
-                named = printable(str(source)) in text
-                failures.append(printable(text if named else f"{source}: {text}"))
+                failures.append(printable(text if printable(str(source)) in text else f"{source}: {text}"))
                 bar.write(failures[-1])
             except KeyboardInterrupt:
-                again = "; the same command goes on where it stopped" * photographs.source.is_dir()
+                again = "; the same command goes on where it stopped" * (len(jobs) > 1)
                 raise InputError(f"interrupted before {source}{again}", status=130) from None
-    report(photographs, failures, options.precision)
+    return failures
 
 
-def report(photographs: Photographs, failures: list[str], precision: str) -> None:
-    """Say how many are restored; InputError with exit status 3 where any photograph or folder is not."""
-    restored, total = len(photographs.jobs) - len(failures), len(photographs.jobs) + photographs.done
-    place = f", in {photographs.target}, precision {precision}"
-    line = f"{restored} of {total} images restored" + place * (restored > 0)
-    if photographs.done:
-        line += f"; {photographs.done} there already, newer than photograph and weights"
-    if photographs.others:
-        line += f"; {count(len(photographs.others), 'file')} left out, no photographs"
-    print(printable(line))
-    if failures or photographs.unreadable:
-        folders = count(len(photographs.unreadable), "folder")
-        closed = f", {folders} not read" if photographs.unreadable else ""
-        names = first_few(photographs.unreadable + failures, NAMED)
-        raise InputError(f"{len(failures)} of {total} images not restored{closed}: {names}", status=3)
+def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.ndarray:
+    """[H,W,3] uint8 -> the restored image, [H,W,3] in [0, 1], not clipped."""
+    device, element = next(net.parameters()).device, 2 if options.precision == "bfloat16" else 4
+    if device.type == "cpu":                                # where the system would end the process
+        require_memory(pixels.shape[1::-1], MAPS * net.width * element)
+    degraded = pixels / np.float32(255)
+    batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
+    restored = restore(net, batch, options.strip, options.precision, BORDER)[0].permute(1, 2, 0).cpu().numpy()
+    return with_tones_of(degraded, restored) if options.keep_tones else restored
 
 
-def read_photograph(path: Path) -> Picture:
-    """An image file, with a remark on further frames and on EXIF of which Pillow passes over a part."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        photograph = read_picture(path)
-    if photograph.frames > 1:
-        photograph.remarks.append(f"{photograph.frames} frames, only the first is restored")
-    if DAMAGED not in photograph.remarks and any(warning.category is UserWarning for warning in caught):
-        photograph.remarks.append(DAMAGED)
-    return photograph
+def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
+    """A file's pixels, [H,W,C] uint8 as of `decode`, metadata as of `read_metadata`, and remarks."""
+    remarks: list[str] = []
+    image, pixels = decode(path, remarks)
+    stored = (image.tag_v2[257], image.tag_v2[256]) if image.format == "TIFF" else image.size[::-1]
+    metadata = read_metadata(image, pixels.shape[:2] != stored, remarks)
+    space = metadata.get("icc_profile", b"")[16:20]
+    if space == b"RGB " and pixels.shape[2] < 3:            # a grey picture may not have such a profile
+        pixels = np.concatenate([as_rgb(pixels), pixels[..., 1:]], axis=2)
+    elif "icc_profile" in metadata and space != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
+        del metadata["icc_profile"]
+        remarks.append("left out: an ICC profile for other colours")
+    return pixels, metadata, remarks
 
 
-def write_photograph(photograph: Picture, restored: np.ndarray, path: Path) -> None:
-    """Write restored pixels [H,W,3] in [0, 1] with a photograph's depth, transparency and metadata.
+def write_photograph(path: Path, restored: np.ndarray, stored: np.ndarray, metadata: dict) -> list[str]:
+    """Write restored pixels [H,W,3] in [0, 1], grey and transparent as those that were stored, [H,W,C] uint8.
 
-    The format is that of the path's extension. What it cannot hold is left out, with a remark; InputError
-    where it cannot hold the image at all.
+    The format is that of the path's extension. Returns a remark on what it cannot hold; InputError where it
+    cannot hold the image at all.
     """
-    suffix, alpha, colours = path.suffix.lower(), photograph.alpha, restored.clip(0, 1)
-    deep, full = photograph.bits == 16 and suffix in DEEP, 2**photograph.bits - 1
-    if photograph.bits == 16 and not deep:
-        photograph.remarks.append(f"16 bits a channel, of which {suffix} gets 8")
-    if suffix in (*PORTABLE, ".pbm", ".gif") and photograph.metadata.keys() & {"exif", "icc_profile"}:
-        photograph.remarks.append(f"EXIF or an ICC profile, which {suffix} cannot hold")
-    if photograph.grey:
-        colours = colours.mean(axis=2, keepdims=True, dtype=np.float64)
-    if alpha is not None and suffix in OPAQUE:
-        if alpha.min() < full:
-            photograph.remarks.append(f"transparency, which {suffix} cannot hold: put on white")
-        colours, alpha = colours * (alpha / full) + 1 - alpha / full, None
-    pixels = (colours * 65535 + 0.5).astype(np.uint16) if deep else to_uint8(colours)
-    if alpha is not None:
-        alpha = alpha if deep else alpha >> (photograph.bits - 8)
-        pixels = np.concatenate([pixels, alpha.astype(pixels.dtype)], axis=2)
-    if deep:
-        save = save_png16 if suffix == ".png" else save_tiff16
-        write_atomically(path, lambda temporary: save(temporary, pixels, photograph.metadata))
-    else:
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        save_image(image, path, **photograph.metadata)
-
-
-def save_png16(path: str, pixels: np.ndarray, metadata: dict) -> None:
-    """[H,W,C] uint16 as PNG, C = 1 (grey), 2 (with alpha), 3 (RGB) or 4, which no library here writes.
-
-    Its chunks are Pillow's, but for the header and the pixels.
-    """
-    height, width, channels = pixels.shape
-    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
-    above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
-    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), rows - above], axis=1)    # by filter 2, up
-    own = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0),
-           b"IDAT": zlib.compress(filtered, 6)}
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, content, _ in getchunks(Image.new("L", (1, 1)), **metadata):
-            putchunk(file, kind, own.get(kind, content))
-
-
-def save_tiff16(path: str, pixels: np.ndarray, metadata: dict) -> None:
-    """[H,W,C] uint16 as TIFF, C = 1 (grey), 2 (with alpha), 3 (RGB) or 4.
-
-    Its tags are written by Pillow, which has a place for EXIF's directories; tifffile has none.
-    """
-    height, width, channels = pixels.shape
-    exif, tags = Image.Exif(), ImageFileDirectory_v2()
-    exif.load(metadata.get("exif", b""))
-    tags.update({tag: exif.get_ifd(tag) if tag in DIRECTORIES else exif[tag] for tag in exif})
-    tags.update({256: width, 257: height, 258: (16,) * channels, 277: channels,
-                 259: 1, 262: 2 if channels > 2 else 1,     # not compressed; RGB or grey
-                 273: 0, 278: height, 279: pixels.nbytes})  # one strip, behind the tags
+    channels, name, lost = stored.shape[2], format_of(path), []
+    pixels = to_uint8(restored.clip(0, 1).mean(axis=2, keepdims=True) if channels < 3 else restored)
     if channels in (2, 4):
-        tags[338] = 2                                       # alpha, not multiplied into the colours
-    if "icc_profile" in metadata:
-        tags[ICC_PROFILE] = metadata["icc_profile"]
-    if "dpi" in metadata:
-        (tags[282], tags[283]), tags[296] = metadata["dpi"], 2
-    with open(path, "wb") as file:
-        tags.save(file)
-        file.write(pixels.astype("<u2").tobytes())
+        alpha = stored[..., -1:]
+        if name not in OPAQUE:
+            pixels = np.concatenate([pixels, alpha], axis=2)
+        elif alpha.min() < 255:
+            pixels = to_uint8(1 - (1 - pixels / np.float32(255)) * (alpha / np.float32(255)))
+            lost = ["transparency (put on white)"]
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    kept, refused = for_format(metadata, name, image.mode)
+    save_image(image, path, **kept)
+    return [f"{', '.join(lost + refused)}: {path.suffix} cannot hold that"] * bool(lost + refused)

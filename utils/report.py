@@ -1,9 +1,8 @@
 """A page to look at: index.html beside the restored images, which opens from the file system.
 
-It shows the tables and, of each image, a slider between input, restored image and ground truth. What it needs
-beside the restored images lies in report/: inputs, ground truths and previews of what browsers do not show
-(JPEG, quality 95), and thumbnails, the input's left half beside the restored right one. The page is
-utils/report.html; what a name holds of HTML is shown as it is.
+It shows the tables and, of each image, a slider between input, restored image and ground truth. report/
+beside it holds inputs, ground truths and previews of what browsers do not show (JPEG, quality 95), and
+thumbnails, the input's left half beside the restored right one. The page is utils/report.html.
 """
 
 import html
@@ -15,11 +14,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
 from utils.errors import InputError, printable
 from utils.files import write_text
-from utils.images import read_picture, save_image, to_uint8
+from utils.images import as_rgb, decode, save_image, to_image
 from utils.tables import Lines
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -34,10 +32,9 @@ class Report:
     def __init__(self, folder: Path, where: str = "report", results: Iterable[Path] = ()) -> None:
         """Remove an earlier report's page; InputError beginning with `where` where a file is the user's."""
         self.folder, self.page, self.images = folder, folder / "index.html", []
-        for path in results:
-            if path.is_relative_to(folder / "report"):
-                raise InputError(f"{where}: {path} would lie among the report's own pictures, "
-                                 "expected another name")
+        if any(path.is_relative_to(folder / "report") for path in results):
+            raise InputError(f"{where}: results would lie among the pictures of {folder / 'report'}, "
+                             "expected another name")
         if os.path.lexists(self.page):
             if not self.page.is_file() or MARK not in self.page.read_text("utf-8", "replace")[:2000]:
                 raise InputError(f"{where}: {self.page} is there and no report, expected another folder")
@@ -56,29 +53,20 @@ class Report:
             scores: metrics of the input and of the restored image.
             metadata: for the previews, as Pillow's save takes it: icc_profile, of the colours.
         """
-        degraded, restored, clean = (None if pixels is None else Image.fromarray(to_uint8(pixels))
-                                     for pixels in pictures)
-        number = len(self.images)
+        degraded, restored, clean = (None if pixels is None else to_image(pixels) for pixels in pictures)
+        thumbnail, middle = degraded.copy(), degraded.width // 2
+        thumbnail.paste(restored.crop((middle, 0, *restored.size)), (middle, 0))
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        previews = {"input": degraded, "clean": clean, "thumbnail": thumbnail,
+                    "preview": None if path.suffix.lower() in SHOWN else restored}
         entry = {"set": printable(group), "name": printable(name), "restored": self.link(path),
                  "size": restored.size, "scores": [known(part) for part in scores]}
-
-        def preview(kind: str, image: Image.Image) -> None:
-            target = self.folder / f"report/{number:06}-{kind}.jpg"
-            if max(image.size) > LARGEST:
-                image = image.copy()
+        for kind, image in previews.items():
+            if image is not None:
+                target = self.folder / f"report/{len(self.images):06}-{kind}.jpg"
                 image.thumbnail((LARGEST, LARGEST))
-            save_image(image, target, **metadata)
-            entry[kind] = self.link(target)
-
-        preview("input", degraded)
-        if clean is not None:
-            preview("clean", clean)
-        if path.suffix.lower() not in SHOWN:
-            preview("preview", restored)
-        half = degraded.copy()
-        half.paste(restored.crop((restored.width // 2, 0, *restored.size)), (restored.width // 2, 0))
-        half.thumbnail((THUMBNAIL, THUMBNAIL))
-        preview("thumbnail", half)
+                save_image(image, target, **metadata)
+                entry[kind] = self.link(target)
         self.images.append(entry)
 
     def link(self, path: Path) -> str:
@@ -87,8 +75,8 @@ class Report:
 
     def write(self, title: str, tables: Iterable[Lines] = (), notes: Iterable[str] = ()) -> Path:
         """Write the page with the tables above its images; returns its path."""
-        data = json.dumps(self.images).replace("<", "\\u003c")
-        parts = {"mark": MARK, "title": html.escape(printable(title)), "data": data,
+        parts = {"mark": MARK, "title": html.escape(printable(title)),
+                 "data": json.dumps(self.images).replace("<", "\\u003c"),
                  "tables": "\n".join(map(as_html, tables)),
                  "notes": "\n".join(f"<p>{html.escape(printable(note))}</p>" for note in notes)}
         page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text("utf-8"))
@@ -111,17 +99,15 @@ def as_html(lines: Lines) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
-def photograph_report(report: Report, jobs: Sequence[tuple[Path, Path]]) -> Path | None:
+def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]]) -> Path | None:
     """The page of photographs and their restored files, of those that are there; None without any."""
     for source, target in jobs:
-        if not target.is_file():
-            continue                                        # it could not be restored, which was said
-        try:
-            before, after = read_picture(source), read_picture(target)
+        try:                                                # what could not be restored was said
+            (before, pixels), (_, restored) = decode(source, []), decode(target, [])
         except InputError:
             continue
-        profile = {name: value for name, value in before.metadata.items() if name == "icc_profile"}
-        if before.colours.shape[:2] == after.colours.shape[:2]:
-            name = str(target.relative_to(report.folder))
-            report.add("", name, target, (before.floats(), after.floats(), None), **profile)
+        if pixels.shape[:2] == restored.shape[:2]:
+            profile = {"icc_profile": before.info.get("icc_profile")} if before.mode[:3] == "RGB" else {}
+            pictures = *(as_rgb(part) / np.float32(255) for part in (pixels, restored)), None
+            report.add("", str(target.relative_to(report.folder)), target, pictures, **profile)
     return report.write(f"Photographs in {report.folder}") if report.images else None
