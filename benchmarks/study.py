@@ -168,8 +168,9 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
         scenes = open_test_sets(trained, matched.root, f"{matched.file}: sets", print)
         latents, _ = latent_report.measure(net, scenes, scenes[0].selected, 128)
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
-    facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps, sampler.samples,
-             f"{hours:.3f}", hash_of_samples(sampler, samples), date.today(), machine()]
+    facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps,
+             sampler.samples_before(options.steps), f"{hours:.3f}", hash_of_samples(sampler, samples),
+             date.today(), machine()]
     write(folder, "sets", sets)
     write(folder, "images", images)
     write(folder, "latents", [[row, *this, *values[:4]] for values in latents])
