@@ -133,7 +133,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         with naming(str(path)):
             if min(height, width) < smallest:
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
-                                 f"measure {', '.join(metrics.names)}, expected at least "
+                                 f"measure {', '.join(metrics.metrics)}, expected at least "
                                  f"{smallest}x{smallest}")
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
@@ -147,12 +147,13 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
 
 
 def summarize(images: ImageSet, results: Sequence[Restored]) -> Row:
-    """A set's row: means over its images."""
+    """A set's row: the means of its images' metrics."""
     measured = [result for result in results if result.scores]
     scores_in, scores = [result.scores_in for result in measured], [result.scores for result in measured]
-    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores),
-               {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
-                if "psnr" in result.scores}, images.options.average)
+    psnr = {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
+            if "psnr" in result.scores}
+    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores), psnr,
+               images.options.average)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
