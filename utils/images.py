@@ -27,7 +27,7 @@ with contextlib.suppress(ImportError):                      # HEIC needs a packa
 
     pillow_heif.register_heif_opener()
 Image.init()                                                # registers all of Pillow's formats
-Image.MAX_IMAGE_PIXELS = None                               # `require_memory` is our limit
+Image.MAX_IMAGE_PIXELS = None                               # the limit here is `require_memory`
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26                       # a scanner's ICC profile may exceed Pillow's 1 MB
 FORMATS = sorted({name for end, name in Image.registered_extensions().items() if end in EXTENSIONS})
 warnings.filterwarnings("ignore", module="PIL")             # for developers
@@ -123,8 +123,9 @@ def load(image: Image.Image, content: bytes, remarks: list[str]) -> Image.Image:
 
 def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
     """InputError where an image of that width and height needs more memory than the machine has."""
-    needed = size[0] * size[1] * bytes_a_pixel / 1e9
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    needed, there = size[0] * size[1] * bytes_a_pixel / 1e9, float("inf")       # which Windows does not say
+    if hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     if needed > there:
         raise InputError(f"{size[0]}x{size[1]} pixels, which need at least {needed:.0f} GB of memory, "
                          f"expected at most {there:.0f} GB, as this machine has")
