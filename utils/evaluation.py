@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.datasets import ImageSet
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
+from utils.images import to_tensor
 from utils.metrics import Metrics, crop_for, means
 
+ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
@@ -28,8 +28,7 @@ LARGE = 2_000_000               # pixels from which an image has a progress bar 
 class Restored:
     """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there are any.
 
-    `scores_in` are the input's metrics, `scores` the restored image's; `features`, for fid, of input,
-    restored and clean.
+    `scores_in` are the input's metrics, `scores` the restored image's.
     """
 
     index: int
@@ -38,7 +37,6 @@ class Restored:
     clean: np.ndarray | None
     scores_in: dict[str, float]
     scores: dict[str, float]
-    features: list[np.ndarray]
 
 
 @dataclass
@@ -135,30 +133,27 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         with naming(str(path)):
             if min(height, width) < smallest:
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
-                                 f"measure {', '.join(metrics.names)}, expected at least "
+                                 f"measure {', '.join(metrics.metrics)}, expected at least "
                                  f"{smallest}x{smallest}")
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
         restored = with_tones_of(degraded, restored) if keep_tones else restored
-        scores_in, scores, features = {}, {}, []
+        scores_in, scores = {}, {}
         if clean is not None:
             clean = clean.astype(np.float32) / 255
             scores_in, scores = (metrics.of_image(protocol, image, clean) for image in (degraded, restored))
-            features = metrics.features(degraded, restored, clean)
-        yield Restored(index, degraded, restored, clean, scores_in, scores, features)
+        yield Restored(index, degraded, restored, clean, scores_in, scores)
 
 
-def summarize(images: ImageSet, results: Sequence[Restored], metrics: Metrics) -> Row:
-    """A set's row: metrics per image, then the mean, and those of the set as a whole."""
-    measured = [result for result in results if result.scores or result.features]
-    features = zip(*(result.features for result in measured), strict=True)
-    inputs, restored, clean = [*features] or [(), (), ()]
-    return Row(images.name, len(results), images.options.expected,
-               metrics.of_set([result.scores_in for result in measured], inputs, clean),
-               metrics.of_set([result.scores for result in measured], restored, clean),
-               {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
-                if "psnr" in result.scores}, images.options.average)
+def summarize(images: ImageSet, results: Sequence[Restored]) -> Row:
+    """A set's row: the means of its images' metrics."""
+    measured = [result for result in results if result.scores]
+    scores_in, scores = [result.scores_in for result in measured], [result.scores for result in measured]
+    psnr = {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
+            if "psnr" in result.scores}
+    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores), psnr,
+               images.options.average)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
@@ -184,6 +179,6 @@ def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metr
             each(images, result)
             result.degraded = result.restored = result.clean = None          # keep the scores, not the pixels
             scores.append(result)
-        rows.append(summarize(images, scores, metrics))
+        rows.append(summarize(images, scores))
     net.train(was_training)
     return rows

@@ -1,6 +1,6 @@
 """Result tables as text, Markdown and CSV: a row for each set, and the paper's published rows beside ours.
 
-The published figures are data, benchmarks/published.yml.
+The published figures are data, benchmarks/published.yml and peers.yml.
 """
 
 import html
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import InputError, one_line, printable
+from utils.errors import InputError, one_line
 from utils.evaluation import Row, average_row
 from utils.files import write_csv
 from utils.options import TestOptions
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
-NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y",
-         "psnr_gtmean": "dB (GT mean)", "lpips": "LPIPS", "fid": "FID"}
-DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "psnr_gtmean": 2, "lpips": 4, "fid": 2}
+PEERS = PUBLISHED.with_name("peers.yml")
+NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y", "lpips": "LPIPS"}
+DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "lpips": 4}
 PUBLISHED_DIGITS = {"psnr": 2, "ssim": 3}
 
 Lines = list[list[str]]         # a table's cells, its header first
@@ -27,7 +27,8 @@ Lines = list[list[str]]         # a table's cells, its header first
 
 def read_published(table: str, where: str) -> dict:
     """A published table: the name of its reference row, its sets, and its rows: scores by method and set."""
-    tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
+    files = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (PUBLISHED, PEERS))
+    tables = {name: content for file in files for name, content in file["tables"].items()}
     if table not in tables:
         raise InputError(f"{where}: {table!r}, expected a table of {PUBLISHED.name}: {', '.join(tables)}")
     content = tables[table]
@@ -96,21 +97,19 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
 def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -> list[str]:
     """What a reader of the table must know: how it was made, what is not comparable, the extremes."""
     lines = [f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
-             f"precision {options.precision}"]
+             f"precision {options.precision}" + ", tones of the input kept" * options.keep_tones]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
                   if row.incomplete and row.set != "average"]
     if incomplete:
         lines.append(f"* not the published test set: {', '.join(incomplete)}")
-    if any("psnr_gtmean" in row.scores for row in rows):
-        lines.append(f"{NAMES['psnr_gtmean']}: brightness taken from the ground truth, not comparable")
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
     for row in rows:
         if len(row.psnr) > 1:
             best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
-            lines.append(printable(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
-                                   f"worst {worst} {row.psnr[worst]:.2f} dB"))
+            lines.append(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
+                         f"worst {worst} {row.psnr[worst]:.2f} dB")
     return lines
 
 
@@ -152,7 +151,8 @@ def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, proto
         for name, scores in figures.items():
             delta = difference(ours[name].scores, scores) if name in ours else {}
             deltas = [delta.get(metric, "") for metric in PUBLISHED_DIGITS]
-            lines.append([method, name, "", "", *scores.values(), *deltas, "published", ""])
+            pair = [scores.get(metric, "") for metric in PUBLISHED_DIGITS]
+            lines.append([method, name, "", "", *pair, *deltas, "published", ""])
     for name, row in ours.items():
         pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
         lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
