@@ -1,4 +1,4 @@
-"""Images and public-layout trees for the tests, made on the spot; one thread, enough for networks so small."""
+"""Images and public-layout trees for the tests, made on the spot; one thread, enough for small networks."""
 
 import contextlib
 import io
