@@ -43,13 +43,14 @@ from tqdm import tqdm
 
 from benchmarks.gaussians import squared_bures_wasserstein
 from data.datasets import ImageSet, open_test_sets
-from data.transforms import random_crop, to_tensor
+from data.transforms import random_crop
 from losses.residual import contrastive, normalized
 from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
+from utils.images import to_tensor
 from utils.options import TestOptions, load_options
 from utils.tables import as_text
 

@@ -47,11 +47,10 @@ from benchmarks.ablations import Bottleneck, OneLatent, load_as
 from benchmarks.intervals import effects, interval
 from data.datasets import ImageSet, TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.images import save_image
+from utils.images import save_image, to_tensor
 from utils.metrics import Metrics, crop_for
 from utils.options import TestOptions, TrainOptions, load_options
 from utils.tables import as_text

@@ -1,4 +1,4 @@
-"""Images and public-layout trees for the tests, made on the spot; one thread, enough for small networks."""
+"""Images and public-layout trees for the tests, made on the spot; one thread for networks so small."""
 
 import contextlib
 import io

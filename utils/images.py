@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.errors import InputError, one_line
@@ -193,6 +194,11 @@ def fill_hidden(pixels: np.ndarray) -> np.ndarray:
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """[0, 1] floats -> 8 bit, rounded to nearest and clipped."""
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """[H,W,3] uint8 -> [3,H,W] float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
 def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
