@@ -19,10 +19,10 @@ from data.datasets import NONE, ImageSet, TrainingSet, open_test_sets
 from data.degradations import DEGRADATIONS, Parts, jpeg
 from data.pairs import Folder, match_pairs
 from data.sampler import EpochSampler, probabilities
-from data.transforms import random_crop, random_dihedral, to_batch, to_tensor
+from data.transforms import random_crop, random_dihedral, to_batch
 from utils import options
 from utils.errors import InputError
-from utils.images import read_image
+from utils.images import read_image, to_tensor
 
 CLEAN = dict(clean="clean", degradation="noise", levels=[25])
 

@@ -196,6 +196,7 @@ OTHER, UNMEANT = "left out: an ICC profile for other colours", "left out: a chan
 SAID = {        # content, target, and what is said; empty: nothing may be said, as all is kept
     "gamma": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0"), chunk(b"cHRM", bytes(range(32)))), "a.png", ""),
     "gamma to JPEG": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.jpg", "PNG's text or colours: .jpg"),
+    "gamma to TIFF": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.tif", "PNG's text or colours: .tif"),
     "HDR of a PNG": (png(RGB, chunk(b"cICP", b"\x09\x10\0\1")), "a.png", ""),
     "light levels": (png(RGB, chunk(b"cLLI", bytes(8))), "a.png", "left out: chunk b'cLLI'"),
     "credentials": (png(RGB, chunk(b"caBX", b"jumb")), "a.png", "left out: chunk b'caBX'"),
@@ -242,6 +243,7 @@ SAID = {        # content, target, and what is said; empty: nothing may be said,
     "resolution": (saved(RGB, "PNG", dpi=(300, 300)), "a.jpg", ""),
     "resolution to WebP": (saved(RGB, "PNG", dpi=(300, 300)), "a.webp", "resolution: .webp cannot hold that"),
     "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""), "AVIF": (AVIF, "a.png", ""),
+    **({"to AVIF": (JPEG, "a.avif", "")} if "AVIF" in Image.SAVE else {}),
     "AVIF of HDR": (AVIF.replace(b"nclx\0\1\0\r", b"nclx\0\x09\0\x10"), "a.png", "wide gamut or HDR"),
 }
 

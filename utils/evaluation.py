@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.datasets import ImageSet
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
+from utils.images import to_tensor
 from utils.metrics import Metrics, crop_for, means
 
+ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own

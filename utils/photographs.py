@@ -1,7 +1,7 @@
 """One's own photographs: python test.py --opt FILE --input PATH --output PATH, a file or a folder of them.
 
-Each comes back with its name, transparency and metadata, at 8 bits a channel. What cannot be restored is named,
-the others are restored, and the exit status is 3. A folder that was interrupted goes on where it stopped.
+Each comes back with its name, transparency and metadata, at 8 bits a channel. What cannot be restored is
+named, the others are restored, and the exit status is 3. An interrupted folder goes on where it stopped.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from utils.report import Report, photograph_report
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm")   # come back as they are, others as PNG
 OPAQUE = ("JPEG", "BMP", "PPM")                             # formats that hold no transparency
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
-MAPS = 12                       # of the network's width and the photograph's size are at least in memory at once
+MAPS = 12                       # of the network's width and the photograph's size are in memory at least
 NAMED = 10                                                  # failures that the last line names
 Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
@@ -82,8 +82,8 @@ def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]
 def place_results(images: list[Path], flags: Namespace) -> Jobs:
     """The place of each result; InputError where it is none.
 
-    Below a folder --output they keep their names, but lossy formats become PNG without --keep-format. A single
-    file goes to --output itself where that is an image's name.
+    Below a folder --output they keep their names, but lossy formats become PNG without --keep-format. A
+    single file goes to --output itself where that is an image's name.
     """
     source, target = flags.input, flags.output
     alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS

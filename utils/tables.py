@@ -1,6 +1,6 @@
 """Result tables as text, Markdown and CSV: a row for each set, and the paper's published rows beside ours.
 
-The published figures are data, benchmarks/published.yml.
+The published figures are data, benchmarks/published.yml and peers.yml.
 """
 
 import html
@@ -17,6 +17,7 @@ from utils.files import write_csv
 from utils.options import TestOptions
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
+PEERS = PUBLISHED.with_name("peers.yml")
 NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y", "lpips": "LPIPS"}
 DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "lpips": 4}
 PUBLISHED_DIGITS = {"psnr": 2, "ssim": 3}
@@ -26,7 +27,8 @@ Lines = list[list[str]]         # a table's cells, its header first
 
 def read_published(table: str, where: str) -> dict:
     """A published table: the name of its reference row, its sets, and its rows: scores by method and set."""
-    tables = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
+    files = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (PUBLISHED, PEERS))
+    tables = {name: content for file in files for name, content in file["tables"].items()}
     if table not in tables:
         raise InputError(f"{where}: {table!r}, expected a table of {PUBLISHED.name}: {', '.join(tables)}")
     content = tables[table]
@@ -95,7 +97,7 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
 def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -> list[str]:
     """What a reader of the table must know: how it was made, what is not comparable, the extremes."""
     lines = [f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
-             f"precision {options.precision}"]
+             f"precision {options.precision}" + ", tones of the input kept" * options.keep_tones]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
                   if row.incomplete and row.set != "average"]
     if incomplete:
@@ -149,7 +151,8 @@ def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, proto
         for name, scores in figures.items():
             delta = difference(ours[name].scores, scores) if name in ours else {}
             deltas = [delta.get(metric, "") for metric in PUBLISHED_DIGITS]
-            lines.append([method, name, "", "", *scores.values(), *deltas, "published", ""])
+            pair = [scores.get(metric, "") for metric in PUBLISHED_DIGITS]
+            lines.append([method, name, "", "", *pair, *deltas, "published", ""])
     for name, row in ours.items():
         pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
         lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
