@@ -54,7 +54,7 @@ RUN = {
                 for kind, levels, n in (("noise", [15, 50], 3), ("lowlight", [3], 4))],
 }
 SERVER = multiprocessing.get_context("forkserver")          # imports torch once for all training runs
-SERVER.set_forkserver_preload(["train"])
+SERVER.set_forkserver_preload(["train", "torch._dynamo"])
 SECONDS = 30                    # after which reading a file counts as a hang
 ERROR, SAME, OTHER = "one line", "as it was", "other values, no checksum"
 SILENT, TRACEBACK, HANG = FAILURES = "wrong in silence", "traceback", "hang"

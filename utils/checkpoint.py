@@ -48,8 +48,9 @@ def read_checkpoint(path: str | Path) -> dict:
         reason = error if isinstance(error, InputError) else type(error).__name__
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason}), "
                          "expected a file of train.py") from None
-    if not isinstance(content, dict) or not {"net", "network"} <= content.keys():
-        raise InputError(f"{path}: not a checkpoint of this repository, expected the keys net and network")
+    parts = [content.get(name) for name in ("net", "network")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(f"{path}: not a checkpoint of this repository, expected the dicts net and network")
     return content
 
 
