@@ -20,7 +20,6 @@ The layer norm that ends z and b belongs to the encoder.
 import argparse
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,12 +44,14 @@ from losses.barycenter import (
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
-from utils.checkpoint import load_pretrained, network_content
-from utils.distributed import Side, make_side
+from utils.checkpoint import load_pretrained
 from utils.errors import naming, one_line_errors
+from utils.evaluation import evaluate
 from utils.graphs import Recorded
+from utils.memory import keep_freed_memory
 from utils.options import TrainOptions, load_options
-from utils.runs import LossTable, Run, keep_freed_memory, validate
+from utils.runs import LossTable, Run
+from utils.sides import Side, learning_rate_factor, make_side
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
 TRANSPORT_CLIP = 1.0                            # largest gradient norm of T there
@@ -92,18 +93,6 @@ def growing_average(decay: float) -> Callable:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
 
     return average
-
-
-def learning_rate_factor(options: TrainOptions, step: int, sampler: EpochSampler) -> float:
-    """Share of the first learning rate that holds at a step: warm-up, then the schedule."""
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    if options.schedule == "cosine":
-        progress = (step - options.warmup) / max(1, sampler.steps - options.warmup)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if options.schedule == "constant":
-        return 1.0
-    return 0.1 ** int(sampler.epochs_before(step) / options.schedule)
 
 
 def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
@@ -228,8 +217,8 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
         return {"restoration": make(net.parameters(), rate)}
     of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
     return {"restoration": make(others, rate),
-            "transport": make(of_transport, options.transport_learning_rate, TRANSPORT_BETAS),
-            "potential": make(potentials.parameters(), potential_rate, TRANSPORT_BETAS)}
+            "transport": make(of_transport, options.transport_learning_rate, betas=TRANSPORT_BETAS),
+            "potential": make(potentials.parameters(), potential_rate, betas=TRANSPORT_BETAS)}
 
 
 def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR] = BaryIR) -> None:
@@ -239,7 +228,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     rank, processes, device = distributed.setup()
     torch.manual_seed(options.seed)
     keep_freed_memory(device)
-    run = Run(options, flags.resume, dry=flags.dry_run)
+    run = Run(options, flags.resume, device, dry=flags.dry_run)
 
     # Setup data:
     problems = [] if flags.dry_run else None                    # a dry run lists all of them
@@ -282,20 +271,23 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     # Setup state: what the run needs to go on exactly; its place in the epoch follows from the step.
     state = {"net": net, "potentials": potentials, "ema": ema}
     state |= {f"{name}_optimizer": side.optimizer for name, side in sides.items()}
-    facts = {"processes": processes, "samples_per_epoch": counts}
-    run.resume(state, facts, flags.allow_changes, device)
-    step = 0 if flags.dry_run else run.step
+    sampling = {"samples_per_step": options.batch * processes, "samples_per_epoch": counts}
+    step = run.resume(state, sampling, flags.allow_changes)
     sampler = EpochSampler.of_run(options, counts, step, rank, processes)
     steps = sampler.steps
     loader = make_loader(training_set, sampler, 0 if flags.dry_run else options.workers, device)
-    losses = LossTable(run, training_set.names, device)
-    run.report(training_set.describe(lambdas.tolist()), sets, net, potentials, sampler, device)
+    losses = LossTable(run, training_set.names, sides.values())
+    samples, epochs = sampler.samples_before(steps), sampler.epochs_before(steps)
+    run.log_plan([*training_set.describe(lambdas.tolist()),
+                  *(f"validation {images.name}: {images.describe()}" for images in sets),
+                  f"{steps} steps, {samples:,} samples, {epochs:.1f} epochs "
+                  f"on {processes} x {device} in {options.precision}"], net, potentials)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()
     with run.progress(step, steps) as bar, distributed.naming_dead_processes():
         for degraded, clean, source in loader:
-            factor = learning_rate_factor(options, step, sampler)
+            factor = learning_rate_factor(options, step, steps, sampler.epochs_before(step))
             for side in sides.values():
                 side.set_learning_rate(factor)
             degraded, clean = (to_batch(images.to(device, non_blocking=True)) for images in (degraded, clean))
@@ -312,20 +304,20 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
             bar.update()
 
             if flags.dry_run:
-                return losses.report_one(options.file)
+                return losses.check(options.file)
             if step % options.log_every == 0 or step == steps:
                 values = losses.write(step, options.learning_rate * factor)
                 shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in shown})
             if sets and rank == 0 and (step % options.validation.every == 0 or step == steps):
-                validate(run, deployed, sets, step)
-            stopping = run.stopping(step, device)
-            if step % options.save_every == 0 or step == steps or stopping:
-                run.save(step, network_content(deployed, options.network))
-            if stopping and step < steps:
-                raise run.stopped(step, steps)
+                run.add_validation(step, evaluate(deployed, sets, "promptir"), deployed)
+            stop = run.stop_requested(step)
+            if step % options.save_every == 0 or step == steps or stop:
+                run.save(step, deployed)
+            if stop and step < steps:
+                raise run.interruption(step, steps)
     distributed.shutdown()
-    run.done(steps)
+    run.log_end(steps)
 
 
 if __name__ == "__main__":

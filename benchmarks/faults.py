@@ -14,20 +14,22 @@ A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM
 checksum: there, changed pixels cannot be told from other pixels by anyone; they are counted by themselves.
 """
 
+import math
+import multiprocessing
 import os
 import platform
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +48,13 @@ from utils.tables import as_text
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
              residual_blocks=[1, 1], refinement_blocks=0)
 RUN = {
-    "name": "run", "device": "cpu", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1,
-    "save_every": 1, "optimizer": "adamw", "ema": 0.9, "network": SMALL, "potentials": {"width": 4},
+    "name": "run", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1,
+    "save_every": 1, "optimizer": "adamw", "ema": 0.9, "network": SMALL,
     "sources": [{"name": kind, "bundled": ["coffee.png"], "degradation": kind, "levels": levels, "repeat": n}
                 for kind, levels, n in (("noise", [15, 50], 3), ("lowlight", [3], 4))],
 }
+SERVER = multiprocessing.get_context("forkserver")          # imports torch once for all training runs
+SERVER.set_forkserver_preload(["train", "torch._dynamo"])
 SECONDS = 30                    # after which reading a file counts as a hang
 ERROR, SAME, OTHER = "one line", "as it was", "other values, no checksum"
 SILENT, TRACEBACK, HANG = FAILURES = "wrong in silence", "traceback", "hang"
@@ -153,22 +157,41 @@ def same_state(a: object, b: object) -> bool:
     return a == b
 
 
-def train(folder: Path, *arguments: str, seconds: float | None = None) -> subprocess.CompletedProcess | None:
-    """train.py in a folder, one thread; with `seconds`, killed so long after its log begins (then None)."""
-    command = [sys.executable, "train.py", "--opt", str(folder / "run.yml"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if seconds is not None:
-        while process.poll() is None and not (folder / "out/run/train.log").exists():
-            time.sleep(0.01)
-        time.sleep(seconds)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return None
-    _, errors = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, "", errors)
+def start_training(arguments: Sequence[str], output: Path, **environment: str) -> BaseProcess:
+    """Start train.py on one CPU thread, in a process group of its own; its output is added to a file."""
+    process = SERVER.Process(target=_train, args=(list(arguments), output, environment))
+    process.start()
+    return process
+
+
+def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    import train
+
+    multiprocessing.set_start_method("fork", force=True)        # of its DataLoader's workers
+    os.setpgid(0, 0)
+    os.environ.update({"CUDA_VISIBLE_DEVICES": "", **environment})
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    with one_line_errors():
+        train.main(arguments)
+
+
+def train_until(folder: Path, *arguments: str, seconds: float = math.inf) -> bool:
+    """Train in a folder, killed so long after the log begins; returns whether it came to its end before."""
+    process = start_training(["--opt", str(folder / "run.yml"), *arguments], folder / "output.txt")
+    while process.is_alive() and not (folder / "out/run/train.log").exists():
+        time.sleep(0.01)
+    process.join(None if seconds == math.inf else seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return False
+    if process.exitcode:
+        last = (folder / "output.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+        raise InputError(f"a run that was not killed ended with {process.exitcode}: {last}")
+    return True
 
 
 def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counter:
@@ -187,23 +210,19 @@ def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counte
         return content
 
     with tempfile.TemporaryDirectory() as parent:
-        alone = begin(Path(parent, "alone"))
-        start = time.monotonic()
-        if (ended := train(alone)).returncode:
-            reason = ended.stderr.splitlines()[-1]
-            raise InputError(f"the run that is not killed ended with {ended.returncode}: {reason}")
-        log = (alone / "out/run/train.log").stat()
-        length = time.time() - log.st_mtime + (time.monotonic() - start) * 0.5      # of training, roughly
-        right = result(alone)
+        alone, start = begin(Path(parent, "alone")), time.monotonic()
+        train_until(alone)
+        length, right = time.monotonic() - start, result(alone)
 
         def kill(number: int, seconds: float) -> list[str]:
             folder = begin(Path(parent, str(number)))
-            if train(folder, seconds=seconds) is not None:
+            if train_until(folder, seconds=seconds):
                 return ["ended before it was killed"]
             halves = list((folder / "out/run").glob(".partial*"))
-            ended = train(folder, "--resume")
-            if ended.returncode:
-                tqdm.write((ended.stderr.strip().splitlines() or ["killed"])[-1])
+            try:
+                train_until(folder, "--resume")
+            except InputError as error:
+                tqdm.write(str(error))
                 return ["lost"]
             outcome = "identical" if same_state(result(folder), right) else "different"
             return [outcome] + ["while a checkpoint was written"] * bool(halves)

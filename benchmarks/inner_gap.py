@@ -26,9 +26,9 @@ from losses.barycenter import dual_objective, sample_weights, source_weights, tr
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils.checkpoint import load_network, read_checkpoint
-from utils.distributed import Side
 from utils.errors import InputError, one_line, one_line_errors
 from utils.options import TrainOptions, load_options
+from utils.sides import Side
 
 Batch = tuple[Tensor, Tensor, Tensor]                           # degraded [B,3,P,P], source [B], weights [B]
 

@@ -10,8 +10,8 @@ of z of the *clean* patches:
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
                 mean over all pairs, the mean over halves of one source's images: what scenes alone make
     variance    of all latent pixels, divided by that of z
-    probe       accuracy of a linear classifier that guesses the source from the mean of a patch's pixels, on
-                images that it was not fitted to (five folds of images); chance is 1 / sources
+    probe       accuracy of a linear classifier (ridge regression) that guesses the source from the mean of a
+                patch's pixels, on images that it was not fitted to (five folds); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
     L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
                 is near 0 as soon as residuals are orthogonal, as e^(1/0.07) stands in its numerator. Without,
@@ -33,6 +33,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -42,13 +43,14 @@ from tqdm import tqdm
 
 from benchmarks.gaussians import squared_bures_wasserstein
 from data.datasets import ImageSet, open_test_sets
-from data.transforms import random_crop, to_tensor
+from data.transforms import random_crop
 from losses.residual import contrastive, normalized
 from models.baryir import BaryIR
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
+from utils.images import to_tensor
 from utils.options import TestOptions, load_options
 from utils.tables import as_text
 
@@ -101,32 +103,16 @@ def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float],
     return between, within
 
 
-def fit_probe(x: Tensor, source: Tensor, sources: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Weight [C,K] and bias [K] of a linear softmax classifier of features x [P,C] by their source [P]."""
-    weight = torch.zeros(x.shape[1], sources, requires_grad=True)
-    bias = torch.zeros(sources, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, source) + decay * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weight, bias
-
-
-def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float = 1e-3) -> float:
+def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, ridge: float = 0.01) -> float:
     """Share of features [P,C] whose source [P] a linear classifier fitted to the other folds [P] guesses."""
-    sources = int(source.max()) + 1
-    correct = 0
+    target, correct = F.one_hot(source).double(), 0
     for held_out in fold.unique():
         test = fold == held_out
         mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
-        x = (features - mean) / deviation
-        weight, bias = fit_probe(x[~test], source[~test], sources, decay)
-        correct += int(((x[test] @ weight + bias).argmax(1) == source[test]).sum())
+        x = F.pad((features - mean) / deviation, (0, 1), value=1.0).double()            # 1 for the bias
+        normal = x[~test].T @ x[~test] + ridge * len(x) * torch.eye(x.shape[1])
+        weight = torch.linalg.solve(normal, x[~test].T @ target[~test])                 # ridge regression
+        correct += int(((x[test] @ weight).argmax(1) == source[test]).sum())
     return correct / len(source)
 
 
@@ -142,16 +128,12 @@ def retrieval(sources: list[Tensor]) -> float:
     """Share of latents [P,N] whose nearest one in another source, mean over pairs, is of the same place P."""
     same = torch.arange(len(sources[0]))
     pairs = itertools.permutations(sources, 2)
-    return mean([float((torch.cdist(a, b).argmin(1) == same).float().mean()) for a, b in pairs])
+    return fmean([float((torch.cdist(a, b).argmin(1) == same).float().mean()) for a, b in pairs])
 
 
 def apart(sources: list[Tensor]) -> float:
     """Mean distance between two sources' latents [P,N] of the same place P."""
-    return mean([float((a - b).norm(dim=1).mean()) for a, b in itertools.combinations(sources, 2)])
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return fmean([float((a - b).norm(dim=1).mean()) for a, b in itertools.combinations(sources, 2)])
 
 
 def are_matched(sets: list[ImageSet]) -> bool:
@@ -174,8 +156,8 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
         between[space], within[space] = distances(by_space[space], list(groups))
     variance = {space: moments(torch.cat(by_space[space]))[1].trace() for space in SPACES}
     z, b, r = (torch.cat(flat[space]) for space in "zbr")
-    rows = [["distance between sources", *(mean(between[space]) for space in SPACES)],
-            ["distance within a source", *(mean(within[space]) for space in SPACES)],
+    rows = [["distance between sources", *(fmean(between[space]) for space in SPACES)],
+            ["distance within a source", *(fmean(within[space]) for space in SPACES)],
             ["variance", *(float(variance[space] / variance["z"]) for space in SPACES)],
             ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
             ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],

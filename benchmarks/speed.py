@@ -44,13 +44,12 @@ from losses.barycenter import sample_weights
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from train import Batch, make_sides, map_step, potential_step
-from utils import distributed
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import restore
 from utils.files import write_csv
 from utils.graphs import Recorded
+from utils.memory import keep_freed_memory
 from utils.options import Source, TrainOptions, load_options
-from utils.runs import keep_freed_memory
 from utils.tables import as_text
 
 WHAT = ("forward", "map_step", "potential_step", "step", "step_recompute", "loading", "inference")
@@ -222,7 +221,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     flags = parse_arguments()
-    distributed.setup(flags.device)
     torch.set_num_threads(flags.threads)
     if flags.alone:
         side, what, size = flags.alone

@@ -3,12 +3,12 @@
     python -m benchmarks.study --root PATH/TO/mini5d [--rows w transport frozen] [--seeds 2]
     python -m benchmarks.study --tables                               prints the tables, trains nothing
 
-trains and measures, one run after the other, what the tables lack. A row is an option file, a run is a row
+trains and measures what the tables lack, one run after the other. A row is an option file, a run is a row
 with a seed. Stopped (SIGTERM or Ctrl-C), a training is saved, and the same command goes on. Two designs:
 
-    options/decide   one network in which the split [b, r] matters; arms that differ in what moves T, from one
-                     warm start a seed. Its base.yml says the rule by which the claim is decided
-    options/study    whole networks, trained from scratch: Restormer (b), BaryIR by one objective or another
+    options/decide   one network in which the split [b, r] matters, arms that differ in what moves T; the rule
+                     by which the claim is decided is in base.yml
+    options/study    whole networks from scratch: Restormer (b), BaryIR by one objective or another
 
 Figures lie beside the checkpoint and are collected in benchmarks/study:
 
@@ -18,8 +18,7 @@ Figures lie beside the checkpoint and are collected in benchmarks/study:
     runs.csv      parameters, steps, samples, core-hours, hash of the first 1000 samples, date, machine
     latents.csv   what benchmarks.latent_report says of the matched scenes
 
-Groups of sets: seen by training, unseen level, type, mixed; left out: what involves the degradation that the
-seed was not trained on. Weights: the last ones, or averaged ones where the run averages.
+Groups of sets: seen; unseen level, type, mixed; left out: of a degradation on which a seed was not trained.
 """
 
 import csv
@@ -48,11 +47,10 @@ from benchmarks.ablations import Bottleneck, OneLatent, load_as
 from benchmarks.intervals import effects, interval
 from data.datasets import ImageSet, TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
-from utils.images import save_image
+from utils.images import save_image, to_tensor
 from utils.metrics import Metrics, crop_for
 from utils.options import TestOptions, TrainOptions, load_options
 from utils.tables import as_text
@@ -70,7 +68,7 @@ NETWORKS = {"w": FROZEN, "frozen": FROZEN, "oracle": FROZEN,
             "none": partial(Bottleneck, transport_map="none"),
             "dropout": partial(Bottleneck, dropout=0.5),
             "g": partial(OneLatent, kept="barycenter")}                 # else BaryIR
-BASELINES = {"decide": "frozen", "study": "c"}
+BASELINES = {"decide": ("frozen",), "study": ("b", "c")}
 RUN = ("row", "seed", "sources", "weights")
 TABLES = {
     "sets": (*RUN, "group", "set", "images", "psnr", "ssim"),
@@ -169,8 +167,9 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
         scenes = open_test_sets(trained, matched.root, f"{matched.file}: sets", print)
         latents, _ = latent_report.measure(net, scenes, scenes[0].selected, 128)
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
-    facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps, sampler.samples,
-             f"{hours:.3f}", hash_of_samples(sampler, samples), date.today(), machine()]
+    facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps,
+             sampler.samples_before(options.steps), f"{hours:.3f}", hash_of_samples(sampler, samples),
+             date.today(), machine()]
     write(folder, "sets", sets)
     write(folder, "images", images)
     write(folder, "latents", [[row, *this, *values[:4]] for values in latents])
@@ -272,7 +271,7 @@ def collect(output: Path) -> None:
 
 
 def label(line: dict[str, str]) -> str:
-    """A row in the tables: its name and, in options/study, which weights where they are not averaged ones."""
+    """A row in the tables: its name and, in options/study, the weights where they are the last ones."""
     row, colon, given = line["row"].partition(":")
     return row + ", last" * (line["weights"] == "last" and design_of(row) == "study") + colon + given
 
@@ -287,7 +286,7 @@ class Figures:
         sets, self.images, self.latents = ([line for line in read(RESULTS / f"{table}.csv")
                                             if design_of(line["row"]) == design]
                                            for table in ("sets", "images", "latents"))
-        self.paired, self.unseen = design == "decide", UNSEEN[design]
+        self.paired, self.unseen, self.baselines = design == "decide", UNSEEN[design], BASELINES[design]
         self.psnr, self.of_group = defaultdict(dict), {name: set() for name in GROUPS}
         for line in sets:
             self.psnr[label(line)][line["seed"], line["set"]] = float(line["psnr"])
@@ -313,16 +312,12 @@ class Figures:
         keys = self.of_group[name] & self.psnr[row].keys()
         if not keys:
             return "-"
-        of_row, before, oracle = (np.array([of[key] for key in keys]) for of in (
-            self.psnr[row], self.psnr[f"{row}: input"], self.oracle(keys)))
-        gain = (of_row - before).mean()
-        share = f" {gain / (oracle - before).mean():.0%}" if not np.isnan(oracle).any() else ""
-        return f"{of_row.mean():.2f} {gain:+.2f}{share}"
-
-    def oracle(self, keys: set[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        """The oracle's PSNR on a seed's sets, mean over its own seeds; nan without oracle."""
-        return {key: np.mean([value for (_, of_set), value in self.psnr["oracle"].items() if of_set == key[1]]
-                             or np.nan) for key in keys}
+        gain = np.mean([self.psnr[row][key] - self.psnr[f"{row}: input"][key] for key in keys])
+        oracle = {key: value - self.psnr["oracle: input"][key] for key, value in self.psnr["oracle"].items()}
+        possible = np.mean([np.mean([value for (_, of_set), value in oracle.items() if of_set == wanted]
+                                    or np.nan) for _, wanted in keys])
+        share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
+        return f"{np.mean([self.psnr[row][key] for key in keys]):.2f} {gain:+.2f}{share}"
 
     def latent(self, row: str, quantity: str, space: str) -> float:
         """Mean over seeds; nan where there is none."""
@@ -330,31 +325,30 @@ class Figures:
                               if label(line) == row and line["quantity"] == quantity] or np.nan))
 
 
-def tables(baseline: str = "") -> str:
-    """All tables, of the files in benchmarks/study, by design; differences are to `baseline` or BASELINES."""
+def tables() -> str:
+    """All tables, of the files in benchmarks/study, by design."""
     runs = read(RESULTS / "runs.csv")
     if not runs:
         raise InputError(f"{RESULTS}: no runs.csv yet, expected runs: python -m benchmarks.study --root PATH")
     text = ["Equal conditions", as_text([list(TABLES["runs"]), *([*line.values()] for line in runs)])]
     for design, folder in DESIGNS.items():
         figures = Figures(design)
-        first = baseline if baseline in figures.rows else BASELINES[design]
         if figures.rows:
-            text += [f"\n{folder}", *map(as_text, tables_of(figures, first))]
+            text += [f"\n{folder}", *map(as_text, tables_of(figures))]
         if {"transport", "frozen"} <= {*figures.rows}:
             text += [verdict(figures)]
     return "\n".join(text)
 
 
-def tables_of(figures: Figures, baseline: str) -> list[list[list[str]]]:
-    """A design's tables: gains, differences to the baseline, sets, checks, latents."""
+def tables_of(figures: Figures) -> list[list[list[str]]]:
+    """A design's tables: gains, differences to the baselines, sets, checks, latents."""
     groups, psnr = figures.groups, figures.psnr
     gains = [["PSNR in dB, gain over the input, share of the oracle's gain", *groups]]
     gains += [[row, *(figures.gain(row, name) for name in groups)] for row in figures.rows]
     parts = [*((name,) for name in groups), figures.unseen]
-    differences = [[f"difference to {baseline} in dB, 95 % interval", *map(" and ".join, parts)]]
-    differences += [[row, *(shown(figures.difference(row, baseline, part)) for part in parts)]
-                    for row in figures.rows if row != baseline]
+    differences = [["difference in dB, 95 % interval", *map(" and ".join, parts)]]
+    differences += [[f"{row} less {other}", *(shown(figures.difference(row, other, part)) for part in parts)]
+                    for other in figures.baselines for row in figures.rows if row != other]
     sets = [["PSNR in dB, of the trained", "input", *figures.rows]]
     trained = {key for name in groups if name != "left out" for key in figures.of_group[name]}
     for name in sorted({of_set for _, of_set in trained}, key=lambda name: GROUPS.index(group(name, ""))):
@@ -401,7 +395,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", action="store_true", help="measure the last weights where the runs average")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
-    parser.add_argument("--baseline", default="", metavar="ROW", help="with --tables: compare with it")
     flags = parser.parse_args(arguments)
     rows = flags.rows or list(option_files())
     for row in rows:
@@ -415,7 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
             if seed < SEEDS[row] and (name, seed) not in done:
                 run(row, seed, flags.root, flags.output, flags.last)
                 collect(flags.output)
-    print(tables(flags.baseline))
+    print(tables())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Random crop, flips and quarter turns of aligned images, [H,W,C] uint8 (C may be absent)."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -21,11 +20,6 @@ def random_dihedral(images: list[np.ndarray], rng: np.random.Generator) -> list[
     turns, flip = rng.integers(4), rng.integers(2)
     images = [np.rot90(image, turns) for image in images]
     return [image[:, ::-1] for image in images] if flip else images
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """[H,W,3] uint8 -> [3,H,W] float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
 def to_batch(images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """--dry-run of train.py and test.py: complete data pass, each damage is named, nothing is saved."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_complete_data_pass(option_file, public_tree):
                  "source derain: 3 pairs", "source dehaze: 4 pairs", "validation LOL: 1 pairs",
                  "left out (optional): ", "one step: map_loss", "no problems; a dry run saves nothing"):
         assert line in result.stdout, line
+
+
+def test_the_public_layout_is_what_option_files_name(public_tree):
+    opt = "--opt", "options/train_5d.yml"
+    result = run_script("train.py", *opt, "--dry-run", "--set", f"root={public_tree}")
+    lines = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    assert result.returncode == 1 and len(lines) == 10          # of 5 sources and 5 sets that lack images
+    assert all(re.search(r"\d images?, expected \d+$", line) for line in lines)
 
 
 def test_every_problem_is_listed_at_once(option_file, public_tree):

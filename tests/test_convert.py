@@ -3,9 +3,7 @@
 import builtins
 import os
 import pickle
-import subprocess
 import sys
-import tarfile
 import time
 import types
 import zipfile
@@ -18,21 +16,12 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks.golden import fill_reference
-from conftest import REPOSITORY, run_script
+from conftest import run_script
 from models.baryir import BACKBONES, BaryIR
-from utils.checkpoint import load_network
-from utils.convert_official import UNUSED, official_name, official_shape, read
+from utils.checkpoint import load_network, without_prefixes
+from utils.convert_official import UNUSED, official_name, official_shape, read, renamed
+from utils.errors import InputError
 from utils.evaluation import restore
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict[str, torch.Tensor]:
-    """The authors' 766 names, filled by the golden outputs' rule."""
-    net = BaryIR()
-    fill_reference(net)
-    unused = [(64, 64), (128, 128), (256, 320), (48, 112), (96, 224), (192, 512)]
-    return {official_name(name): p.detach() for name, p in net.named_parameters()} | {
-        name: torch.zeros(*shape, 1, 1) for name, shape in zip(UNUSED, unused, strict=True)}
 
 
 class ModelBary:
@@ -83,11 +72,18 @@ def refused(source: Path, target: Path) -> str:
     return result.stderr
 
 
-def test_converted_weights_give_the_authors_outputs(tmp_path, reference):
-    source = save_official(tmp_path / "official.pt", reference)
+def test_converted_weights_give_the_authors_outputs(tmp_path):
+    """The authors' 766 names, filled by the golden outputs' rule."""
+    net = BaryIR()
+    fill_reference(net)
+    unused = [(64, 64), (128, 128), (256, 320), (48, 112), (96, 224), (192, 512)]
+    tensors = {official_name(name): p.detach() for name, p in net.named_parameters()} | {
+        name: torch.zeros(*shape, 1, 1) for name, shape in zip(UNUSED, unused, strict=True)}
+    source = save_official(tmp_path / "official.pt", tensors)
     result = convert(source, tmp_path / "net.pth")
     assert result.returncode == 0, result.stderr
     assert "53,549,774 parameters, epoch 56" in result.stdout and "chnl_reduce1.weight" in result.stdout
+    assert "model_bary" not in sys.modules                                      # nothing of it was imported
     degraded = np.random.default_rng(0).random((2, 3, 64, 96)).astype(np.float32)
     restored = restore(load_network(tmp_path / "net.pth"), torch.from_numpy(degraded[1:]))
     expected = {(0, 2, 63, 95): 1.173910, (0, 0, 10, 80): -7.810841}            # of official_forward.npz
@@ -96,86 +92,69 @@ def test_converted_weights_give_the_authors_outputs(tmp_path, reference):
 
 
 @pytest.fixture(scope="module")
-def zeros(reference) -> dict[str, torch.Tensor]:
-    """The authors' names and shapes without memory behind them: files of a few kilobytes."""
-    return {name: torch.zeros(1).expand(tensor.shape) for name, tensor in reference.items()}
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return {official_name(name): p for name, p in load_network(path).named_parameters()}
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions(tmp_path, zeros, dtype):
-    tensors = {name: tensor.to(dtype) for name, tensor in zeros.items()}
-    tensors["LN.body.bias"] = torch.linspace(-1, 1, 384, dtype=dtype)
-    convert(save_official(tmp_path / "official.pt", tensors), tmp_path / "net.pth")
-    converted = weights(tmp_path / "net.pth")
-    assert all(p.dtype == torch.float32 for p in converted.values())
-    assert torch.equal(converted["LN.body.bias"], tensors["LN.body.bias"].float())
-
-
-@pytest.mark.parametrize("form", ["state dict", "state dict under a key", "module. prefix", "DataParallel"])
-def test_other_forms(tmp_path, zeros, form):
-    output = torch.arange(3 * 96 * 9.0).reshape(96, 3, 3, 3).transpose(0, 1)                # not contiguous
-    tensors = zeros | {"LN.body.bias": torch.arange(384.0), "output.weight": output}
-    prefixed = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    source = tmp_path / "official.pt"
-    if form == "DataParallel":
-        save_official(source, tensors, wrap=nn.DataParallel)
-    else:
-        torch.save({"state dict": tensors, "state dict under a key": {"epoch": 3, "state_dict": tensors},
-                    "module. prefix": {"BaryIR": prefixed}}[form], source)
-    result = convert(source, tmp_path / "net.pth")
-    assert result.returncode == 0, result.stderr
-    converted = weights(tmp_path / "net.pth")
-    assert all(torch.equal(converted[name], tensors[name]) for name in ("LN.body.bias", "output.weight"))
-
-
-@pytest.fixture(scope="module")
 def public() -> dict[str, dict[str, torch.Tensor]]:
-    """The state dicts of public PromptIR and Restormer, filled by the golden outputs' rule."""
+    """The state dicts of public PromptIR and Restormer: names and shapes without memory behind them."""
     found = {}
     for backbone in BACKBONES:
-        net = BaryIR(backbone=backbone, barycenter=False)
-        fill_reference(net)
-        names = {official_name(name): p.detach() for name, p in net.named_parameters()}
-        found[backbone] = {name: p.reshape(official_shape(name, p.shape)) for name, p in names.items()}
+        with torch.device("meta"):
+            net = BaryIR(backbone=backbone, barycenter=False)
+        shapes = {official_name(name): p.shape for name, p in net.named_parameters()}
+        found[backbone] = {name: torch.zeros(1).expand(official_shape(name, shape))
+                           for name, shape in shapes.items()}
     found["promptir"] |= {name: torch.zeros(1) for name in UNUSED}
     return found
 
 
-@pytest.mark.parametrize("backbone, wrap", [
-    ("restormer", lambda tensors: {"params": tensors}),
-    ("restormer", lambda tensors: tensors),
-    ("promptir", lambda tensors: {"epoch": 5, "global_step": 7, "optimizer_states": [{"state": {0: {}}}],
-                                  "state_dict": {f"net.{name}": t for name, t in tensors.items()}}),
+@pytest.mark.parametrize("backbone, dtype, wrap", [
+    ("restormer", torch.bfloat16, lambda tensors: {"params": tensors}),
+    ("promptir", torch.float32, lambda tensors: {
+        "epoch": 5, "global_step": 7, "optimizer_states": [{"state": {0: {}}}],
+        "state_dict": {f"net._orig_mod.{name}": tensor for name, tensor in tensors.items()}}),
 ])
-def test_public_backbones(tmp_path, public, backbone, wrap):
-    torch.save(wrap(public[backbone]), tmp_path / "public.pth")
+def test_public_backbones(tmp_path, public, backbone, dtype, wrap):
+    """Of a trainer, compiled, in another precision; a tensor that is not contiguous."""
+    marked = {"output.weight": torch.linspace(-1, 1, 96 * 27).reshape(96, 3, 3, 3).transpose(0, 1),
+              "refinement.0.norm1.body.bias": torch.linspace(-1, 1, 96)}
+    tensors = {name: tensor.to(dtype) for name, tensor in (public[backbone] | marked).items()}
+    torch.save(wrap(tensors), tmp_path / "public.pth")
     result = convert(tmp_path / "public.pth", tmp_path / "net.pth")
     assert result.returncode == 0, result.stderr
     count, left_out = {"restormer": ("26,126,644", False), "promptir": ("35,376,967", True)}[backbone]
     assert f"{count} parameters" in result.stdout and ("left out" in result.stdout) == left_out
     net = load_network(tmp_path / "net.pth")
-    reference = BaryIR(backbone=backbone, barycenter=False)
-    fill_reference(reference)
-    assert not net.barycenter and net.state_dict().keys() == reference.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), reference.parameters(), strict=True))
+    converted = {official_name(name): p for name, p in net.named_parameters()}
+    assert not net.barycenter and all(p.dtype == torch.float32 for p in converted.values())
+    for name in marked:
+        assert torch.equal(converted[name], tensors[name].float())
 
 
-def test_backbones_that_are_refused(tmp_path, public):
-    source, target, tensors = tmp_path / "public.pth", tmp_path / "net.pth", public["restormer"]
-    bias_free = {name: t for name, t in tensors.items() if ".norm" not in name or "weight" in name}
-    torch.save({"params": bias_free}, source)
-    assert "have no bias (LayerNorm_type BiasFree), expected WithBias" in refused(source, target)
-    torch.save(tensors | {"patch_embed.proj.weight": torch.zeros(48, 6, 3, 3)}, source)     # two views
-    assert "not public Restormer at the paper's size: patch_embed.proj.weight is [48, 6, 3, 3], expected " \
-           "[48, 3, 3, 3]" in refused(source, target)
-    prompts = public["promptir"]
-    torch.save(prompts | {"prompt1.prompt_param": prompts["prompt1.prompt_param"][0]}, source)
-    assert "not public PromptIR at the paper's size: prompt1.prompt_param is [5, 64, 64, 64]" in refused(
-        source, target)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.",
+                                    "net._orig_mod.", "ema_model.", "ema_model.module.BaryIR._orig_mod."])
+def test_prefixes_of_wrappers_go(prefix):
+    plain = {"output.weight": 1, "encoder.0.1.net.weight": 2}
+    assert without_prefixes({prefix + name: value for name, value in plain.items()}) == plain
+    parts = {"encoder._orig_mod.0.1.net.weight": 2, "output.weight": 1}         # compiled by stages
+    assert without_prefixes({prefix + name: value for name, value in parts.items()}) == plain
+    with pytest.raises(InputError, match="holds 2 tensors under 1 names, expected one network's"):
+        without_prefixes({"net.output.weight": 1, "ema_model.output.weight": 2})
+
+
+def test_forms_of_modules(tmp_path):
+    """Pickled in DataParallel or DistributedDataParallel; in modules that contain themselves."""
+    tensors = {"output.weight": torch.arange(4.0), "LN.body.bias": torch.ones(2)}
+
+    def looped(net: nn.Module) -> nn.Module:
+        net._modules["again"] = net
+        return net
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        for wrap in (nn.DataParallel, nn.parallel.DistributedDataParallel, looped):
+            found, trained = read(save_official(tmp_path / "official.pt", tensors, wrap=wrap))
+            assert found.keys() == tensors.keys() and trained == {"epoch": 56}
+            assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    finally:
+        dist.destroy_process_group()
 
 
 def rewrite(source: Path, target: Path, change) -> Path:
@@ -186,29 +165,51 @@ def rewrite(source: Path, target: Path, change) -> Path:
     return target
 
 
-def test_tensors_of_a_cuda_device(tmp_path, zeros):
+def test_tensors_of_a_cuda_device(tmp_path):
     def move(name: str, data: bytes) -> bytes:
-        if not name.endswith("data.pkl"):
-            return data
         moved = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:1")
-        assert moved != data
+        assert moved != data or not name.endswith("data.pkl")
         return moved
 
-    source = rewrite(save_official(tmp_path / "cpu.pt", zeros), tmp_path / "cuda.pt", move)
-    assert convert(source, tmp_path / "net.pth").returncode == 0
-    assert len(weights(tmp_path / "net.pth")) == 760
+    save_official(tmp_path / "cpu.pt", {"output.weight": torch.ones(3)})
+    found, _ = read(rewrite(tmp_path / "cpu.pt", tmp_path / "cuda.pt", move))
+    assert found["output.weight"].device.type == "cpu"
 
 
-def test_every_entry_that_does_not_fit_is_listed(tmp_path, zeros):
-    missing = ("LN.body.bias", "latent.7.norm1.body.weight")
-    tensors = {name: tensor for name, tensor in zeros.items() if name not in missing}
-    tensors |= {"output.weight": torch.zeros(3, 96, 1, 1), "extra.weight": torch.zeros(2),
-                "LN.body.weight": torch.full((384,), torch.nan)}
-    message = refused(save_official(tmp_path / "official.pt", tensors), tmp_path / "net.pth")
-    assert "2 missing: " in message and "LN.body.bias" in message and "latent.7.norm1.body.weight" in message
-    assert "1 unknown: extra.weight" in message
-    assert "output.weight is [3, 96, 1, 1], expected [3, 96, 3, 3]" in message
-    assert "LN.body.weight holds numbers that are not finite" in message
+def test_what_does_not_fit_is_refused_with_a_few_names(tmp_path, public):
+    source, target, tensors = tmp_path / "public.pth", tmp_path / "net.pth", public["restormer"]
+
+    def line(content: object) -> str:
+        torch.save(content, source)
+        return refused(source, target)
+
+    bias_free = {name: t for name, t in tensors.items() if ".norm" not in name or "weight" in name}
+    assert "have no bias (LayerNorm_type BiasFree), expected WithBias" in line({"params": bias_free})
+    two_views = line(tensors | {"patch_embed.proj.weight": torch.zeros(48, 6, 3, 3)})
+    assert ("1 of 494 tensors do not fit public Restormer at the paper's size "
+            "(patch_embed.proj.weight: [48, 6, 3, 3], expected [48, 3, 3, 3])") in two_views
+    prompts = public["promptir"]
+    assert "fit public PromptIR at the paper's size (prompt1.prompt_param: [5, 64, 64, 64], expected" in line(
+        prompts | {"prompt1.prompt_param": prompts["prompt1.prompt_param"][0]})
+    assert "(lpips.slice1.bias: [3], expected none)" in line(tensors | {"lpips.slice1.bias": torch.zeros(3)})
+    renamed_all = line({f"odd.{name}": tensor for name, tensor in tensors.items()})
+    assert "988 of 494 tensors do not fit" in renamed_all and len(renamed_all) < 600
+    for value in (torch.zeros(96, dtype=torch.int64), torch.full((96,), torch.nan)):
+        assert "refinement.0.norm1.body.bias: not finite, or no floating-point numbers" in line(
+            tensors | {"refinement.0.norm1.body.bias": value})
+    forged = {"x\nok.pth: 53,549,774 parameters": torch.zeros(1)}   # a name must not pass for a line of ours
+    assert "x\\nok.pth: 53" in line(tensors | forged)
+    for content, message in (({"weights": 3}, "of 494 tensors"), ({}, "of 494 tensors"), (3, "holds int"),
+                             ({"net": {}, "network": {}}, "already"), ({**tensors, "a": 3}, "a: ['no")):
+        assert message in line(content)
+    before = source.read_bytes()
+    assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
+
+
+def test_converting_holds_no_second_copy(public):
+    tensors = dict(public["promptir"])
+    renamed(tensors)
+    assert set(tensors) == set(UNUSED)
 
 
 class Reduced:
@@ -221,15 +222,13 @@ class Reduced:
         return self.call
 
 
-@pytest.mark.parametrize("name", [
-    "posix.system", "builtins.eval", "builtins.exec", "pathlib.Path", "torch.hub.load", "os.system",
-    "torch.nn.functional.gelu", "torch.load", "builtins.getattr", "functools.partial"])
-@pytest.mark.parametrize("place", ["top", "in a module"])
+@pytest.mark.parametrize("name, place", [("posix.system", "top"), ("builtins.eval", "in a module"),
+                                         ("torch.hub.load", "top"), ("builtins.getattr", "in a module"),
+                                         ("torch.nn.functional.gelu", "top")])
 def test_whatever_else_a_file_names_is_refused(tmp_path, name, place):
     victim = tmp_path / "victim"
     module, _, function = name.rpartition(".")
-    code = f"open({str(victim)!r}, 'w')"
-    arguments = {"eval": (code,), "exec": (code,), "system": (f"touch {victim}",)}
+    arguments = {"eval": (f"open({str(victim)!r}, 'w')",), "system": (f"touch {victim}",)}
     stand_in = types.FunctionType((lambda *_: None).__code__, {}, function)
     stand_in.__module__, stand_in.__qualname__ = module, function
     source = tmp_path / "malicious.pt"
@@ -237,12 +236,10 @@ def test_whatever_else_a_file_names_is_refused(tmp_path, name, place):
         net = model_bary.BaryIR()
         call = Reduced(stand_in, *arguments.get(function, (str(victim),)))
         net.hook = call if place == "in a module" else None
-        content = {"epoch": call if place == "top" else 1, "BaryIR": net}
-        save_naming(content, source)
+        save_naming({"epoch": call if place == "top" else 1, "BaryIR": net}, source)
     message = refused(source, tmp_path / "net.pth")
     assert f"names {name}, expected" in message.replace("__builtin__", "builtins")
-    assert "nothing was run" in message
-    assert not victim.exists()
+    assert "nothing was run" in message and not victim.exists()
 
 
 def save_naming(content, path: Path) -> None:
@@ -255,8 +252,13 @@ def save_naming(content, path: Path) -> None:
 
     with open(path.with_suffix(".pkl"), "wb") as file:
         Pickler(file, 2).dump(content)
+    save_pickle(path.with_suffix(".pkl").read_bytes(), path)
+
+
+def save_pickle(data: bytes, path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", path.with_suffix(".pkl").read_bytes())
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/data/0", bytes(16))
         archive.writestr("archive/version", "3")
 
 
@@ -265,8 +267,8 @@ def test_the_malicious_files_are_real(tmp_path):
     victim = tmp_path / "victim"
     with pytest.MonkeyPatch.context() as patch, ModelBary():
         patch.chdir(tmp_path)
-        code = f"open({str(victim)!r}, 'w')"
-        torch.save({"epoch": Reduced(builtins.eval, code)}, tmp_path / "malicious.pt")
+        call = Reduced(builtins.eval, f"open({str(victim)!r}, 'w')")
+        torch.save({"epoch": call}, tmp_path / "malicious.pt")
         torch.load(tmp_path / "malicious.pt", weights_only=False)
     assert victim.exists()
     victim.unlink()
@@ -274,83 +276,17 @@ def test_the_malicious_files_are_real(tmp_path):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda data: data[:len(data) // 2], "truncated, or not a zip file"),
-    (lambda data: b"", "truncated, or not a zip file"),
+    (lambda data: data[:len(data) // 2], "truncated, or not a zip file as torch.save writes it since 1.6"),
     (lambda data: b"\x80\x02}q\x00.", "truncated, or not a zip file"),
     (lambda data: data.replace(b"LN", b"LM"), "damaged: the checksum of official/data.pkl is wrong"),
-    (lambda data: data.replace(b"official/data.pkl", b"official/data.\xff\xfel"),
-     "truncated, or not a zip file"),
 ])
-def test_broken_files(tmp_path, zeros, damage, message):
-    source = save_official(tmp_path / "official.pt", zeros)
+def test_broken_files(tmp_path, damage, message):
+    source = save_official(tmp_path / "official.pt", {"LN.body.bias": torch.zeros(3)})
     source.write_bytes(damage(source.read_bytes()))
     assert message in refused(source, tmp_path / "net.pth")
-
-
-def test_broken_contents(tmp_path, zeros):
-    def replaced(name: str, data: bytes) -> Path:
-        return rewrite(save_official(tmp_path / "official.pt", zeros), broken,
-                       lambda entry, old: data if entry.endswith(name) else old)
-
-    broken, target = tmp_path / "broken.pt", tmp_path / "net.pth"
-    assert "its pickle cannot be read" in refused(replaced("data.pkl", b"\x80\x02}q\x00"), target)
-    assert "its pickle cannot be read (RuntimeError)" in refused(replaced("data/100", b""), target)
-    tensors = {**zeros, "epoch": 3}
-    forged = {"x\nok.pth: 53,549,774 parameters": torch.zeros(1)}   # a name must not pass for a line of ours
-    for content, message in (
-        (3, "holds int"), ({"weights": 3}, "holds weights, expected tensors only"), ({}, "holds nothing"),
-        ({"net": {}, "network": {}}, "already"), (tensors, "holds epoch, expected tensors only"),
-        (forged, "1 unknown: x\\nok.pth"),
-    ):
-        torch.save(content, broken)
-        assert message in refused(broken, target)
-    torch.save(zeros | {"LN.body.bias": torch.zeros(384, dtype=torch.int64)}, broken)
-    assert "LN.body.bias holds int64, expected floating-point numbers" in refused(broken, target)
-    torch.save(zeros, broken, _use_new_zipfile_serialization=False)
-    assert "not a zip file as torch.save writes it since 1.6" in refused(broken, target)
-    with tarfile.open(broken, "w") as archive:                      # older still; torch.load unpacks it
-        archive.add(__file__, "storages")
-    assert "not a zip file as torch.save writes it since 1.6" in refused(broken, target)
-    source = save_official(tmp_path / "official.pt", zeros)
-    assert "is a folder" in convert(source, tmp_path).stderr
-    assert "no such file" in refused(tmp_path / "gone.pt", target)
+    assert "no such file" in refused(tmp_path / "gone.pt", tmp_path / "net.pth")
     os.mkfifo(tmp_path / "pipe.pt")                                 # opening it would wait for ever
-    assert "no such file" in refused(tmp_path / "pipe.pt", target)
-    source = save_official(tmp_path / "official.pt", zeros)
-    before = source.read_bytes()
-    assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
-    with zipfile.ZipFile(tmp_path / "compressed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"0" * 10_000)
-    assert ": compressed" in refused(tmp_path / "compressed.pt", target)
-    with zipfile.ZipFile(tmp_path / "overlapping.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", b"0" * 10_000)
-        archive.filelist *= 100                                     # the same bytes under a hundred entries
-    assert ": compressed" in refused(tmp_path / "overlapping.pt", target)
-
-
-def test_modules_that_contain_themselves_come_to_an_end(tmp_path, zeros):
-    def loop(net: nn.Module) -> nn.Module:
-        net._modules["again"] = net
-        return net
-
-    def wide(net: nn.Module) -> nn.Module:
-        net._modules |= {f"again{i}": net for i in range(1000)}
-        return net
-
-    def doubling(net: nn.Module) -> nn.Module:
-        for _ in range(60):
-            net = nn.Sequential(net, net)
-        return net
-
-    for wrap in (loop, wide):                                       # each module counts once
-        tensors, _ = read(save_official(tmp_path / "official.pt", zeros, wrap=wrap))
-        assert tensors.keys() == zeros.keys()
-    source = save_official(tmp_path / "official.pt", zeros, wrap=doubling)
-    assert "766 unknown" in refused(source, tmp_path / "net.pth")
-    content = {}
-    content["BaryIR"] = content
-    torch.save(content, tmp_path / "loop.pt")
-    assert "holds BaryIR, expected tensors only" in refused(tmp_path / "loop.pt", tmp_path / "net.pth")
+    assert "no such file" in refused(tmp_path / "pipe.pt", tmp_path / "net.pth")
 
 
 def doubled(end: bytes) -> bytes:
@@ -358,55 +294,23 @@ def doubled(end: bytes) -> bytes:
     return b"K\x01" + b"".join(b"\x85q%c0h%ch%c\x86" % (i, i, i) for i in range(60)) + end
 
 
-STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
-# A tensor of 2^40 rows, which are all the same number of the file.
-ROWS = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\0\x8a\x06\0\0\0\0\0\x01\x85K\0\x85\x89NtR"
-HAND_MADE = {
-    "hashing a key": b"\x80\x02}(" + doubled(b"K\x01u."),
-    "printing a reference": b"\x80\x02" + doubled(b"Q."),
-    "printing a value": b"\x80\x02}(X\x01\0\0\0k" + doubled(b"u."),
-    "a memo of 2^31 places": b"\x80\x02}r\xff\xff\xff\x7f.",
-    "a set": b"\x80\x02c__builtin__\nset\n]" + doubled(b"a\x85R."),
-    "an OrderedDict of pairs": b"\x80\x02ccollections\nOrderedDict\n](" + doubled(b"K\x01\x86e\x85R."),
-    "a call of a number": b"\x80\x02K\x01K\x02\x85R.",
-    "a call of rows": b"\x80\x02ctorch\nSize\n" + ROWS + b"R.",
-    "an object of rows": b"\x80\x02cmodel_bary\nBaryIR\n" + ROWS + b"\x81.",
-    "filling rows": b"\x80\x02" + ROWS + b"K\0K\x01s.",
-    "comparing rows":
-        b"\x80\x02cmodel_bary\nBaryIR\n)\x81}(X\x0b\0\0\0_parameters}X\x08\0\0\0_buffers}K\x01Ns"
-        b"X\x08\0\0\0_modules}X\x1b\0\0\0_non_persistent_buffers_setcbuiltins\nset\n](" + ROWS + b"e\x85Rub.",
-    "a tensor's attributes": b"\x80\x02" + ROWS + b"}X\x04\0\0\0dataK\x01sb.",
-    "a stand-in's attributes": b"\x80\x02cbuiltins\nset\nN}X\x08\0\0\0__code__K\x01s\x86b.",
-    "a size that takes for ever to print":
-        b"\x80\x02}X\x01\0\0\0kctorch._utils\n_rebuild_tensor_v2\n("
-        + STORAGE + b"K\0" + doubled(b"K\0\x85\x89NtRs."),
-    "a parameter of itself":
-        b"\x80\x02}X\x01\0\0\0kctorch._utils\n_rebuild_parameter\n]q\x01Rq\x02h\x01h\x02a0s.",
-    "opcode OBJ": b"\x80\x02(cmodel_bary\nBaryIR\no.",
-    "opcode EXT1": b"\x80\x02\x82\x01.",
-    "opcode DUP": b"\x80\x02K\x01" + b"2\x86" * 60 + b".",
-    "protocol 4": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
-    "a name of three lines": b"\x80\x04\x8c\x0btorch.nn\n\nx\x8c\x06system\x93.",
-    "a name with dots": b"\x80\x04\x8c\x0bcollections\x8c\x19OrderedDict.__init__.x.os\x93.",
-    "a large pickle": b"\x80\x04" + b"0" * (9 << 20),
-}
-
-
-@pytest.mark.parametrize("data", HAND_MADE.values(), ids=HAND_MADE.keys())
+@pytest.mark.parametrize("data", [
+    b"\x80\x02}(" + doubled(b"K\x01u."),                            # hashing a key
+    b"\x80\x02c__builtin__\nset\n]" + doubled(b"a\x85R."),
+    b"\x80\x02}r\xff\xff\xff\x7f.",                                 # a memo of 2^31 places
+    b"\x80\x02(cmodel_bary\nBaryIR\no.",                            # opcode OBJ
+    b"\x80\x04\x8c\x02os\x8c\x06system\x93.",                       # protocol 4
+])
 def test_pickles_that_torch_does_not_write(tmp_path, data):
-    with zipfile.ZipFile(tmp_path / "made.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/data/0", bytes(16))
-        archive.writestr("archive/version", "3")
+    save_pickle(data, tmp_path / "made.pt")
     start = time.monotonic()
     assert refused(tmp_path / "made.pt", tmp_path / "net.pth")
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("size", [5, -1, 2 ** 40, 2 ** 62 + 1, 2 ** 63 - 1])
-def test_tensors_that_reach_beyond_their_storage(tmp_path, size):
+def test_tensors_that_reach_beyond_their_storage(tmp_path):
     def resized(name: str, data: bytes) -> bytes:
-        return data.replace(b"K\x04\x85", b"\x8a\x08" + size.to_bytes(8, "little", signed=True) + b"\x85")
+        return data.replace(b"K\x04\x85", b"\x8a\x08" + (2**40).to_bytes(8, "little", signed=True) + b"\x85")
 
     torch.save({"output.weight": torch.zeros(4)}, tmp_path / "small.pt")
     assert "its pickle cannot be read (RuntimeError" in refused(
@@ -432,45 +336,10 @@ class Script(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")                       # TorchScript is deprecated; torch.load runs it
 def test_torchscript_is_not_run(tmp_path):
-    """Why the converter does without torch.load(pickle_module=...): it never asks the unpickler."""
     victim, source = tmp_path / "victim", tmp_path / "script.pt"
     torch.jit.script(Script(str(victim))).save(source)
-    refusing = types.SimpleNamespace(__name__="refusing", Unpickler=None)
-    torch.load(source, weights_only=False, pickle_module=refusing)
+    torch.load(source, weights_only=False)
     assert victim.exists()
     victim.unlink()
-    assert ": compressed" in refused(source, tmp_path / "net.pth")
-    stored = rewrite(source, tmp_path / "stored.pt", lambda name, data: data)
-    assert "its pickle cannot be read (ValueError)" in refused(stored, tmp_path / "net.pth")
+    assert "its pickle cannot be read (" in refused(source, tmp_path / "net.pth")
     assert not victim.exists()
-
-
-def test_module_of_distributed_training(tmp_path, zeros):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        save_official(tmp_path / "official.pt", {name: tensor.clone() for name, tensor in zeros.items()},
-                      wrap=nn.parallel.DistributedDataParallel)
-    finally:
-        dist.destroy_process_group()
-    result = convert(tmp_path / "official.pt", tmp_path / "net.pth")
-    assert result.returncode == 0 and len(weights(tmp_path / "net.pth")) == 760, result.stderr
-
-
-def test_memory_is_that_of_the_weights(tmp_path, reference):
-    """Beyond what importing torch takes, less than twice the file."""
-    source = save_official(tmp_path / "official.pt", reference)
-    code = ("import resource, sys, utils.convert_official as c\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "sys.argv[0] = 'convert'; c.main()\n"
-            "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))")
-    result = subprocess.run([sys.executable, "-c", code, source, tmp_path / "net.pth"],
-                            capture_output=True, text=True, cwd=REPOSITORY)
-    assert int(result.stdout.splitlines()[-1]) < 2 * os.path.getsize(source), result.stderr
-
-
-def test_nothing_of_the_file_is_imported(tmp_path, zeros):
-    """The names resolve without the authors' source: model_bary is on no path."""
-    source = save_official(tmp_path / "official.pt", zeros)
-    assert "model_bary" not in sys.modules
-    tensors, epoch = read(source)
-    assert "model_bary" not in sys.modules and len(tensors) == 766 and epoch == 56

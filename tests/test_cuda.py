@@ -11,8 +11,8 @@ import yaml
 import train
 from conftest import SMALL, TINY_NETWORK
 from models.baryir import BaryIR
-from utils.distributed import Side
 from utils.evaluation import restore
+from utils.sides import Side
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SCHEME = pytest.mark.parametrize("scheme", ["joint", "separate"])

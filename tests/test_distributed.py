@@ -1,59 +1,34 @@
-"""A side's gradients as one tensor, and the guard against steps that are not finite."""
-
-import copy
+"""The processes of a run: what ended one is one line with the cure."""
 
 import pytest
 import torch
 
-from benchmarks.faults import same_state
-from utils.distributed import Side, make_side
+from utils import distributed
+from utils.errors import InputError
 
 
-def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
-    """A step of a side as train.py takes it; returns the norm of its gradient."""
-    side.thaw()
-    loss.backward()
-    norm = side.average_and_clip(loss, clip)
-    side.optimizer.step()
-    return norm
-
-
-def test_flat_gradients_are_the_gradients():
-    torch.manual_seed(0)
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
-    layers = layers.to(memory_format=torch.channels_last)
-    loss = layers(torch.rand(2, 3, 6, 6)).square().sum()
-    expected = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
-    before = [p.detach().clone() for p in layers.parameters()]
-    norm = step(Side(layers.parameters(), torch.optim.SGD(layers.parameters(), lr=0.1)), loss, clip=0.5)
-    total = torch.cat([g.flatten() for g in expected]).norm()
-    assert total > 0.5
-    torch.testing.assert_close(norm, total)
-    for parameter, old, gradient in zip(layers.parameters(), before, expected, strict=True):
-        torch.testing.assert_close(parameter, old - 0.1 * gradient * 0.5 / total)
-
-
-@pytest.mark.parametrize("kind, how", [
-    (torch.optim.RMSprop, {"weight_decay": 0.1}), (torch.optim.Adam, {"fused": True}),
-    (torch.optim.AdamW, {"fused": True}),
+@pytest.mark.parametrize("text, message", [
+    ("Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for file "
+     "</torch_1>: No space left on device (28)", "shared memory .* is full, expected .*--shm-size"),
+    ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "is full, expected"),
+    ("DataLoader worker (pid(s) 7) exited unexpectedly", r"died \(exited unexpectedly\) while it read"),
+    ("Too many open files. Communication with the workers is no longer possible.", r"ulimit -n\), or"),
+    ("received 0 items of ancdata", "too many open files, expected a higher limit"),
 ])
-@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
-    layer = torch.nn.Linear(3, 2)
-    side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3)
-    step(side, layer(x).square().sum())
-    before, state = layer.weight.detach().clone(), copy.deepcopy(side.optimizer.state_dict()["state"])
-    assert not step(side, layer(x).square().sum() * factor).isfinite()
-    assert torch.equal(layer.weight, before) and same_state(side.optimizer.state_dict()["state"], state)
-    step(side, layer(x).square().sum())
-    assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before)
+def test_what_ends_workers_is_named(text, message):
+    with pytest.raises(InputError, match=message), distributed.naming_dead_processes():
+        raise RuntimeError(text)
 
 
-@pytest.mark.parametrize("kind", ["rmsprop", "adamw"])
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_loaded_optimizer_is_recorded_as_its_own_run_says(kind, recorded):
-    """Whether the checkpoint's was or not; on CUDA torch moves the state there by it."""
-    layer = torch.nn.Linear(3, 2)
-    ours, other = (make_side(kind, layer.parameters(), 0.1, recorded=r) for r in (recorded, not recorded))
-    ours.optimizer.load_state_dict(other.optimizer.state_dict())
-    assert [group["capturable"] for group in ours.optimizer.param_groups] == [recorded]
+def test_other_errors_stay():
+    with pytest.raises(RuntimeError, match="shapes"), distributed.naming_dead_processes():
+        raise RuntimeError("shapes do not fit")
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="torchrun started 3 processes, expected one for each of 2 GPUs"):
+        distributed.setup()

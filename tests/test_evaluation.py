@@ -25,7 +25,7 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
         write_image(tmp_path / f"data/clean/{i}.png", 45, 37, seed=i)
         write_image(tmp_path / f"data/in/{i}.png", 45, 37, seed=i + 10)
     content = {
-        "name": "table", "checkpoint": str(checkpoint), "device": "cpu",
+        "name": "table", "checkpoint": str(checkpoint),
         "root": str(tmp_path / "data"), "output": str(tmp_path / "results"),
         "sets": [{"name": "pairs", "degraded": "in", "clean": "clean"},
                  {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [25], "limit": 2},
@@ -85,7 +85,7 @@ def test_rounding_protocols_equal_the_saved_images(tmp_path, checkpoint, protoco
 
 
 def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
-    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, side_by_side=True))
+    result = run_script("test.py", "--opt", options(tmp_path, checkpoint))
     assert result.returncode == 0, result.stderr
     rows = table(tmp_path)
     assert list(rows) == ["pairs", "noise", "blind", "average"] and rows["noise"]["images"] == "2"
@@ -94,8 +94,6 @@ def test_table_average_optional_and_blind_sets(tmp_path, checkpoint):
     assert float(rows["average"]["psnr"]) == pytest.approx(average)
     assert "left out (optional): " in result.stdout and "no folder" in result.stdout
     assert "| blind | 3 | - | - |" in (tmp_path / "results/table/table.md").read_text()
-    assert Image.open(tmp_path / "results/table/pairs/side_by_side/0.png").size == (3 * 32, 32)
-    assert Image.open(tmp_path / "results/table/blind/side_by_side/0.png").size == (2 * 32, 32)
 
 
 def test_table_without_saved_images(tmp_path, checkpoint):
@@ -147,15 +145,6 @@ def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
     opt = options(tmp_path, checkpoint, sets=[description])
     result = run_script("test.py", "--opt", opt, "--protocol", "full")
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("device, message", [
-    ("gpu", "device: gpu, expected auto, cpu, cuda or cuda:N"),
-    ("cuda:99", "device: cuda:99, but torch .* finds [0-9]+ CUDA devices"),
-])
-def test_wrong_device_is_one_line(tmp_path, checkpoint, device, message):
-    result = run_script("test.py", "--opt", options(tmp_path, checkpoint, device=device))
-    assert result.returncode == 1 and re.fullmatch(f"error: {message}\n", result.stderr)
 
 
 def test_unwritable_output_is_one_line(tmp_path, checkpoint):

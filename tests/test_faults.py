@@ -1,5 +1,6 @@
 """Random option files, names, sizes, damage, kills: a short benchmarks.faults; seeds name the cases."""
 
+import itertools
 import random
 import shutil
 from pathlib import Path
@@ -11,9 +12,9 @@ import yaml
 
 from benchmarks import faults
 from conftest import REPOSITORY, SMALL
-from data.pairs import PAIRINGS, match_pairs
+from data.pairs import PAIRINGS, Folder, match_pairs
 from models.baryir import BaryIR, pad_to_multiple
-from utils.checkpoint import load_network, save_checkpoint
+from utils.checkpoint import give_away, load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.options import TestOptions, TrainOptions, dump, load_options, parse
 
@@ -24,13 +25,14 @@ PIECES = [*"{}[]:,-#&*!|>'\"%@`\t\n 0aé\u2028", "&a ", "*a", "!!python/object:o
 
 
 def loads_or_says_why(path: Path, *overrides: str) -> None:
-    try:
-        options = load_options(None, str(path), list(overrides))
-    except InputError as error:
-        text = str(error)
-        assert "\n" not in text and len(text) < 2000 and (str(path) in text or "--set" in text), error
-    else:
-        assert parse(type(options), yaml.safe_load(dump(options)), "") == options  # accepted is what is meant
+    for kind in (TrainOptions, TestOptions):
+        try:
+            options = load_options(kind, str(path), list(overrides))
+        except InputError as error:
+            text = str(error)
+            assert "\n" not in text and len(text) < 2000 and (str(path) in text or "--set" in text), error
+        else:
+            assert parse(kind, yaml.safe_load(dump(options)), "") == options    # accepted is what is meant
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "options.yml"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(10))
 def test_option_files_with_other_characters(path, seed):
     rng = random.Random(seed)
     for _ in range(3):
@@ -53,7 +55,7 @@ def test_option_files_with_other_characters(path, seed):
         loads_or_says_why(path)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(10))
 def test_option_files_with_other_values(path, seed):
     rng = random.Random(seed)
     content = yaml.safe_load(rng.choice(OPTION_FILES).read_text(encoding="utf-8"))
@@ -72,52 +74,38 @@ def test_option_files_with_other_values(path, seed):
 
 @pytest.mark.parametrize("text", [
     "[" * 5000, "name: " + "{a: " * 3000, "a: &a [*a]\nsources: *a", "name: 0x" + "f" * 20000,
-    "name: !!python/object/apply:os.system [echo]", "\0", "? [a]\n: b",
-    "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))
-    + "\nsources: *a39\nname: *a39",
-], ids=["deep lists", "deep mappings", "itself", "large number", "python object", "nul", "list as key",
-        "billion laughs"])
+    "name: !!python/object/apply:os.system [echo]", "? [a]\n: b",
+], ids=["deep lists", "deep mappings", "itself", "large number", "python object", "list as key"])
 def test_option_files_that_attack(tmp_path, text):
     path = tmp_path / "options.yml"
     path.write_text(text, encoding="utf-8")
     for kind in (TrainOptions, TestOptions):
         with pytest.raises(InputError) as error:
-            if text.startswith("a"):
-                parse(kind, {**yaml_or_empty(path), "file": ""}, f"{path}: ")
-            else:
-                load_options(None, str(path))
+            load_options(kind, str(path))
         assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 
-def yaml_or_empty(path: Path) -> dict:
-    """The file's sources and name alone, so that no unknown key is what is refused."""
-    content = yaml.safe_load(path.read_text())
-    return {key: value for key, value in content.items() if key in ("sources", "name")}
-
-
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(8))
 def test_pairing_of_random_names(seed):
-    """Every degraded file is paired by its rule, unpaired or ambiguous, once; in any order the same."""
+    """Every degraded file is paired by its rule, or one without a partner, or with two, is named."""
     rng = random.Random(seed)
     forms = ["{}", "rain-{}", "norain-{}", "{}_1_0.2", "{}_outdoor_hazy", "{}_outdoor_GT", "{}gt", "é {}"]
-    stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(30)]
+    stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(8)]
     files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}")
               for stem in rng.sample(stems, 12)] for folder in ("in", "gt")]
     degraded, clean = (list(dict.fromkeys(side)) for side in files)
-    for rule in ("auto", *PAIRINGS):
-        matching = match_pairs(degraded, clean, rule, Path("in"), Path("gt"))
-        seen = [pair.degraded for pair in matching.pairs]
-        seen += [path for path, *_ in (*matching.unpaired, *matching.ambiguous)]
-        assert sorted(seen) == sorted(degraded)
-        assert all(pair.clean in clean for pair in matching.pairs)
-        if rule != "auto":
-            assert all(pair.clean.stem == PAIRINGS[rule](pair.degraded.stem) for pair in matching.pairs)
-        shuffled = match_pairs(rng.sample(degraded, len(degraded)), rng.sample(clean, len(clean)), rule,
-                               Path("in"), Path("gt"))
-        assert set(shuffled.pairs) == set(matching.pairs)
+    for rule, path in itertools.product(("auto", *PAIRINGS), degraded):
+        try:
+            (pair,) = match_pairs(Folder(Path("in"), [path]), Folder(Path("gt"), clean), rule, "here")
+        except InputError as error:
+            assert str(path) in str(error)
+        else:
+            assert pair.degraded == path and pair.clean in clean
+            rules = PAIRINGS if rule == "auto" else [rule]
+            assert pair.clean.stem in [PAIRINGS[name](path.stem) for name in rules]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_padding_of_random_sizes(seed):
     rng = random.Random(seed)
     height, width, multiple = rng.randrange(1, 40), rng.randrange(1, 40), rng.choice([2, 4, 8, 16])
@@ -127,17 +115,15 @@ def test_padding_of_random_sizes(seed):
     assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
     expected = x.numpy()
     for axis, size in ((3, width), (2, height)):
-        pad = -size % multiple
-        if pad:
+        if pad := -size % multiple:
             sides = [(0, pad if a == axis else 0) for a in range(4)]
             expected = np.pad(expected, sides, mode="reflect" if pad < size else "edge")
     assert np.array_equal(padded.numpy(), expected)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_damaged_images(seed):
-    found = faults.images(30, seed)
-    assert found.total() == 30 and not any(found[name] for name in faults.FAILURES), found
+def test_damaged_images():
+    found = faults.images(60, seed=0)
+    assert found.total() == 60 and not any(found[name] for name in faults.FAILURES), found
 
 
 def test_damaged_checkpoints():
@@ -155,42 +141,42 @@ def test_outcomes_that_must_not_be_are_told():
 
 
 @pytest.mark.parametrize("content, message", [
-    (lambda net: {"net": {"a": torch.zeros(1).expand(10**12)}, "network": {"width": 10**12}},
-     r"weights and network do not fit \(64 transformer blocks and 1 tensors\)"),
-    (lambda net: {"net": net, "network": {**SMALL, "width": 10**9}}, "do not fit"),
-    (lambda net: {"net": net, "network": {**SMALL, "latent_blocks": 10**9}},
-     "do not fit .*1000000010 transformer blocks"),
-    (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}},
-     "cannot be split into 1000000000000000 heads"),
-    (lambda net: {"net": {**net, "output.weight": torch.zeros(1).expand(10**6, 10**6)}, "network": SMALL},
-     r"output.weight: \[1000000, 1000000\], expected \[3, 16, 3, 3\]"),
-    (lambda net: {"net": {**net, "more": torch.zeros(2)}, "network": SMALL}, r"more: \[2\], expected none"),
-    (lambda net: {"net": {**net, "output.weight": torch.zeros(3, 16, 3, 3, device="meta")}, "network": SMALL},
-     "expected a dict of tensors"),
-    (lambda net: {"net": list(net.values()), "network": SMALL}, "expected a dict of tensors"),
+    (None, "no such checkpoint"), (b"no checkpoint", "cannot be read as a checkpoint"),
+    (lambda net: {"params": net}, "not a checkpoint of this repository, expected the dicts net and network"),
+    (lambda net: {"net": list(net.values()), "network": SMALL}, "expected the dicts net and network"),
+    (lambda net: {"net": net, "network": 8}, "expected the dicts net and network"),
     (lambda net: {"net": net, "network": {**SMALL, "width": "8"}},
      "network.width: '8', expected a whole number"),
-    (lambda net: {"net": net, "network": 8}, "network: 8, expected keys and values"),
+    (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}},
+     "cannot be split into 1000000000000000 heads"),
+    (lambda net: {"net": {}, "network": SMALL}, r"177 of 177 tensors do not fit the network \(.*; \.\.\.\)$"),
+    (lambda net: {"net": {**net, "output.weight": torch.zeros(3, 1)}, "network": SMALL},
+     r"1 of 177 tensors .*\(output.weight: \[3, 1\], expected \[3, 16, 3, 3\]\)"),
+    (lambda net: {"net": {**net, "more": torch.zeros(2), "other": 3}, "network": SMALL},
+     r"2 of 177 tensors .*\(more: \[2\], expected none; other: \['no tensor'\], expected none\)"),
 ])
-def test_checkpoints_that_claim_what_they_do_not_hold(tmp_path, content, message):
-    net = BaryIR(**SMALL).state_dict()
-    torch.save(content(net), tmp_path / "claims.pth")
-    with pytest.raises(InputError, match=message):
-        load_network(tmp_path / "claims.pth")
+def test_wrong_checkpoints(tmp_path, content, message):
+    path = tmp_path / "wrong.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        torch.save(content(BaryIR(**SMALL).state_dict()), path)
+    with pytest.raises(InputError, match=message) as error:
+        load_network(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-def test_checkpoints_are_not_unpacked_beyond_their_size(tmp_path):
-    import zipfile
-
-    save_checkpoint(tmp_path / "net.pth", {"net": {}, "network": {}})
-    with (zipfile.ZipFile(tmp_path / "net.pth") as whole,
-          zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb):
-        for entry in whole.infolist():
-            bomb.writestr(entry.filename, whole.read(entry) + bytes(10**7) * entry.filename.endswith("pkl"))
-    with pytest.raises(InputError, match=r"bomb.pth: cannot be read as a checkpoint \(compressed\)"):
-        load_network(tmp_path / "bomb.pth")
+def test_checkpoints_of_compiled_networks_and_to_give_away(tmp_path, checkpoint):
+    net = load_network(checkpoint)
+    compiled = {f"_orig_mod.{name}": weight for name, weight in net.state_dict().items()}
+    save_checkpoint(tmp_path / "compiled.pth", {"net": compiled, "network": SMALL, "step": 7, "train": {}})
+    give_away(tmp_path / "compiled.pth", tmp_path / "half.pth")
+    content = read_checkpoint(tmp_path / "half.pth")
+    assert content.keys() == {"net", "network", "step"} and content["step"] == 7
+    given = load_network(tmp_path / "half.pth").state_dict()
+    assert all(torch.equal(weight.half().float(), given[name]) for name, weight in net.state_dict().items())
 
 
 def test_killed_runs_end_as_they_would_have():
-    found = faults.kills(2, seed=0, jobs=2, steps=12)
+    found = faults.kills(2, seed=0, jobs=2, steps=8)
     assert found["identical"] == 2, found

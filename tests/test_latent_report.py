@@ -67,7 +67,7 @@ def test_report(tmp_path, checkpoint):
             for name, level in (("a", 10), ("b", 10), ("c", 80))]
     opt = tmp_path / "some.yml"
     opt.write_text(yaml.safe_dump({"name": "some", "checkpoint": "none.pth", "root": str(tmp_path),
-                                   "device": "cpu", "sets": sets}))
+                                   "sets": sets}))
     out = tmp_path / "out/report.csv"
     arguments = ["benchmarks/latent_report.py", "--opt", opt, "--set", f"checkpoint={checkpoint}",
                  "--patches", 12, "--size", 24, "--out", out]

@@ -24,7 +24,7 @@ from losses.barycenter import (
 )
 from losses.residual import contrastive, orthogonality
 from models.potentials import Standardize
-from utils.distributed import Side
+from utils.sides import Side
 
 LAMBDAS, PROBABILITIES = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
 SOURCE = torch.tensor([0, 2, 1, 2, 0, 1])

@@ -1,6 +1,7 @@
 """What losses.csv tells of the transport, against loops; the inner gap, against one that is known."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,25 +9,26 @@ from torch import nn
 
 from benchmarks.inner_gap import inner_gap
 from losses.barycenter import transport_cost
-from utils.runs import SourceStatistics
+from utils.runs import LossTable
 
 
-def test_source_statistics_equal_the_loop():
+def test_means_of_sources_equal_the_loop():
     generator = torch.Generator().manual_seed(0)
-    statistics = SourceStatistics(["noise", "rain", "haze"], torch.device("cpu"))
-    assert all(math.isnan(value) for value in statistics.report().values())             # nothing yet
+    run = SimpleNamespace(device=torch.device("cpu"), begin_table=lambda *_: None)
+    table = LossTable(run, ["noise", "rain", "haze"], [])
+    assert all(math.isnan(value) for value in table.take_means().values())              # nothing yet
     cost, f = torch.rand(20, generator=generator), torch.randn(20, generator=generator)
-    source = torch.randint(2, (20,), generator=generator)
+    source = torch.randint(-1, 2, (20,), generator=generator)                           # -1: clean inputs
     for part in (slice(0, 7), slice(7, 20)):
-        statistics.add(cost[part], f[part], source[part])
-    report = statistics.report()
+        table.add({}, {"cost": cost[part], "potential": f[part]}, source[part])
+    means = table.take_means()
     for k, name in enumerate(("noise", "rain")):
         costs, values = cost[source == k], f[source == k]
-        assert report[f"cost_{name}"] == pytest.approx(float(costs.mean()), rel=1e-6)
-        assert report[f"potential_mean_{name}"] == pytest.approx(float(values.mean()), rel=1e-6)
-        assert report[f"potential_spread_{name}"] == pytest.approx(float(values.std(correction=0)), rel=1e-6)
-    assert math.isnan(report["cost_haze"])
-    assert all(math.isnan(value) for value in statistics.report().values())
+        assert means[f"cost_{name}"] == pytest.approx(float(costs.mean()), rel=1e-6)
+        assert means[f"potential_mean_{name}"] == pytest.approx(float(values.mean()), rel=1e-6)
+        assert means[f"potential_spread_{name}"] == pytest.approx(float(values.std(correction=0)), rel=1e-6)
+    assert math.isnan(means["cost_haze"])
+    assert all(math.isnan(value) for value in table.take_means().values())
 
 
 class Shift(nn.Module):

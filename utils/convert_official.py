@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from models.baryir import BaryIR
-from utils.checkpoint import check_archive, is_plain, save_checkpoint
+from utils.checkpoint import check_sums, require_fit, save_checkpoint, without_prefixes
 from utils.errors import InputError, first_few, naming, one_line_errors
 from utils.options import Network
 
@@ -56,9 +56,8 @@ NETWORKS = {"barylatent.": ("the authors' BaryIR", {}),
             "prompt": ("public PromptIR", {"backbone": "promptir", "barycenter": False}),
             "": ("public Restormer", {"barycenter": False})}
 
-# Keys under which a file may hold the network; what all its names may begin with (DataParallel, wrappers).
+# Keys under which a file may hold the network.
 KEYS = ("BaryIR", "state_dict", "model_state_dict", "model", "params_ema", "params")
-PREFIXES = ("module.", "BaryIR.", "net.", "module.")
 
 # The classes for which a Module stands in: the authors', torch's layers, what DistributedDataParallel has.
 CLASSES = re.compile(r"(\w+\.)*model_bary\.\w+|torch\.nn\.(modules|parallel)(\.\w+)*\._?[A-Z]\w*|"
@@ -72,19 +71,18 @@ class Module(nn.Module):
         super().__init__()
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], int | None]:
-    """The tensors of the network in a file of torch.save, and its epoch; InputError where it holds none."""
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The network's tensors in a file of torch.save, and its epoch, if any; InputError where it has none."""
     if not path.is_file():
         raise InputError("no such file")
     try:
-        check_archive(path)
+        check_sums(path)
         names = sorted(get_unsafe_globals_in_checkpoint(path))
         if refused := [name for name in names if not CLASSES.fullmatch(name)]:
             raise InputError(f"names {first_few(refused)}, expected tensors, containers and modules only; "
                              "nothing was run")
         places = [name.rpartition(".") for name in names]
-        stand_ins = [type(name, (Module,), {"__module__": module}) for module, _, name in places]
-        with safe_globals(stand_ins):
+        with safe_globals([type(name, (Module,), {"__module__": module}) for module, _, name in places]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         tensors = entries(content)
     except InputError:
@@ -92,15 +90,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], int | None]:
     except Exception as error:                                      # broken files raise nearly anything
         raise InputError(f"its pickle cannot be read ({type(error).__name__}): damaged, truncated, or not "
                          "a zip file as torch.save writes it since 1.6") from None
-    others = [name for name, value in tensors.items() if not is_plain(value)]
-    if others or not tensors:
-        raise InputError(f"holds {first_few(others) or 'nothing'}, expected tensors only, "
-                         f"or a network under one of {', '.join(KEYS)}")
     epoch = content.get("epoch") if isinstance(content, dict) else None
-    return tensors, epoch if type(epoch) is int else None
+    return tensors, {"epoch": epoch} if type(epoch) is int else {}
 
 
-def entries(content: Any) -> dict[str, Any]:
+def entries(content: Any) -> dict[str, Tensor]:
     """Parameters by name, of a module or a plain state dict, alone or under one of KEYS."""
     if isinstance(content, dict):
         if {"net", "network"} <= content.keys():
@@ -110,11 +104,7 @@ def entries(content: Any) -> dict[str, Any]:
         content = dict(content.named_parameters())
     if not isinstance(content, dict):
         raise InputError(f"holds {type(content).__name__}, expected a module or a state dict")
-    found = {str(name): value for name, value in content.items()}
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
+    return without_prefixes(content)
 
 
 def official_name(name: str) -> str:
@@ -130,39 +120,30 @@ def official_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return (1,) * name.endswith(".prompt_param") + tuple(shape)
 
 
-def renamed(theirs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
-    """Tensors under our names, in float32, and the options of their network; empties `theirs`.
+def renamed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
+    """Tensors under our names, in float32, and the options of their network; leaves what it never uses.
 
-    Raises InputError, listing every entry that does not fit.
+    InputError where they are not those of a public network.
     """
     kind, network = next(found for start, found in NETWORKS.items()
-                         if any(name.startswith(start) for name in theirs))
+                         if not start or any(name.startswith(start) for name in tensors))
     network = asdict(Network(**network))
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in BaryIR(**network).named_parameters()}
-    names = {official_name(name): name for name in shapes}          # theirs -> ours
-    missing = [name for name in names if name not in theirs]
-    norms = {name for name in names if ".norm" in name} & theirs.keys()
+        names = {official_name(name): name for name in shapes}      # theirs -> ours
+        wanted = {name: torch.empty(official_shape(name, shapes[names[name]])) for name in names}
+    norms = [name for name in tensors if ".norm" in name]
     if norms and not any(name.endswith(".bias") for name in norms):
         raise InputError("its layer norms have no bias (LayerNorm_type BiasFree), expected WithBias")
-    unknown = [name for name in theirs if name not in names and name not in UNUSED]
-    problems = [f"{len(wrong)} {what}: {', '.join(wrong)}"
-                for what, wrong in (("missing", missing), ("unknown", unknown)) if wrong]
+    used = {name: tensor for name, tensor in tensors.items() if name not in UNUSED}
+    require_fit(used, wanted, f"{kind} at the paper's size")
+    if wrong := [name for name, tensor in used.items()
+                 if not (tensor.is_floating_point() and tensor.isfinite().all())]:
+        raise InputError(f"{first_few(wrong)}: not finite, or no floating-point numbers")
     net = {}
-    for name, ours in names.items():
-        if name in missing:
-            continue
-        value, shape = theirs.pop(name), official_shape(name, shapes[ours])         # never two copies of all
-        if tuple(value.shape) != shape:
-            problems.append(f"{name} is {list(value.shape)}, expected {list(shape)}")
-        elif not value.is_floating_point():
-            problems.append(f"{name} holds {str(value.dtype)[6:]}, expected floating-point numbers")
-        elif not value.isfinite().all():
-            problems.append(f"{name} holds numbers that are not finite")
-        else:
-            net[ours] = torch.empty(shapes[ours]).copy_(value.reshape(shapes[ours]))
-    if problems:
-        raise InputError(f"not {kind} at the paper's size: {'; '.join(problems)}")
+    for theirs, ours in names.items():                              # never two copies of all
+        del used[theirs]
+        net[ours] = torch.empty(shapes[ours]).copy_(tensors.pop(theirs).reshape(shapes[ours]))
     return net, network
 
 
@@ -172,18 +153,16 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="IN.pt", help="public checkpoint")
     parser.add_argument("target", type=Path, metavar="OUT.pth", help="checkpoint to write")
     flags = parser.parse_args()
-    if flags.target.is_dir() or flags.target.resolve() == flags.source.resolve():
-        what = "a folder" if flags.target.is_dir() else "the input"
-        raise InputError(f"{flags.target}: is {what}, expected another file to write")
+    if flags.target.resolve() == flags.source.resolve():
+        raise InputError(f"{flags.target}: is the input, expected another file to write")
     with naming(str(flags.source)):
-        theirs, epoch = read(flags.source)
-        net, network = renamed(theirs)
-    trained = {} if epoch is None else {"epoch": epoch}
+        tensors, trained = read(flags.source)
+        net, network = renamed(tensors)
     save_checkpoint(flags.target, {"net": net, "network": network, **trained})
     count = sum(tensor.numel() for tensor in net.values())
-    print(f"{flags.target}: {count:,} parameters" + ("" if epoch is None else f", epoch {epoch}"))
-    if theirs:
-        print(f"left out, as the network never uses them: {', '.join(theirs)}")
+    print(f"{flags.target}: {count:,} parameters" + "".join(f", epoch {n}" for n in trained.values()))
+    if tensors:
+        print(f"left out, as the network never uses them: {', '.join(tensors)}")
     print(f"use it with --set checkpoint={flags.target}")
 
 

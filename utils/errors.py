@@ -18,12 +18,12 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text without what starts a line or moves the cursor: names of and out of files may hold anything."""
+    """A text on one line: names of and out of files may hold anything."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception | str, most: int = 300) -> str:
-    """A text that may have several lines as one of at most so many characters."""
+    """The first characters of a text that may have several lines."""
     return " ".join(str(error).split())[:most]
 
 
@@ -62,10 +62,7 @@ def naming(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an InputError or a file that cannot be read or written into `error: <message>` and exit status 1.
-
-    Ctrl-C ends with status 130, as shells have it.
-    """
+    """End the process at an error that a user can mend, or Ctrl-C, with `error: <message>` and its status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
     status = 1
@@ -79,9 +76,9 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        message = f"not enough memory ({one_line(str(error)[-200:])}), expected a smaller network, patch, " \
+        message = f"not enough memory ({one_line(error, 200)}), expected a smaller network, patch, " \
                   "batch or image"
     except KeyboardInterrupt:
-        message, status = "interrupted", 130
+        message, status = "interrupted", 130                    # as shells have it
     sys.stderr.write(f"error: {printable(message)}\n")
     raise SystemExit(status)

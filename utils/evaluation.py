@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.datasets import ImageSet
-from data.transforms import to_tensor
 from models.baryir import BaryIR
 from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
+from utils.images import to_tensor
 from utils.metrics import Metrics, crop_for, means
 
+ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
@@ -133,7 +133,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         with naming(str(path)):
             if min(height, width) < smallest:
                 raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
-                                 f"measure {', '.join(metrics.names)}, expected at least "
+                                 f"measure {', '.join(metrics.metrics)}, expected at least "
                                  f"{smallest}x{smallest}")
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
@@ -147,12 +147,13 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
 
 
 def summarize(images: ImageSet, results: Sequence[Restored]) -> Row:
-    """A set's row: means over its images."""
+    """A set's row: the means of its images' metrics."""
     measured = [result for result in results if result.scores]
     scores_in, scores = [result.scores_in for result in measured], [result.scores for result in measured]
-    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores),
-               {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
-                if "psnr" in result.scores}, images.options.average)
+    psnr = {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
+            if "psnr" in result.scores}
+    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores), psnr,
+               images.options.average)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:

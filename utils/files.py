@@ -114,9 +114,8 @@ def partial_start(path: Path) -> str:
 
 def remove_partial(folder: Path, files: Iterable[Path] | None = None) -> None:
     """Remove what killed processes left half-written in a folder, of some files or of all."""
-    starts = PARTIAL if files is None else tuple(map(partial_start, files))
     for path in folder.glob(f"{PARTIAL}*"):
-        if path.name.startswith(starts):
+        if files is None or path.name.startswith(tuple(map(partial_start, files))):
             path.unlink(missing_ok=True)
 
 

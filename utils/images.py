@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from utils.errors import InputError, one_line
@@ -27,7 +28,7 @@ with contextlib.suppress(ImportError):                      # HEIC needs a packa
 
     pillow_heif.register_heif_opener()
 Image.init()                                                # registers all of Pillow's formats
-Image.MAX_IMAGE_PIXELS = None                               # `require_memory` is our limit
+Image.MAX_IMAGE_PIXELS = None                               # the limit here is `require_memory`
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26                       # a scanner's ICC profile may exceed Pillow's 1 MB
 FORMATS = sorted({name for end, name in Image.registered_extensions().items() if end in EXTENSIONS})
 warnings.filterwarnings("ignore", module="PIL")             # for developers
@@ -123,8 +124,9 @@ def load(image: Image.Image, content: bytes, remarks: list[str]) -> Image.Image:
 
 def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
     """InputError where an image of that width and height needs more memory than the machine has."""
-    needed = size[0] * size[1] * bytes_a_pixel / 1e9
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    needed, there = size[0] * size[1] * bytes_a_pixel / 1e9, float("inf")       # which Windows does not say
+    if hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     if needed > there:
         raise InputError(f"{size[0]}x{size[1]} pixels, which need at least {needed:.0f} GB of memory, "
                          f"expected at most {there:.0f} GB, as this machine has")
@@ -192,6 +194,11 @@ def fill_hidden(pixels: np.ndarray) -> np.ndarray:
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """[0, 1] floats -> 8 bit, rounded to nearest and clipped."""
     return (pixels.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """[H,W,3] uint8 -> [3,H,W] float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
 
 
 def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:

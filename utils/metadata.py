@@ -21,7 +21,7 @@ PNG_NEEDLESS = (b"bKGD", b"hIST", b"sPLT", b"tIME", b"sBIT")
 SIGNS = {                                               # in a file's bytes of what Pillow passes over
     rb"hdrgm:Version|hdrgainmap": "a gain map (HDR)", rb"ftyp(?:mp4|isom|qt  |3gp)": "a film",
     rb"xmp/extension/": "extended XMP", rb"jumdc2pa": "content credentials", rb"colr\x02": "an ICC profile",
-    rb"(?s)colrnclx(?:\0[^\1\2\5\6]|..\0[\x10\x12])": "colours of wide gamut or HDR"}        # of AVIF and HEIC
+    rb"(?s)colrnclx(?:\0[^\1\2\5\6]|..\0[\x10\x12])": "colours of wide gamut or HDR"}    # of AVIF and HEIC
 WORDS = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "resolution",
          "chunks": "PNG's text or colours", "pnginfo": "text"}
 
@@ -71,7 +71,8 @@ def left_out(image: Image.Image) -> list[str]:
         "IPTC or Photoshop's data": "photoshop" in info,
         "a comment": "comment" in info and image.format != "JPEG2000",          # where its library signs
         "a depth map": bool(info.get("depth_images")),
-        "a damaged ICC profile": not info.get("icc_profile") and re.search(rb"ICC_PROFILE\0|iCCP", content),
+        "a damaged ICC profile":
+            not info.get("icc_profile") and re.search(rb"ICC_PROFILE\0|iCCP", content[:2**18]),
         "a channel without a stated meaning": 0 in tags.get(EXTRA_SAMPLES, ()) or bmp and content[28] == 32,
         f"all but the first of {frames} frames": frames > 1,
     }.items() if there]
@@ -136,11 +137,11 @@ def for_format(metadata: dict, name: str, mode: str) -> tuple[dict, list[str]]:
         for chunk in [*pieces.pop("chunks", []), *xmp]:
             pieces["pnginfo"].add(*chunk)
     elif name in ("TIFF", "AVIF"):                              # Pillow writes their EXIF anew
-        pieces["exif"] = Image.Exif()
-        pieces["exif"].load(metadata.get("exif", b""))
-        with_text(pieces["exif"])
+        exif = Image.Exif()
+        exif.load(metadata.get("exif", b""))
         if name == "TIFF" and "xmp" in pieces:
-            pieces["exif"][TIFF_XMP] = pieces.pop("xmp")
+            exif[TIFF_XMP] = pieces.pop("xmp")
+        pieces |= {"exif": with_text(exif)} if exif else {}
     kept = {key: value for key, value in pieces.items() if holds(name, mode, key, value)}
     return kept, [WORDS[key] for key in pieces if key not in kept and pieces[key] != (72, 72)]
 
@@ -150,6 +151,6 @@ def holds(name: str, mode: str, key: str, value: object) -> bool:
     trial = io.BytesIO()
     try:
         Image.new(mode, (16, 16)).save(trial, name, **{key: value})
-        return key == "pnginfo" or name == "TIFF" or key in Image.open(trial).info
+        return key == "pnginfo" or (name, key) == ("TIFF", "exif") or key in Image.open(trial).info
     except Exception:                                           # Pillow raises nearly anything
         return False

@@ -1,16 +1,13 @@
-"""PSNR and SSIM as the field computes them: RGB or Y, by scikit-image, under one of three protocols.
+"""PSNR, SSIM and LPIPS as the field computes them: on RGB or Y, under one of three protocols."""
 
-LPIPS compares the same crops and values in [-1, 1], by the package lpips: optional, imported when an option
-file asks for it. The authors' tester feeds it [0, 1], which gives 2 to 12 times less.
-"""
-
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from utils.errors import InputError, one_line
+from utils.errors import InputError
 from utils.images import to_uint8
 
 SMALLEST = {"ssim": 7, "ssim_y": 7, "lpips": 32}    # pixels: the field's uniform window; AlexNet's strides
@@ -53,51 +50,45 @@ def luma(image: np.ndarray, data_range: int) -> np.ndarray:
     return (image @ np.array([65.481, 128.553, 24.966]) / data_range + 16)[..., None] / 255
 
 
-def psnr_gtmean(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
-    """PSNR in dB of an image scaled to the ground truth's mean grey (LLFlow, Retinexformer: low light)."""
-    grey, wanted = ((x @ np.array([0.299, 0.587, 0.114])).mean() for x in (image, clean))
-    return psnr((image * (wanted / max(grey, 1e-8))).clip(0, data_range), clean, data_range)
-
-
 def on_luma(metric: Callable[..., float]) -> Callable[..., float]:
     return lambda image, clean, data_range: metric(luma(image, data_range), luma(clean, data_range), 1)
 
 
+def lpips_on(device: torch.device | str) -> Callable[..., float]:
+    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1), which its package computes on a device.
+
+    It sees [-1, 1]. The authors' tester feeds it [0, 1], which gives 2 to 12 times less.
+    """
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise InputError(f"metrics: lpips is not installed ({error}), "
+                         "expected after: pip install lpips") from None
+    with warnings.catch_warnings(action="ignore"):              # of torchvision, about how it is called
+        net = LPIPS(net="alex", verbose=False).to(device).eval()        # downloads AlexNet's weights once
+
+    @torch.inference_mode()
+    def distance(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
+        pair = np.stack([image, clean]).astype(np.float32).transpose(0, 3, 1, 2) / data_range
+        return net(*torch.from_numpy(pair).to(device).split(1), normalize=True).item()
+
+    return distance
+
+
 class Metrics:
-    """The metrics that an option file names; InputError where the package lpips or its weights are absent."""
+    """The metrics that an option file names; InputError where a package is absent."""
 
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
-        self.names = tuple(names)
+        known = {"psnr": psnr, "ssim": ssim, "psnr_y": on_luma(psnr), "ssim_y": on_luma(ssim)}
+        self.metrics = {name: known.get(name) or lpips_on(device) for name in names}
         self.smallest = max(SMALLEST.get(name, 1) for name in names)            # side in pixels
-        self.by_name = {"psnr": psnr, "ssim": ssim, "psnr_y": on_luma(psnr), "ssim_y": on_luma(ssim),
-                        "psnr_gtmean": psnr_gtmean}
-        if "lpips" in names:
-            self.by_name["lpips"] = load_lpips(device)
 
     def of_image(self, protocol: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
         """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""
         (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
-        return {name: self.by_name[name](image, clean, data_range) for name in self.names}
+        return {name: metric(image, clean, data_range) for name, metric in self.metrics.items()}
 
 
 def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each metric over images or sets that all have the same; empty without any."""
     return {name: float(np.mean([score[name] for score in scores])) for name in (scores[0] if scores else ())}
-
-
-def load_lpips(device: torch.device | str) -> Callable[..., float]:
-    """LPIPS (Zhang et al., CVPR 2018; AlexNet, version 0.1) of [H,W,3] in [0, data_range] each."""
-    try:
-        import lpips
-
-        net = lpips.LPIPS(net="alex", verbose=False).to(device).eval()         # fetches AlexNet's weights
-    except Exception as error:                                  # no package, no network, a broken download
-        raise InputError(f"metrics: lpips cannot be loaded ({one_line(error)}), "
-                         "expected after: pip install lpips") from None
-
-    @torch.inference_mode()
-    def distance(image: np.ndarray, clean: np.ndarray, data_range: int = 1) -> float:
-        pair = (torch.from_numpy(x / data_range).permute(2, 0, 1)[None].float() for x in (image, clean))
-        return net(*(2 * x.to(device) - 1 for x in pair)).item()
-
-    return distance

@@ -31,7 +31,7 @@ Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels
 Ends = Annotated[list[float], lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1], "[low, high], from 0"]
 Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
-Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "psnr_gtmean", "lpips"]],
+Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "lpips"]],
                     lambda names: names and len(set(names)) == len(names), "one or more, each once"]
 
 

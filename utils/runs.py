@@ -1,33 +1,35 @@
-"""A training run's folder: its lock, log, tables and checkpoints, and what a signal asks of the run."""
+"""A training run's folder: its lock, log, tables and checkpoints, and the signals that end it."""
 
-import ctypes
 import dataclasses
+import functools
 import math
 import os
+import re
 import signal
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.datasets import ImageSet
-from data.sampler import EpochSampler
 from utils import distributed
-from utils.checkpoint import changes, network_content, newest_checkpoint, read_checkpoint, save_checkpoint
-from utils.errors import InputError, first_few, one_line, printable
-from utils.evaluation import average_row, evaluate
+from utils.checkpoint import network_content, newest_checkpoint, read_checkpoint, save_checkpoint
+from utils.errors import InputError, naming, one_line
+from utils.evaluation import Row, average_row
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
 from utils.options import TrainOptions, dump
+from utils.sides import Side
 
 CHECKPOINTS = ("last.pth", "previous.pth")
 TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential",
          "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
          "potential_gradient_norm")                             # columns of losses.csv
 VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")    # columns of validation.csv
+# Options that a run must keep, as its networks and optimizers go on; and those that make it another run.
+FIXED = ("network", "optimizer", "ema", "scheme")
+SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share", "progressive", "samples_per_step")
 NOT_APPLIED = 10            # so many steps in a row whose loss or gradient is not finite end a run
 AGREE_EVERY = 5             # steps between GPU processes' exchanges of signals: torchrun kills after 30 s
 
@@ -45,16 +47,16 @@ class Run:
     InputError where the folder holds another run, is in use, or has nothing to resume from.
     """
 
-    def __init__(self, options: TrainOptions, resume: str | None, dry: bool = False) -> None:
-        self.options, self.folder = options, Path(options.output) / options.name
-        self.writes = distributed.rank() == 0 and not dry
+    def __init__(self, options: TrainOptions, resume: str | None, device: torch.device,
+                 dry: bool = False) -> None:
+        self.options, self.device, self.folder = options, device, Path(options.output) / options.name
+        self.dry, self.writes = dry, distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
         if restarted and (holds_run or resume is None):
             resume = ""
-        own = resume == "" or resume and Path(resume).resolve().parent == self.folder.resolve()
-        if holds_run and not own and not dry:
+        if holds_run and not dry and resume != "" and not (resume and self.owns(resume)):
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
         if resume == "" and not self.folder.exists() and not restarted:
@@ -63,45 +65,49 @@ class Run:
             self.checkpoint = Path(resume), read_checkpoint(resume)
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock(self.folder)
+            lock(self.folder, self.log)
             remove_partial(self.folder)
         if resume == "":
             self.checkpoint = newest_checkpoint(self.folder, self.log)
             if not self.checkpoint:
                 self.log(f"{self.folder} holds no checkpoint yet: the run begins anew")
 
-    def log(self, message: str) -> None:
-        """Print a message, and add it to train.log."""
-        if distributed.rank() == 0:
-            tqdm.write(printable(message) if "\n" not in message else message)
+    def owns(self, path: str | Path) -> bool:
+        """Whether a file is one of the run's folder."""
+        return Path(path).resolve().parent == self.folder.resolve()
+
+    def log(self, message: str, shown: bool = True) -> None:
+        """Add a message to train.log, and print it if it is to be shown."""
+        if shown and distributed.rank() == 0:
+            tqdm.write(message)
         if self.writes:
             append_text(self.folder / "train.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
-    def resume(self, state: Mapping, facts: dict, allow_changes: bool, device: torch.device) -> None:
+    def resume(self, state: Mapping, sampling: dict, allow_changes: bool) -> int:
         """Put networks and optimizers into the checkpoint's state, if any, and the tables back to its step.
 
         Args:
             state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
-            facts: further facts of the run beside its options.
+            sampling: samples_per_step of all processes and samples_per_epoch of the sources.
 
-        InputError where the checkpoint is of another run.
+        Returns the step at which the run goes on. InputError where the checkpoint is of another run.
         """
-        self.state, self.device = state, device
-        self.described = {**dataclasses.asdict(self.options), **facts}
+        self.state, self.described = state, {**dataclasses.asdict(self.options), **sampling}
         if self.checkpoint:
             self._load(*self.checkpoint, allow_changes)
             self.checkpoint = None                              # frees its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
         self.begin_table("validation.csv", VALIDATION)
+        return 0 if self.dry else self.step
 
     def _load(self, path: Path, content: dict, allow_changes: bool) -> None:
-        """Go on from a checkpoint."""
         if "train" not in content:
             raise InputError(f"{path}: has no 'train', expected a checkpoint of train.py to resume from, "
                              "not weights only")
         self.step, saved = content["step"], content["train"]
-        changed = changes(path, saved["options"], self.options.file, self.described, allow_changes)
+        with naming(f"{self.options.file}, since {path}"):
+            changed = [*changes(saved["options"], self.described, allow_changes)]
         try:
             for name, part in self.state.items():
                 if part:
@@ -112,33 +118,23 @@ class Run:
         torch.set_rng_state(saved["random"])
         if self.device.type == "cuda" and saved["random_cuda"] is not None:
             torch.cuda.set_rng_state(saved["random_cuda"], self.device)
-        own = path.resolve().parent == self.folder.resolve()    # else best.pth is the other run's
-        if own and not any(text.startswith("changed validation.sets") for text in changed):
-            self.best = saved["best"]
-        self.log("; ".join([f"resumed {path} at step {self.step}", *changed]))
-        if self.writes and own and path.name == "previous.pth" and (self.folder / "last.pth").exists():
-            os.replace(self.folder / "last.pth", self.folder / "damaged.pth")           # not previous.pth
+        if self.owns(path) and saved["options"]["validation"]["sets"] == self.described["validation"]["sets"]:
+            self.best = saved["best"]                           # else it is not this run's, or of other sets
+        self.log("; ".join([f"resumed {path} at step {self.step}", *(f"changed {text}" for text in changed)]))
+        if self.writes and path.name == "previous.pth" and (last := self.folder / "last.pth").exists():
+            os.replace(last, self.folder / "damaged.pth")       # not previous.pth, at the next save
 
-    def report(self, sources: Sequence[str], sets: Sequence[ImageSet], net: nn.Module, potentials: nn.Module,
-               sampler: EpochSampler, device: torch.device) -> None:
-        """Log what will run: sources, validation sets, sizes; in a dry run also the options."""
-        if not self.writes:
-            self.log(dump(self.options).rstrip())               # else they are in options.yml
-        for line in [*sources, *(f"validation {images.name}: {images.describe()}" for images in sets)]:
-            self.log(line)
+    def log_plan(self, lines: Sequence[str], net: nn.Module, potentials: nn.Module) -> None:
+        """Log what will run and the networks' sizes; in a dry run also the options."""
         of_net, of_potentials = (sum(p.numel() for p in part.parameters()) for part in (net, potentials))
-        self.log(f"network {of_net:,} parameters, potentials {of_potentials:,} (training only); "
-                 f"{sampler.steps} steps, {sampler.samples_before(sampler.steps):,} samples, "
-                 f"{sampler.epochs_before(sampler.steps):.1f} epochs "
-                 f"on {sampler.processes} x {device} in {self.options.precision}")
+        if self.dry:
+            self.log(dump(self.options).rstrip())               # else they are in options.yml
+        for line in [*lines, f"network {of_net:,} parameters, potentials {of_potentials:,} (training only)"]:
+            self.log(line)
 
     def progress(self, step: int, steps: int) -> tqdm:
         """The run's progress bar."""
         return tqdm(None, self.options.name, steps, initial=step, dynamic_ncols=True, disable=not self.writes)
-
-    def done(self, steps: int) -> None:
-        best = f" and {self.folder / 'best.pth'} (best {self.best:.2f} dB)" if self.best > -math.inf else ""
-        self.log(f"done: {steps} steps, weights in {self.folder / 'last.pth'}{best}")
 
     def begin_table(self, name: str, columns: Sequence[str]) -> None:
         """Begin a CSV file in the folder, or cut an earlier one back to the step at which the run goes on."""
@@ -150,15 +146,33 @@ class Run:
         if self.writes:
             append_row(self.folder / name, [row.get(column, "nan") for column in self.columns[name]])
 
-    def save(self, step: int, offered: dict) -> None:
-        """Write last.pth; the one before becomes previous.pth. offered: its net and network, for use."""
+    def add_validation(self, step: int, rows: Sequence[Row], net: nn.Module) -> None:
+        """Log and add to validation.csv what a network scored; the best one so far goes to best.pth."""
+        average = average_row(rows)
+        for row in [*rows, average] if average else rows:
+            if row.scores:
+                self.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
+                         f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
+            values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
+            self.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
+        if average and average.scores["psnr"] > self.best:
+            self.best = average.scores["psnr"]
+            content = {**network_content(net, self.options.network), "step": step}
+            save_checkpoint(self.folder / "best.pth", content)
+
+    def save(self, step: int, net: nn.Module) -> None:
+        """Write last.pth, which offers a network's weights for use; the one before becomes previous.pth."""
         if self.writes:
             on_cuda = self.device.type == "cuda"
             train = {name: part.state_dict() if part else None for name, part in self.state.items()}
             train |= {"best": self.best, "options": self.described, "random": torch.get_rng_state(),
                       "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}
-            save_checkpoint(self.folder / "last.pth", {**offered, "step": step, "train": train},
-                            previous=self.folder / "previous.pth")
+            content = {**network_content(net, self.options.network), "step": step, "train": train}
+            save_checkpoint(self.folder / "last.pth", content, self.folder / "previous.pth")
+
+    def log_end(self, steps: int) -> None:
+        best = f" and {self.folder / 'best.pth'} (best {self.best:.2f} dB)" if self.best > -math.inf else ""
+        self.log(f"done: {steps} steps, weights in {self.folder / 'last.pth'}{best}")
 
     def watch_signals(self) -> None:
         """From now, SIGINT and SIGTERM let the step end and be saved; Ctrl-C a second later ends at once."""
@@ -170,152 +184,134 @@ class Run:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, note)
 
-    def stopping(self, step: int, device: torch.device) -> bool:
-        """Whether the run is to stop after this step; of several processes all say the same."""
+    def stop_requested(self, step: int) -> bool:
+        """Whether a signal came to any process; all say the same."""
         if not distributed.is_distributed():
             return bool(self.signals)
-        agreeing = device.type == "cpu" or step % AGREE_EVERY == 0
-        return agreeing and distributed.average_(
-            torch.tensor(float(bool(self.signals)), device=device)).item() > 0
+        agreeing = self.device.type == "cpu" or step % AGREE_EVERY == 0
+        came = torch.tensor(float(bool(self.signals)), device=self.device)
+        return agreeing and distributed.average_(came).item() > 0
 
-    def stopped(self, step: int, steps: int) -> InputError:
-        """What to raise once the run is saved after a signal."""
+    def interruption(self, step: int, steps: int) -> InputError:
+        """The error that ends a run which a signal stopped, once it is saved."""
         number = self.signals[0][0] if self.signals else signal.SIGTERM         # another process got it
         message = f"stopped by {number.name} at step {step} of {steps}: saved, continue with --resume"
         return InputError(message, status=128 + number)
 
 
-def validate(run: Run, net: nn.Module, sets: Sequence[ImageSet], step: int) -> None:
-    """Measure a network on the validation sets: lines of train.log, rows of validation.csv, best.pth."""
-    rows = evaluate(net, sets, "promptir")
-    average = average_row(rows)
-    for row in [*rows, average] if average else rows:
-        if row.scores:
-            run.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
-                    f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
-        values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
-        run.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
-    if average and average.scores["psnr"] > run.best:
-        run.best = average.scores["psnr"]
-        save_checkpoint(run.folder / "best.pth", {**network_content(net, run.options.network), "step": step})
+def lock(folder: Path, log: Callable[[str], None]) -> None:
+    """Lock a run's folder for as long as this process lives; InputError where another one trains there.
 
-
-def lock(folder: Path) -> None:
-    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
+    Where the file system has no locks, that is logged.
+    """
     try:
         import fcntl
-
-        fcntl.lockf(os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:                                         # not on this system
+        return
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):                  # which of them depends on the system
         raise InputError(f"{folder}: another process trains there, "
                          "expected another name for this run") from None
-    except ImportError:                                         # not on this system
-        pass
+    except OSError as error:
+        log(f"{folder} cannot be locked ({error.strerror}): do not train there twice at a time")
 
 
-def keep_freed_memory(device: torch.device) -> None:
-    """Let the process keep memory that it frees (glibc), for a CPU that needs the same again in each step.
+def changes(then: dict, now: dict, allowed: bool) -> Iterator[str]:
+    """What differs between two runs' options, "name: then -> now"; options that only one has do not count.
 
-    By default it goes back to the system and comes again page by page, cleared: often more work than the
-    arithmetic. Strips do not need it, and with the maps of large photographs the heap would fragment.
+    InputError where the run would not be the same: at one of FIXED or, unless `allowed`, of SAME_RUN (how
+    often a source is listed may change).
     """
-    if device.type == "cpu" and sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)            # not in other C libraries
-        mallopt(-4, 0)                                          # M_MMAP_MAX: no block is mapped on its own
-        mallopt(-1, -1)                                         # M_TRIM_THRESHOLD: the heap does not shrink
-        mallopt(-2, 2**26)                                      # M_TOP_PAD: it grows in large pieces
+    if len(then["sources"]) != len(now["sources"]):
+        raise InputError(f"{len(now['sources'])} sources, but it was trained on {len(then['sources'])}; "
+                         "a run cannot continue with them")
+    then, now = dict(leaves(then)), dict(leaves(now))
+    for name in now:
+        if then.get(name, now[name]) != now[name]:
+            option, text = re.split(r"[.[]", name)[0], f"{name}: {then[name]} -> {now[name]}"
+            if option in FIXED:
+                raise InputError(f"{text}; a run cannot continue with it")
+            if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
+                raise InputError(f"{text}; it would be another run; --allow-changes continues nevertheless")
+            yield text
 
 
-class SourceStatistics:
-    """Mean transport cost C_i, mean and spread of f_{k_i}(b_i), by source, since the last report."""
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.columns = [f"{quantity}_{name}" for name in names
-                        for quantity in ("cost", "potential_mean", "potential_spread")]
-        self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)              # 1, C, f, f^2
-
-    def add(self, cost: Tensor, f: Tensor, source: Tensor) -> None:
-        """C_i and f_{k_i}(b_i) of a batch, [B] each. source: [B] int, -1 for what is of none."""
-        cost, f = cost.double(), f.double()
-        rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
-        counts = rows.isfinite().all(dim=1, keepdim=True) & (source >= 0)[:, None]
-        self.sums.index_add_(0, source.clamp(min=0), torch.where(counts, rows, 0.0))
-
-    def report(self) -> dict[str, float]:
-        """The columns' values over all processes, nan for a source without a sample; starts anew."""
-        count, cost, f, square = distributed.average_(self.sums).unbind(dim=1)
-        spread = (square / count - (f / count).square()).clamp(min=0).sqrt()
-        values = torch.stack([cost / count, f / count, spread], dim=1).flatten().tolist()
-        self.sums.zero_()
-        return dict(zip(self.columns, values, strict=True))
+def leaves(options: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested options, by their full names."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            yield from leaves(value, f"{name}.{key}".removeprefix("."))
+    elif isinstance(options, list) and options and isinstance(options[0], dict):
+        for i, value in enumerate(options):
+            yield from leaves(value, f"{name}[{i}]")
+    else:
+        yield name, options
 
 
 class LossTable:
-    """losses.csv and the losses' lines in train.log: a row for the means since the last one.
+    """losses.csv and the losses' lines in train.log: a row of the means since the last one.
 
-    Losses stay on the device until a row is written: nothing waits for it in between.
+    Beside TERMS it has the mean of C_i, mean and spread of f_{k_i}(b_i) of each source, and how many steps
+    the sides skipped. All is summed on the device: nothing waits for it until a row is written.
     """
 
-    def __init__(self, run: Run, sources: Sequence[str], device: torch.device) -> None:
-        self.run, self.start = run, time.monotonic()
-        self.of_sources = SourceStatistics(sources, device)
-        self.steps: list[Tensor] = []                           # TERMS of each, nan for one that it lacks
-        self.norms: list[Tensor] = []                           # of each step's gradients; nan: not applied
-        self.in_a_row = 0                                       # of those not applied
-        self.absent = torch.tensor(math.nan, device=device)
-        columns = ("step", "seconds", "learning_rate", *TERMS, *self.of_sources.columns, "skipped")
-        run.begin_table("losses.csv", columns)
+    def __init__(self, run: Run, sources: Sequence[str], sides: Iterable[Side]) -> None:
+        self.run, self.sides, self.skipped, self.start = run, list(sides), 0, time.monotonic()
+        self.means = [*TERMS, *(f"{quantity}_{name}" for name in sources
+                                for quantity in ("cost", "potential_mean", "potential_spread"))]
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=run.device)
+        self.terms = zeros(2, len(TERMS))                       # sums, and of how many finite values
+        self.samples = zeros(len(sources), 4)                   # sums of 1, C, f, f^2 by source
+        self.absent = torch.tensor(math.nan, device=run.device)
+        run.begin_table("losses.csv", ("step", "seconds", "learning_rate", *self.means, "skipped"))
 
     def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
-        """A step's terms, the cost and potential of its samples [B], if any, their source [B]."""
-        self.steps.append(torch.stack([terms.get(name, self.absent) for name in TERMS]))
-        self.norms.append(sum(value for name, value in terms.items() if name.endswith("gradient_norm")))
+        """A step's terms; if any, cost and potential [B] of its samples of a source, [B] int, -1 for none."""
+        values = torch.stack([terms.get(name, self.absent) for name in TERMS])
+        finite = values.isfinite()
+        self.terms += torch.stack([values.where(finite, 0.0), finite])
         if samples:
-            self.of_sources.add(samples["cost"], samples["potential"], source)
+            cost, f = samples["cost"].double(), samples["potential"].double()
+            rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
+            counts = rows.isfinite().all(dim=1, keepdim=True) & (source >= 0)[:, None]
+            self.samples.index_add_(0, source.clamp(min=0), torch.where(counts, rows, 0.0))
+
+    def take_means(self) -> dict[str, float]:
+        """Means over steps, samples and processes since the last call, nan without a finite value."""
+        total, steps = distributed.average_(self.terms)
+        count, cost, f, square = distributed.average_(self.samples).unbind(dim=1)
+        spread = (square / count - (f / count).square()).clamp(min=0).sqrt()
+        by_source = torch.stack([cost / count, f / count, spread], dim=1).flatten()
+        means = dict(zip(self.means, torch.cat([total / steps, by_source]).tolist(), strict=True))
+        self.terms.zero_()
+        self.samples.zero_()
+        return means
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Write and return a step's row; InputError where NOT_APPLIED steps in a row were not applied."""
-        skipped = self._skipped(step)
-        values = {**self._means(), **self.of_sources.report(), "skipped": len(skipped)}
-        self.steps, self.norms = [], []
-        if self.run.writes:
-            line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            append_text(self.run.folder / "train.log", f"step {step} {line}\n")
+        """Write and return a step's row; InputError where a side has skipped its last NOT_APPLIED steps."""
+        before, self.skipped = self.skipped, int(sum(side.skipped for side in self.sides))
+        values = {**self.take_means(), "skipped": self.skipped - before}
+        line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.run.log(f"step {step} {line}", shown=False)
+        if values["skipped"]:
+            self.run.log(f"step {step}: {values['skipped']} not applied since the last reading, "
+                         "loss or gradient not finite")
         row = {"step": step, "seconds": f"{time.monotonic() - self.start:.1f}",
                "learning_rate": f"{learning_rate:.3g}"}
-        row |= {name: f"{value:.6g}" for name, value in values.items()}
-        self.run.add_row("losses.csv", row)
+        self.run.add_row("losses.csv", row | {name: f"{value:.6g}" for name, value in values.items()})
+        if max(int(side.skipped_in_a_row) for side in self.sides) >= NOT_APPLIED:
+            good = self.run.folder / "last.pth"
+            good = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint yet"
+            raise InputError(f"step {step}: loss or gradient not finite, {NOT_APPLIED} steps in a row; "
+                             f"{good}")
         return values
 
-    def report_one(self, file: str) -> None:
-        """Print a dry run's step; InputError where it was not finite."""
-        if not torch.stack(self.norms).isfinite().all():
+    def check(self, file: str) -> None:
+        """Log a dry run's step; InputError where it was not finite."""
+        if any(side.skipped for side in self.sides):
             raise InputError(f"{file}: one step: loss or gradient not finite")
-        means = ", ".join(f"{name} {value:.4g}" for name, value in self._means().items() if value == value)
-        self.run.log(f"one step: {means}")
+        means = (f"{name} {value:.4g}" for name, value in self.take_means().items() if value == value)
+        self.run.log(f"one step: {', '.join(means)}")
         self.run.log("no problems; a dry run saves nothing")
-
-    def _means(self) -> dict[str, float]:
-        """Means of the terms over steps and processes, of those that are finite; nan where none is."""
-        steps = torch.stack(self.steps).double()                                        # [steps, terms]
-        finite = steps.isfinite()
-        sums = torch.stack([steps.where(finite, 0.0).sum(dim=0), finite.sum(dim=0)])
-        total, count = distributed.average_(sums)
-        return dict(zip(TERMS, (total / count).tolist(), strict=True))
-
-    def _skipped(self, step: int) -> list[int]:
-        """The steps since the last row that were not applied."""
-        skipped = []
-        for number, norm in enumerate(torch.stack(self.norms).tolist(), step - len(self.norms) + 1):
-            self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
-            if self.in_a_row:
-                skipped.append(number)
-            if self.in_a_row == NOT_APPLIED:
-                last = self.run.folder / "last.pth"
-                good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"
-                raise InputError(f"step {number}: loss or gradient not finite, {NOT_APPLIED} steps in a row; "
-                                 f"{good}")
-        if skipped:
-            self.run.log(f"step {step}: {len(skipped)} not applied since the last reading, "
-                         f"loss or gradient not finite: {first_few(map(str, skipped), 10)}")
-        return skipped

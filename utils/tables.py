@@ -11,16 +11,15 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import InputError, one_line, printable
+from utils.errors import InputError, one_line
 from utils.evaluation import Row, average_row
 from utils.files import write_csv
 from utils.options import TestOptions
 
 PUBLISHED = Path(__file__).parent.parent / "benchmarks/published.yml"
 PEERS = PUBLISHED.with_name("peers.yml")
-NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y",
-         "psnr_gtmean": "dB (GT mean)", "lpips": "LPIPS"}
-DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "psnr_gtmean": 2, "lpips": 4}
+NAMES = {"psnr": "dB", "ssim": "SSIM", "psnr_y": "dB of Y", "ssim_y": "SSIM of Y", "lpips": "LPIPS"}
+DIGITS = {"psnr": 2, "ssim": 4, "psnr_y": 2, "ssim_y": 4, "lpips": 4}
 PUBLISHED_DIGITS = {"psnr": 2, "ssim": 3}
 
 Lines = list[list[str]]         # a table's cells, its header first
@@ -103,16 +102,14 @@ def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -
                   if row.incomplete and row.set != "average"]
     if incomplete:
         lines.append(f"* not the published test set: {', '.join(incomplete)}")
-    if any("psnr_gtmean" in row.scores for row in rows):
-        lines.append(f"{NAMES['psnr_gtmean']}: brightness taken from the ground truth, not comparable")
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
     for row in rows:
         if len(row.psnr) > 1:
             best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
-            lines.append(printable(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
-                                   f"worst {worst} {row.psnr[worst]:.2f} dB"))
+            lines.append(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
+                         f"worst {worst} {row.psnr[worst]:.2f} dB")
     return lines
 
 
