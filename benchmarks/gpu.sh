@@ -23,7 +23,7 @@ asked() { [[ " $stages " == *" $1 "* ]]; }
 
 if asked tests; then
     note "tests"
-    # Not through a pipe, which workers of the compiler would keep open.
+    # Not through a pipe, which processes that a test leaves behind would keep open.
     timeout "${TEST_SECONDS:-150}" python3 -m pytest -v -m cuda -rs ${TESTS:-} > "$out/tests.txt" 2>&1 || failed=1
     cat "$out/tests.txt"
 fi
