@@ -39,7 +39,7 @@ train() {   # NAME STEPS: a run of so many steps on the packed images
     timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" output="$work" name="$1" \
         steps="$2" batch="$batch" device="$device" patch="$patch" progressive=[] \
         workers=${WORKERS:-8} save_every=100000 ${weights:+pretrained="$weights"} \
-        validation.every=100000 schedule.warmup=20 ${TRAIN:-} "${@:3}"
+        validation.every=100000 warmup=20 ${TRAIN:-} "${@:3}"
 }
 probe=${PROBE:-60}
 train probe "$probe" log_every=$((probe / 2)) validation.sets=[] > "$out/train.txt" 2>&1 || failed=1
