@@ -37,8 +37,8 @@ note "training"
 mkdir "$work/data" && tar -xf "$data" -C "$work/data" || failed=1
 train() {   # NAME STEPS: a run of so many steps on the packed images
     timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" output="$work" name="$1" \
-        steps="$2" batch="$batch" device="$device" patch="$patch" progressive=[] \
-        workers=${WORKERS:-8} save_every=100000 ${weights:+pretrained="$weights"} \
+        steps="$2" batch="$batch" patch="$patch" progressive=[] \
+        workers=${WORKERS:-8} save_every=100000 pretrained="$weights" \
         validation.every=100000 warmup=20 ${TRAIN:-} "${@:3}"
 }
 probe=${PROBE:-60}
