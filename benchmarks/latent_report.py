@@ -10,7 +10,7 @@ of z of the *clean* patches:
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
                 mean over all pairs, the mean over halves of one source's images: what scenes alone make
     variance    of all latent pixels, divided by that of z
-    probe       accuracy of a linear classifier (ridge regression) that guesses the source from the mean of a
+    probe       accuracy of a linear classifier that guesses the source from the mean of a
                 patch's pixels, on images that it was not fitted to (five folds); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
     L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
