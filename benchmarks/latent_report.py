@@ -10,8 +10,8 @@ of z of the *clean* patches:
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
                 mean over all pairs, the mean over halves of one source's images: what scenes alone make
     variance    of all latent pixels, divided by that of z
-    probe       accuracy of a linear classifier (ridge regression) that guesses the source from the mean of a
-                patch's pixels, on images that it was not fitted to (five folds); chance is 1 / sources
+    probe       accuracy of linear discriminants that guess the source from the mean of a patch's pixels, on
+                images that they were not fitted to (five folds); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
     L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
                 is near 0 as soon as residuals are orthogonal, as e^(1/0.07) stands in its numerator. Without,
@@ -104,15 +104,17 @@ def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float],
 
 
 def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, ridge: float = 0.01) -> float:
-    """Share of features [P,C] whose source [P] a linear classifier fitted to the other folds [P] guesses."""
-    target, correct = F.one_hot(source).double(), 0
+    """Share of features [P,C] whose source [P] linear discriminants fitted to the other folds [P] guess."""
+    features, correct = features.double(), 0
     for held_out in fold.unique():
         test = fold == held_out
-        mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
-        x = F.pad((features - mean) / deviation, (0, 1), value=1.0).double()            # 1 for the bias
-        normal = x[~test].T @ x[~test] + ridge * len(x) * torch.eye(x.shape[1])
-        weight = torch.linalg.solve(normal, x[~test].T @ target[~test])                 # ridge regression
-        correct += int(((x[test] @ weight).argmax(1) == source[test]).sum())
+        x, of = features[~test], source[~test]
+        means = torch.stack([x[of == k].mean(0) for k in range(int(source.max()) + 1)])         # [K,C]
+        within = torch.cov((x - means[of]).T, correction=0)
+        within = within + ridge * within.trace() / len(within) * torch.eye(len(within))
+        weight = torch.linalg.solve(within, means.T)                                            # [C,K]
+        scores = features[test] @ weight - (means.T * weight).sum(0) / 2
+        correct += int((scores.argmax(1) == source[test]).sum())
     return correct / len(source)
 
 
