@@ -96,27 +96,19 @@ def test_a_missing_partner_and_two_of_them_are_errors(degraded, clean, pairing, 
         pairs_of(degraded, clean, pairing)
 
 
-def test_the_first_folder_that_exists(tmp_path):
-    write_image(tmp_path / "second/a.png")
-    (tmp_path / "empty").mkdir()
-    assert folder_set(tmp_path, options.TestSet, degraded=["first", "second"]).folder == tmp_path / "second"
-    for folders, message in ((["first", "seconds"], r"first, nor \S*seconds, did you mean \S*second\?; put"),
-                             (["first", "empty"], "no images in .*empty, expected .*.bmp")):
-        with pytest.raises(InputError, match=f"file: set.degraded: .*{message}"):
-            folder_set(tmp_path, options.TestSet, degraded=folders)
-
-
 def test_an_optional_set_is_left_out_where_its_folder_is_absent(tree):
     def there(**entry) -> int:
         listed = [options.TestSet(name="a", optional=True, **entry)]
         return len(open_test_sets(listed, str(tree), "sets", reports.append))
 
     reports, rain = [], dict(clean="clean", degradation="rain", levels=[1])
-    assert there(degraded="in") == 1 and there(degraded="gone") == 0
+    assert there(degraded="in") == there(degraded=["gone", "in"]) == 1 and there(degraded="gone") == 0
     assert len(reports) == 1 and "left out (optional): sets[0] a.degraded: no folder" in reports[0]
     (tree / "empty").mkdir()
-    for wrong in (dict(degraded="in", clean="gone"), dict(layers="gone", **rain), dict(degraded="empty")):
-        with pytest.raises(InputError, match=r"sets\[0\] a\.\w+: no "):                       # not absent
+    for wrong, message in ((dict(degraded="in", clean=["gone", "dept"]), "no folder .*gone, nor .*dept, did"),
+                           (dict(layers="gone", **rain), "no folder .*gone; put the data there, or set"),
+                           (dict(degraded="empty"), "no images in .*empty, expected .*.bmp")):
+        with pytest.raises(InputError, match=rf"sets\[0\] a\.\w+: {message}"):                # not absent
             there(**wrong)
 
 

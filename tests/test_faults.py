@@ -92,7 +92,7 @@ def test_pairing_of_random_names(seed):
     forms = ["{}", "rain-{}", "norain-{}", "{}_1_0.2", "{}_outdoor_hazy", "{}_outdoor_GT", "{}gt", "é {}"]
     stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(30)]
     files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}")
-              for stem in rng.sample(stems, 12)] for folder in ("in", "gt")]
+              for stem in rng.choices(stems, k=12)] for folder in ("in", "gt")]
     degraded, clean = (list(dict.fromkeys(side)) for side in files)
     for rule, path in itertools.product(("auto", *PAIRINGS), degraded):
         try:
@@ -145,8 +145,8 @@ def test_outcomes_that_must_not_be_are_told():
     (lambda net: {"params": net}, "not a checkpoint of this repository, expected the dicts net and network"),
     (lambda net: {"net": list(net.values()), "network": SMALL}, "expected the dicts net and network"),
     (lambda net: {"net": net, "network": 8}, "expected the dicts net and network"),
-    (lambda net: {"net": net, "network": {**SMALL, "width": "8"}},
-     "network.width: '8', expected a whole number"),
+    (lambda net: {"net": net, "network": {**SMALL, "width": "x"}},
+     "network.width: 'x', expected a whole number"),
     (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}},
      "cannot be split into 1000000000000000 heads"),
     (lambda net: {"net": {}, "network": SMALL}, r"177 of 177 tensors do not fit the network \(.*; \.\.\.\)$"),

@@ -71,31 +71,31 @@ def test_a_file_over_its_base(tmp_path):
             assert (loaded.name, loaded.steps, loaded.batch) == ("y", 10, 7)
             assert (loaded.objective.gamma, loaded.objective.w_rec) == (0, 2)
     (tmp_path / "circle.yml").write_text("base: other/../some.yml")
-    for base, message in (("./some.yml", "some.yml: base: './some.yml', expected the name of another file"),
-                          ("circle.yml", "circle.yml: base: 'other/../some.yml', expected the name of an"),
+    for base, message in (("./some.yml", "some.yml: base: ./some.yml, expected the name of another file"),
+                          ("circle.yml", "circle.yml: base: other/../some.yml, expected the name of an"),
                           ("none.yml", "some.yml: .*none.yml: no such file"),
-                          (3, "some.yml: base: 3, expected the name")):
+                          (3, "some.yml: .*/3: no such file")):
         with pytest.raises(InputError, match=message):
             load(tmp_path, {"base": base})
 
 
 @pytest.mark.parametrize("text, message", [
-    ("a: [1,\nb: }", "not valid YAML"), ("- 1", r"\[1\], expected keys and values"),
-    ("steps: 10\nsources: []", "name: missing"), ("name: no\nsources: []", "name: False, expected text"),
-    ("name: a\nsources: [{name: a, name: b}]", "not valid YAML: name is given twice"),
-    ("name: a\nsteps: 010", "not valid YAML: 010, expected a decimal number without leading zeros"),
-    ("name: a\nsteps: 1:30", "not valid YAML: 1:30, expected a decimal number"),
-    ("name: a\nepochs: 1:30.5", "not valid YAML: 1:30.5, expected a decimal number"),
-    ("name: 2024-13-45", "not valid YAML: month must be in 1..12"),
+    ("a: [1,\nb: }", "not valid YAML"), ("- 1", r"\['1'\], expected keys and values"),
+    ("steps: 10\nsources: []", "name: missing"), ("name: [a]\nsources: []", r"name: \['a'\], expected text"),
+    ("name: a\nsources: [{name: a, name: b}]", "not valid YAML: a key is given twice"),
+    ("name: a\nsteps: 010\nsources: []", "steps: '010', expected a whole number"),
+    ("name: a\nsteps: 1:30\nsources: []", "steps: '1:30', expected a whole number"),
+    ("name: a\nepochs: 1:30.5\nsources: []", "epochs: '1:30.5', expected a number"),
 ])
 def test_what_yaml_reads_otherwise_than_people_do(tmp_path, text, message):
     with pytest.raises(InputError, match=f"some.yml: {message}"):
         load(tmp_path, text)
 
 
-def test_numbers_that_yaml_reads_as_text(tmp_path):
-    loaded = load(tmp_path, yaml.safe_dump(MINIMAL) + "learning_rate: 2e-4\nclip: 1\nema: 0.5\nbatch: 0x10")
-    assert (loaded.learning_rate, loaded.ema, loaded.batch) == (2e-4, 0.5, 16)
+def test_numbers_and_text_are_told_apart_by_the_option(tmp_path):
+    text = yaml.safe_dump(MINIMAL) + "root: 2024-11-29\nlearning_rate: 2e-4\nclip: 1\nema: .5\noutput: no"
+    loaded = load(tmp_path, text)
+    assert (loaded.learning_rate, loaded.ema, loaded.root, loaded.output) == (2e-4, 0.5, "2024-11-29", "no")
     assert loaded.clip == 1 and isinstance(loaded.clip, float)
 
 
@@ -111,9 +111,9 @@ def test_overrides(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ("width", "--set width: expected key=value"), ("sources.3.repeat=1", "no entry 3 in a list of 1"),
-    ("netwrok.width=3", "netwrok: unknown option, did you mean network"), ("name.x=1", "no options of"),
-    ("batch=010", "batch: not valid YAML: 010, expected a decimal"), ("steps=1:30", "steps: .*1:30, expec"),
+    ("width", "--set width: expected key=value"), ("sources.3.repeat=1", "no such entry"),
+    ("netwrok.width=3", "netwrok: unknown option, did you mean network"), ("name.x=1", "no such entry"),
+    ("batch=010", "batch: '010', expected a whole number"), ("steps=1:30", "steps: '1:30', expec"),
     ("seed=08", "seed: '08', expected a whole number"), ("name=a/b", "name: 'a/b', expected a name that can"),
 ])
 def test_overrides_that_are_refused(tmp_path, change, message):
@@ -132,38 +132,33 @@ def validation(**entry) -> dict:
 @pytest.mark.parametrize("change, message", [
     ({"learning_rte": 1}, "learning_rte: unknown option, did you mean learning_rate?"),
     ({"network": {"widht": 8}}, "network.widht: unknown option, did you mean width?"),
-    ({"batch": "three"}, "batch: 'three', expected a whole number"), ({"batch": True}, "batch: True, exp"),
-    ({"cache": 1}, "cache: 1, expected true or false"), ({"batch": 0}, "batch: 0, expected a number above 0"),
-    ({"clip": -5.0}, "clip: -5.0, expected 0 or more"), ({"seed": 10**400}, "seed: 1000"),
-    ({"learning_rate": float("inf")}, "learning_rate: inf, expected a finite number"),
-    ({"network": {"heads": [0, 1, 1, 1]}}, "network.heads[0]: 0, expected a number above 0"),
+    ({"batch": "three"}, "batch: 'three', expected a whole number"), ({"batch": True}, "batch: 'true', ex"),
+    ({"cache": 1}, "cache: '1', expected true or fal"), ({"batch": 0}, "batch: '0', expected a number above 0"),
+    ({"clip": -5.0}, "clip: '-5.0', expected 0 or more"),
+    ({"learning_rate": float("inf")}, "learning_rate: '.inf', expected a number"),
+    ({"network": {"heads": [0, 1, 1, 1]}}, "network.heads[0]: '0', expected a number above 0"),
     ({"name": "../x"}, "name: '../x', expected a name that can be a folder"),
-    ({"name": "a\nb"}, "name: 'a\\nb', expected printable characters only"),
-    ({"clean_share": 1.0}, "clean_share: 1.0, expected a share from 0 to below 1"),
+    ({"clean_share": 1.0}, "clean_share: '1.0', expected a share from 0 to below 1"),
     ({"schedule": "cosin"}, "schedule: 'cosin', expected one of cosine, constant, did you mean cosine?"),
-    ({"schedule": 0}, "schedule: 0.0, expected"), ({"sources": []}, "sources: empty"),
+    ({"schedule": 0}, "schedule: '0', expected"), ({"sources": []}, "sources: [], expected at"),
     ({"objective": {"lambdas": [1, "x"]}}, "objective.lambdas[1]: 'x', expected a number"),
-    ({"objective": {"low_weight": [1]}}, "objective.low_weight: [1.0], expected two numbers"),
+    ({"objective": {"low_weight": [1]}}, "objective.low_weight: ['1'], expected two numbers"),
     ({"sources": NOISE}, ", expected a list"), ({"epochs": 3}, "steps: 10 with epochs: 3, expected"),
     ({"progressive": [[10, 4, 64]]}, "all its stages to begin below steps"),
-    ({"progressive": [[10, 4]]}, "progressive[0]: [10, 4], expected [from step, batch, patch]"),
-    ({"balanced": True, "sources": [NOISE, {**NOISE, "name": "b"}]}, "balanced: batches of [3] with 2"),
+    ({"progressive": [[10, 4]]}, "progressive[0]: ['10', '4'], expected [from step, batch, patch]"),
+    ({"balanced": True, "sources": [NOISE, {**NOISE, "name": "b"}]}, "balanced: batches of [3], exp"),
     ({"map_steps": 2}, "map_steps: 2 with scheme joint, expected 1"),
     ({"network": {"barycenter": False}}, "joint with network.barycenter: false"),
-    ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b"}]}}, "sets: names ['a', 'a']"),
-    (source(levels=[]), "[0].levels: none given for degradation"), (source(levels=[0]), "levels: [0.0]"),
-    (source(levels=[], range=[50, 5]), "sources[0].range: [50.0, 5.0], expected [low, high] from 0 on"),
+    ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b"}]}}, ", expected a different name for"),
+    (source(levels=[]), "[0].levels: none given for degradation"), (source(levels=[0]), "levels[0]: '0'"),
+    (source(levels=[], range=[50, 5]), "sources[0].range: ['50', '5'], expected [low, high], from 0"),
     (source(range=[5, 50]), ".range: given beside levels"), (source(degradation=""), ".degradation: none"),
-    (source(airlight=[0.7, 1.2]), "sources[0].airlight: [0.7, 1.2], expected at most 1"),
-    (source(degradation="jpeg", levels=[0.5]), "expected qualities of JPEG from 1 to 100"),
     (source(degradation="camera", degraded="in"), "sources[0].degradation: camera on top"),
-    (source(layers="a"), ".layers: given without"), (source(depth="a"), ".depth: given"),
     (source(bundled=["a.png"]), "bundled: given beside"), (source(offset=[1, 1]), ".offset: unknown"),
     (source(clean="", degraded="in"), "sources[0].clean: expected the folders degraded and clean, or"),
     (validation(clean="gt"), "validation.sets[0].degraded: expected a folder degraded, a"),
     (validation(degraded="in", degradation="noise", levels=[15, 25]), "sets[0].levels: 2 levels, expected"),
-    (validation(degraded="in", offset=[1]), "validation.sets[0].offset: [1], expected [rows, columns]"),
-    (validation(degraded="in", name="average"), "validation.sets[0].name: average, expected another one"),
+    (validation(degraded="in", offset=[1]), "validation.sets[0].offset: ['1'], expected two numbers"),
 ])
 def test_what_is_refused(tmp_path, change, message):
     with pytest.raises(InputError) as error:

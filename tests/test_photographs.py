@@ -50,7 +50,6 @@ from utils.files import partial_start, write_text
 from utils.images import as_rgb, decode
 
 JPEG = saved(SMOOTH, "JPEG", quality=95)
-AVIF = saved(SMOOTH, "AVIF") if "AVIF" in Image.SAVE else png(RGB, chunk(b"cLLI", b"colrnclx\0\x09\0\x10"))
 PALETTE = Image.fromarray(RGB).quantize(16)
 UPRIGHT_XMP = XMP.replace(b'Orientation="6"', b'Orientation="1"')
 
@@ -242,10 +241,13 @@ SAID = {        # content, target, and what is said; empty: nothing may be said,
     "no end mark": (JPEG[:-2], "a.png", "its end mark is missing, but no pixels"),
     "resolution": (saved(RGB, "PNG", dpi=(300, 300)), "a.jpg", ""),
     "resolution to WebP": (saved(RGB, "PNG", dpi=(300, 300)), "a.webp", "resolution: .webp cannot hold that"),
-    "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""), "AVIF": (AVIF, "a.png", ""),
-    **({"to AVIF": (JPEG, "a.avif", "")} if "AVIF" in Image.SAVE else {}),
-    "AVIF of HDR": (AVIF.replace(b"nclx\0\1\0\r", b"nclx\0\x09\0\x10"), "a.png", "wide gamut or HDR"),
+    "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""),
 }
+if "AVIF" in Image.SAVE:
+    AVIF = saved(SMOOTH, "AVIF")
+    HDR = AVIF.replace(b"nclx\0\1\0\r", b"nclx\0\x09\0\x10")
+    SAID |= {"AVIF": (AVIF, "a.png", ""), "to AVIF": (JPEG, "a.avif", ""),
+             "AVIF of HDR": (HDR, "a.png", "left out: colours of wide gamut or HDR")}
 
 
 @pytest.mark.parametrize("kind", SAID)
@@ -353,19 +355,17 @@ def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkp
 
 
 @pytest.mark.parametrize("source, target, message", [
-    ("in", "in", "would overwrite"), ("in/a.png", "in/a.png", "would overwrite"),
-    ("in/a.png", "hard.png", "would overwrite"),
+    ("in", "in", "1 file there already"), ("in/a.png", "in/a.png", "1 file there already"),
     ("gone", "out", "no such file or folder"), ("empty", "out", "no image"),
     ("in", "out.png", "expected a folder"), ("in/a.png", "out.xyz", "or an image's name"),
     ("in/a.png", "there.png", "1 file there already"), ("in", "there", "1 file there already"),
-    ("nested/in", "nested", "would overwrite"), ("there/notes.txt", "out", "no image by its name"),
+    ("nested/in", "nested", "1 file there already"), ("there/notes.txt", "out", "no image by its name"),
     ("in/a.png", "out.txt", "or an image's name"), ("in", "there/notes.txt", "notes.txt: expected a folder"),
     ("pipe.png", "out", "neither a regular file nor a folder"),
     ("itself.png", "out", "neither a regular file nor a folder"),
 ])
 def test_wrong_input_and_output(tmp_path, run, source, target, message):
     image = write_image(tmp_path / "in/a.png")
-    os.link(image, tmp_path / "hard.png")
     for name in ("there.png", "there/a.png", "nested/in/a.png", "nested/in/in/a.png"):
         os.utime(write_image(tmp_path / name), (0, 0))      # older than the photograph
     (tmp_path / "there/notes.txt").write_text("not an image")
@@ -373,9 +373,23 @@ def test_wrong_input_and_output(tmp_path, run, source, target, message):
     (tmp_path / "itself.png").symlink_to("itself.png")
     before = image.read_bytes()
     (tmp_path / "empty").mkdir()
-    result = run(source, target, *["--overwrite"] * (target == "hard.png"))
+    result = run(source, target)
     assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
     assert image.read_bytes() == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source, target", [
+    ("in", "in"), ("in", "link"), ("in/a.png", "in/a.png"), ("in/a.png", "link.png"),
+    ("in/a.png", "hard.png")])
+def test_a_photograph_is_never_overwritten(tmp_path, run, same, source, target):
+    image = write_image(tmp_path / "in/a.png")
+    before = image.read_bytes()
+    (tmp_path / "link.png").symlink_to(image)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    os.link(image, tmp_path / "hard.png")
+    result = run(source, target, "--overwrite")
+    assert result.returncode == 3 and "is a photograph or another one's result" in result.stderr
+    assert image.read_bytes() == before
 
 
 def test_formats_that_cannot_be_written_are_refused_before_the_work(tmp_path, run, monkeypatch):
@@ -482,7 +496,7 @@ def test_two_results_that_are_one_file(tmp_path, run, same):
     for arguments in ([], ["--overwrite"]):
         result = run("in", "out", *arguments)
         assert result.returncode == 3 and "in/b/1.png: " in result.stderr and "1 of 2 images" in result.stdout
-        assert "another photograph's result on this file system" in result.stderr
+        assert "out/b/1.png is a photograph or another one's result" in result.stderr
         assert (tmp_path / "out/a/1.png").read_bytes() and "in/a/1.png: " not in result.stderr
         assert np.array_equal(Image.open(tmp_path / "out/a/1.png"), Image.open(tmp_path / "in/a/1.png"))
         os.utime(tmp_path / "in/b/1.png", (0, 0))

@@ -490,3 +490,12 @@ def test_penalty_and_other_options_run(tmp_path):
 def test_what_the_networks_refuse_is_named(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         run(option_file(tmp_path), "--dry-run", "--set", change)
+
+
+def test_the_average_of_weights_forgets_the_first():
+    averaged, average, expected = [torch.zeros(1)], train.growing_average(0.9), 0.0
+    for step in range(1, 120):
+        average(averaged, [torch.full((1,), float(step))], torch.tensor(step))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert averaged[0].item() == pytest.approx(expected, rel=1e-5) and expected > 105

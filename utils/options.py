@@ -7,7 +7,6 @@ names the file and the key.
 import contextlib
 import dataclasses
 import inspect
-import math
 import os
 import re
 import reprlib
@@ -22,28 +21,30 @@ import yaml
 from utils.errors import InputError, did_you_mean, naming, one_line
 
 T = TypeVar("T")
+NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?")     # no leading zeros, inf, nan, 1:30
+
+
+def different(entries: list) -> bool:
+    return len({getattr(entry, "name", entry) for entry in entries}) == len(entries)
+
 
 # Ranges: a condition, and what an error says was expected.
 Positive = Annotated[T, lambda number: number > 0, "a number above 0"]
 NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
 Share = Annotated[float, lambda share: 0 <= share < 1, "a share from 0 to below 1"]
-Levels = Annotated[list[float], lambda levels: all(level > 0 for level in levels), "numbers above 0"]
-Ends = Annotated[list[float], lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1], "[low, high], from 0"]
-Stage = Annotated[list[int], lambda stage: len(stage) == 3 and min(stage) > 0, "[from step, batch, patch]"]
+Range = Annotated[list[float], lambda ends: not ends or len(ends) == 2 and 0 <= ends[0] <= ends[1],
+                  "[low, high], from 0"]
+Two = Annotated[list[NotNegative[T]], lambda numbers: len(numbers) == 2, "two numbers"]
+Stage = Annotated[list[Positive[int]], lambda stage: len(stage) == 3, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
 Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "lpips"]],
-                    lambda names: names and len(set(names)) == len(names), "one or more, each once"]
+                    lambda names: names and different(names), "one or more, each once"]
 
 
 def require(condition: Any, message: str) -> None:
     """InputError with the message unless the condition holds."""
     if not condition:
         raise InputError(message)
-
-
-def require_different(key: str, names: list[str]) -> None:
-    """InputError about an option unless each of its entries has a name of its own."""
-    require(len(set(names)) == len(names), f"{key}: names {shown(names)}, expected a different name for each")
 
 
 @dataclass
@@ -81,31 +82,23 @@ class Images:
     # Strengths, or the ends [low, high] of their range. noise: sigma of 255; camera: stops of gain; rain:
     # layers; haze: beta; blur: length of the camera's path, defocus: radius, gaussian_blur: sigma, in pixels;
     # lowlight: stops; jpeg: quality; poisson: photons; underwater: a factor (data/degradations.py).
-    levels: Levels = field(default_factory=list)
-    range: list[float] = field(default_factory=list)
+    levels: list[Positive[float]] = field(default_factory=list)
+    range: Range = field(default_factory=list)
     layers: str = ""                                        # of rain: a folder, else they are drawn
     holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
     depth: str = ""                                         # of haze: a folder, files named as clean ones
-    airlight: Ends = field(default_factory=lambda: [0.7, 1.0])              # of haze: ends of A, of 1
+    airlight: Range = field(default_factory=lambda: [0.7, 1.0])              # of haze: ends of A, of 1
 
     def __post_init__(self) -> None:
-        kind, strengths = self.degradation, self.levels + self.range
         require(not (self.bundled and (self.degraded or self.clean)),
                 "bundled: given beside a folder, expected one of them")
+        require(not (self.levels and self.range), "range: given beside levels, expected one of them")
+        kind, strengths = self.degradation, self.levels or self.range
         require(kind or not strengths, "degradation: none given for levels or a range")
         require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
                                                     "expected for example [15, 25, 50], or a range")
-        require(not (self.levels and self.range), "range: given beside levels, expected one of them")
-        low, high = self.range if len(self.range) == 2 else (0, -1 if self.range else 0)
-        require(0 <= low <= high, f"range: {shown(self.range)}, expected [low, high] from 0 on")
-        require(self.airlight[1] <= 1, f"airlight: {shown(self.airlight)}, expected at most 1")
-        require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
-                f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
         require(kind != "camera" or not self.degraded,
                 "degradation: camera on top of a folder degraded, expected another one, or camera_share")
-        require(self.clean or not self.depth, "depth: given without the folder clean")
-        for name, owner in (("layers", "rain"), ("depth", "haze")):
-            require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
 
 
 @dataclass(kw_only=True)
@@ -127,15 +120,16 @@ class TestSet(Images):
     optional: bool = False                                  # left out, with a line, if its folder is absent
     average: bool = True                                    # counts in the average of the sets
     limit: NotNegative[int] = 0                             # first images only; 0 = all
-    offset: list[NotNegative[int]] = field(default_factory=lambda: [0, 0])          # rows, columns cut off
+    offset: Two[int] = field(default_factory=lambda: [0, 0])            # rows, columns cut off
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.name != "average", "name: average, expected another one: the table has such a line")
         require(self.degraded or self.bundled or self.clean and self.degradation,
                 "degraded: expected a folder degraded, a degradation of clean images, or bundled images")
         require(len(self.levels) <= 1, f"levels: {len(self.levels)} levels, expected one in a test set")
-        require(len(self.offset) == 2, f"offset: {shown(self.offset)}, expected [rows, columns]")
+
+
+TestSets = Annotated[list[TestSet], different, "a different name for each"]
 
 
 @dataclass
@@ -147,16 +141,13 @@ class Objective:
     lambdas: Literal["inverse", "uniform"] | list[float] = "inverse"
     penalty: NotNegative[float] = 0.0                       # rho; 0: congruent by construction; release: 10
     # Weight of the low band at the run's first and last step. [0, 0]: one band, plain L1.
-    low_weight: list[NotNegative[float]] = field(default_factory=lambda: [0.0, 0.0])
-
-    def __post_init__(self) -> None:
-        require(len(self.low_weight) == 2, f"low_weight: {shown(self.low_weight)}, expected two numbers")
+    low_weight: Two[float] = field(default_factory=lambda: [0.0, 0.0])
 
 
 @dataclass
 class Validation:
     every: Positive[int] = 5000                             # steps
-    sets: list[TestSet] = field(default_factory=list)       # measured under protocol promptir
+    sets: TestSets = field(default_factory=list)       # measured under protocol promptir
 
 
 @dataclass(kw_only=True)
@@ -173,7 +164,7 @@ class Options:
 
 @dataclass(kw_only=True)
 class TrainOptions(Options):
-    sources: list[Source]
+    sources: Annotated[list[Source], len, "at least one source"]
     seed: NotNegative[int] = 0
     recompute: bool = False                                 # activation checkpointing: time for memory
     network: Network = field(default_factory=Network)
@@ -211,25 +202,22 @@ class TrainOptions(Options):
         self.output = self.output or "experiments"
         require(bool(self.epochs) != bool(self.steps),
                 f"steps: {self.steps} with epochs: {self.epochs:g}, expected exactly one of them")
-        require(self.sources, "sources: empty, expected at least one source")
         require(self.scheme != "joint" or self.map_steps == 1,
                 f"map_steps: {self.map_steps} with scheme joint, expected 1")
         require(self.network.barycenter or self.scheme == "reconstruction",
                 f"scheme: {self.scheme} with network.barycenter: false, expected reconstruction")
-        names = {source.name for source in self.sources}
-        require_different("validation.sets", [images.name for images in self.validation.sets])
         require(all(start < self.steps for start, _, _ in self.progressive),
                 "progressive: expected with steps, not epochs, and all its stages to begin below steps")
+        names = {source.name for source in self.sources}
         batches = [self.batch, *(batch for _, batch, _ in self.progressive)]
         require(not self.balanced or not any(batch % len(names) for batch in batches),
-                f"balanced: batches of {batches} with {len(names)} sources, "
-                f"expected multiples of {len(names)}")
+                f"balanced: batches of {batches}, expected multiples of {len(names)}, one for each source")
 
 
 @dataclass(kw_only=True)
 class TestOptions(Options):
     checkpoint: str
-    sets: list[TestSet]
+    sets: TestSets
     # promptir, baryir: as published tables; full: whole images, with a border of their reflection.
     protocol: Literal["promptir", "baryir", "full"] = "promptir"
     strip: Literal["auto"] | NotNegative[int] = "auto"      # rows computed at a time: bounds memory; 0: all
@@ -240,7 +228,6 @@ class TestOptions(Options):
 
     def __post_init__(self) -> None:
         self.output = self.output or "results"
-        require_different("sets", [images.name for images in self.sets])
         shipped = os.path.join(Path(__file__).parent.parent, self.checkpoint)       # from any folder
         if not os.path.exists(self.checkpoint) and os.path.isfile(shipped):
             self.checkpoint = shipped
@@ -269,19 +256,17 @@ def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
 
     above: the files whose base this one is.
     """
-    above = (*above, os.path.realpath(path))
     with naming(path):
         try:
             content = read_yaml(Path(path).read_bytes())
         except OSError as error:
             raise InputError(error.strerror.lower()) from None
         require(isinstance(content, dict), f"{shown(content)}, expected keys and values")
-        base = content.pop("base", None)
-        if base is None:
+        if "base" not in content:
             return content
-        beside = str(Path(path).parent / str(base))
-        require(isinstance(base, str) and os.path.realpath(beside) not in above,
-                f"base: {shown(base)}, expected the name of another file")
+        base, above = str(content.pop("base")), (*above, os.path.realpath(path))
+        beside = str(Path(path).parent / base)
+        require(os.path.realpath(beside) not in above, f"base: {base}, expected the name of another file")
         return merged(read_file(beside, above), content)
 
 
@@ -292,73 +277,50 @@ def merged(base: dict, changes: dict) -> dict:
     return {**base, **both}
 
 
-class StrictLoader(yaml.SafeLoader):
-    """yaml.safe_load's loader, but what PyYAML reads otherwise than people do is an error.
-
-    A key given twice (it takes the second), and numbers such as 010 (8) and 1:30 (90).
-    """
+class TextLoader(yaml.BaseLoader):
+    """Scalars stay text until their option's type is known: no is a name, 010 not 8. A key comes once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key[:80] for key in keys if keys.count(key) > 1]:
-            raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        if re.match(r"[-+]?0[\d_]|.*:", node.value):
-            raise yaml.MarkedYAMLError(problem_mark=node.start_mark, problem=f"{node.value[:80]}, expected a "
-                                       "decimal number without leading zeros, or text in quotes")
-        kind = node.tag.rpartition(":")[2]
-        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
-
-
-for kind in ("int", "float"):
-    StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", StrictLoader.construct_number)
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=node.start_mark)
+        return mapping
 
 
 def read_yaml(text: bytes | str) -> Any:
     try:
-        return yaml.load(text, StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:       # ValueError: dates as 2024-13-45
+        return yaml.load(text, TextLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"not valid YAML: {one_line(error)}") from None
-
-
-class Given(str):
-    """The value of an override: itself for an option that is text or one of some words, else YAML."""
 
 
 def override(content: dict, change: str) -> None:
     """Apply one `key=value` to the content of an option file."""
     key, equals, text = change.partition("=")
     require(key and equals, "expected key=value")
-    value = read_yaml(text) if text[:1] in ("[", "{") else Given(text)
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     try:
         for part in parents:
             here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
-        part = last
-        here[int(part) if isinstance(here, list) else part] = value
-    except (ValueError, IndexError):
-        raise InputError(f"no entry {part} in a list of {len(here)}") from None
-    except (AttributeError, TypeError):
-        raise InputError(f"{shown(here)} has no options of its own") from None
+        value = read_yaml(text) if text[:1] in ("[", "{") else text
+        here[int(last) if isinstance(here, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise InputError("no such entry") from None
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:
     """Convert plain YAML data to the type `kind`; `where` ("file.yml: network.") opens the error messages."""
     origin, arguments, place = typing.get_origin(kind), typing.get_args(kind), where.rstrip(". :")
-    if isinstance(value, Given):
-        with naming(place):
-            value = str(value) if str in (kind, *arguments) or origin is Literal else read_yaml(value)
+    found = f"{place}: {shown(value)}"
     if origin is Annotated:
         plain, holds, expected = arguments
         value = parse(plain, value, where)
-        require(holds(value), f"{place}: {shown(value)}, expected {expected}")
+        require(holds(value), f"{found}, expected {expected}")
         return value
     if origin in (types.UnionType, typing.Union):           # the choice between a word and something else
-        return parse(arguments[not isinstance(value, str)], value, where)
-    found = f"{place}: {shown(value)}"
+        is_word = isinstance(value, str) and (arguments[0] is str or not NUMBER.fullmatch(value))
+        return parse(arguments[not is_word], value, where)
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, dict), f"{found}, expected keys and values")
         return parse_options(kind, value, where)
@@ -366,18 +328,22 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, list), f"{found}, expected a list")
         return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
-        if value not in arguments:
-            choices = ", ".join(filter(None, arguments))
-            raise InputError(f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
+        choices = ", ".join(filter(None, arguments))
+        require(value in arguments, f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
         return value
-    if kind is float and type(value) in (int, str):         # PyYAML reads 2e-4 as a string
-        with contextlib.suppress(ValueError, OverflowError):
-            value = float(value)
+    value = number_or_flag(kind, value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     require(type(value) is kind, f"{found}, expected {names[kind]}")
-    require(kind is not float or math.isfinite(value), f"{found}, expected a finite number")
-    require(kind is not int or abs(value) < 2**53, f"{found}, expected a number below 2^53")
-    require(kind is not str or value.isprintable(), f"{found}, expected printable characters only")
+    return value
+
+
+def number_or_flag(kind: type, value: Any) -> Any:
+    """The bool, int or float that a text says, or the value itself where it says none."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(value, str) and NUMBER.fullmatch(value) or kind is float and type(value) is int:
+            return kind(value)
     return value
 
 
@@ -385,8 +351,7 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
     """The dataclass `kind` of a mapping without unknown or missing keys."""
     known = inspect.signature(kind).parameters
     for key in content:
-        if key not in known:
-            raise InputError(f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
+        require(key in known, f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
     for key, parameter in known.items():
         require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
     values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}

@@ -89,23 +89,12 @@ def place_results(images: list[Path], flags: Namespace) -> Jobs:
     alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS
     if alone and named and not target.is_dir():
         format_of(target)
-        jobs = [(source, target)]
-    elif not target.is_dir() and (target.exists() or named or alone and target.suffix):
+        return [(source, target)]
+    if not target.is_dir() and (target.exists() or named or alone and target.suffix):
         raise InputError(f"--output {target}: expected a folder" + " or an image's name" * alone)
-    else:
-        names = [path.relative_to(source.parent if alone else source) for path in images]
-        places = png_names(names, EXTENSIONS if flags.keep_format else LOSSLESS)
-        jobs = [(path, target / name) for path, name in zip(images, places, strict=True)]
-    sources = {identity(path) for path in (source, *images)} - {None}
-    for path, result in [(source, target), *jobs]:
-        if identity(result) in sources:
-            raise InputError(f"--output {target}: would overwrite {path}, expected another place")
-    return jobs
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """What the names of one file share; None where there is none."""
-    return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
+    names = [path.relative_to(source.parent if alone else source) for path in images]
+    places = png_names(names, EXTENSIONS if flags.keep_format else LOSSLESS)
+    return [(path, target / name) for path, name in zip(images, places, strict=True)]
 
 
 def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
@@ -144,21 +133,26 @@ def modified(*paths: Path) -> float:
     return max((os.path.getmtime(path) for path in paths if os.path.exists(path)), default=0)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """What the names of one file share; None where there is none."""
+    return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
+
+
 def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[str]:
     """Restore photographs and write each to its place; returns a line on each that could not be restored."""
-    failures, written, weights = [], set(), Path(options.checkpoint)
+    failures, weights, taken = [], Path(options.checkpoint), {identity(source) for source, _ in jobs} - {None}
     for folder in {target.parent for _, target in jobs}:
         remove_partial(folder, [target for _, target in jobs])
     with tqdm(jobs, desc="restoring", dynamic_ncols=True) as bar:
         for source, target in bar:
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)        # before the work
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if identity(target) in taken:               # by other names, as file systems have it
+                    raise InputError(f"{source}: {target} is a photograph or another one's result")
                 pixels, metadata, remarks = read_photograph(source)
                 restored = restore_pixels(net, as_rgb(pixels), options)
-                if identity(target) in written:
-                    raise InputError(f"{source}: {target} is another photograph's result on this file system")
                 remarks += write_photograph(target, restored, pixels, metadata)
-                written.add(identity(target))
+                taken.add(identity(target))
                 if modified(target) <= (date := modified(source, weights)):     # a clock is ahead of ours
                     with contextlib.suppress(OSError):      # FAT counts in steps of two seconds
                         os.utime(target, (date + 2, date + 2))
