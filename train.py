@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     run.log_plan([*training_set.describe(lambdas.tolist()),
                   *(f"validation {images.name}: {images.describe()}" for images in sets),
                   f"{steps} steps, {samples:,} samples, {epochs:.1f} epochs "
-                  f"on {processes} x {device} in {options.precision}"], net, potentials)
+                  f"on {processes} x {device} in {options.precision or 'float32'}"], net, potentials)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()
