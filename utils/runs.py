@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -167,13 +168,13 @@ class Run:
 
     def watch_signals(self) -> None:
         """From now, SIGINT and SIGTERM let the step end and be saved; Ctrl-C a second later ends at once."""
-        def note(number: int, _) -> None:
-            if number == signal.SIGINT and self.signals and time.monotonic() - self.signals[0][1] > 1:
-                raise KeyboardInterrupt
-            self.signals.append((signal.Signals(number), time.monotonic()))
-
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, note)
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signals and time.monotonic() - self.signals[0][1] > 1:
+            raise KeyboardInterrupt
+        self.signals.append((signal.Signals(number), time.monotonic()))
 
     def stop_requested(self, step: int) -> bool:
         """Whether a signal came to any process; all say the same."""
