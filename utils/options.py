@@ -328,8 +328,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, list), f"{found}, expected a list")
         return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
-        choices = ", ".join(filter(None, arguments))
-        require(value in arguments, f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
+        hint = ", ".join(filter(None, arguments)) + did_you_mean(str(value), arguments)
+        require(value in arguments, f"{found}, expected one of {hint}")
         return value
     value = number_or_flag(kind, value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
