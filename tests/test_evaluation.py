@@ -14,7 +14,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from conftest import SMALL, run_script, write_image
 from models.baryir import BaryIR
 from utils.checkpoint import load_network
-from utils.errors import InputError
 from utils.evaluation import restore
 from utils.images import read_image
 from utils.metrics import Metrics
@@ -132,7 +131,7 @@ def test_saved_images_keep_folders_names_and_grey(tmp_path, checkpoint):
              for path in folder.rglob("*") if path.is_file()}
     assert {name: (image.format, image.mode) for name, image in saved.items()} == {
         "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "two/b.jpg.png": ("PNG", "RGB"),
-        "two/b.png.png": ("PNG", "RGB"), "grey.png": ("PNG", "L")}      # lossless, both of one stem kept
+        "two/b.png": ("PNG", "RGB"), "grey.png": ("PNG", "L")}      # lossless, both of one stem kept
 
 
 def test_image_that_is_too_small_to_measure_is_named(tmp_path, checkpoint):
@@ -152,24 +151,8 @@ def test_unwritable_output_is_one_line(tmp_path, checkpoint):
     photograph = write_image(tmp_path / "photo.png")
     result = run_script("test.py", "--opt", options(tmp_path, checkpoint), "--input", photograph,
                         "--output", tmp_path / "file/out.png")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 3 and "Traceback" not in result.stderr
     assert re.search(r"error: .*file.*: (File exists|Not a directory)\n$", result.stderr)
-
-
-@pytest.mark.parametrize("content, message", [
-    (None, "no such checkpoint"), (b"no checkpoint", "cannot be read as a checkpoint"),
-    ({"params": 1}, "not a checkpoint of this repository"),
-    ({"net": {}, "network": SMALL}, "weights and network do not fit"),
-])
-def test_wrong_checkpoints(tmp_path, content, message):
-    path = tmp_path / "wrong.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content:
-        torch.save(content, path)
-    with pytest.raises(InputError, match=message) as error:
-        load_network(path)
-    assert "\n" not in str(error.value)
 
 
 def test_metrics_of_equal_images():
@@ -178,22 +161,17 @@ def test_metrics_of_equal_images():
 
 
 @pytest.mark.parametrize("protocol", ["promptir", "full"])
-def test_metrics_of_luma_and_at_the_ground_truths_brightness(protocol):
-    metrics = Metrics(["psnr_y", "ssim_y", "psnr_gtmean"])
+def test_metrics_of_luma(protocol):
+    metrics = Metrics(["psnr_y", "ssim_y"])
     image, clean = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3)) / 255
     y, y_clean = ((65.481 * r + 128.553 * g + 24.966 * b + 16) / 255
                   for r, g, b in (x.transpose(2, 0, 1) for x in (image, clean)))
-    grey, wanted = (x @ [0.299, 0.587, 0.114] for x in (image, clean))
-    scaled = (image * wanted.mean() / grey.mean()).clip(0, 1)
     assert metrics.of_image(protocol, image, clean) == pytest.approx({
         "psnr_y": -10 * np.log10(np.square(y - y_clean).mean()),
-        "ssim_y": structural_similarity(y_clean, y, data_range=1),
-        "psnr_gtmean": -10 * np.log10(np.square(scaled - clean).mean())})
-    # Closed forms: Y of grey v is (219 v + 16) / 255; at half the brightness, nothing but that is wrong.
+        "ssim_y": structural_similarity(y_clean, y, data_range=1)})
+    # Closed form: Y of grey v is (219 v + 16) / 255.
     flat = metrics.of_image(protocol, np.full((8, 8, 3), 0.4), np.full((8, 8, 3), 0.6))
     assert flat["psnr_y"] == pytest.approx(-20 * np.log10(219 * 0.2 / 255))
-    half = 2 * clean // (4 / 255) / 255
-    assert metrics.of_image(protocol, half, 2 * half)["psnr_gtmean"] > 200
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])

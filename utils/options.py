@@ -329,7 +329,8 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
         choices = ", ".join(filter(None, arguments))
-        require(value in arguments, f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
+        near = did_you_mean(str(value), arguments)
+        require(value in arguments, f"{found}, expected one of {choices}{near}")
         return value
     value = number_or_flag(kind, value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
