@@ -312,7 +312,7 @@ def test_formats_are_kept_where_that_is_asked_for(tmp_path, run, same):
 def test_a_photograph_for_which_the_memory_is_too_small(tmp_path, run, monkeypatch):
     write_image(tmp_path / "in/a.png", 40, 32)
     write_image(tmp_path / "in/b.png", 4, 3)
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 900_000}.get)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 400_000}.get)
     result = run("in", "out")
     assert result.returncode == 3 and (tmp_path / "out/b.png").exists()
     assert "in/a.png: 40x32 pixels, which need at least 0 GB of memory, expected" in result.stderr

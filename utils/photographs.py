@@ -43,7 +43,7 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     jobs = place_results(images, flags)
     left = jobs if flags.overwrite else leave_done(jobs, flags, Path(options.checkpoint))
     folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
-    page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
+    page = Report(folder, "--report") if flags.report else None
     failures = restore_photographs(network(), left, options)
     there = f"; {len(jobs) - len(left)} there already, newer than photograph and weights"
     print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, "
