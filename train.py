@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 from data.cache import check, decode_all, require_no_problems
 from data.datasets import TrainingSet, open_sources, open_test_sets
@@ -44,7 +45,7 @@ from losses.barycenter import (
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
-from utils.checkpoint import load_pretrained
+from utils.checkpoint import load_weights, read_checkpoint
 from utils.errors import naming, one_line_errors
 from utils.evaluation import evaluate
 from utils.graphs import Recorded
@@ -248,7 +249,8 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     with naming(f"{options.file}: network"):
         net = make_network(**dataclasses.asdict(options.network)).to(device)
     if options.pretrained and not run.checkpoint:
-        load_pretrained(net, options.pretrained, f"{options.file}: pretrained")
+        weights = read_checkpoint(options.pretrained)["net"]
+        load_weights(net, weights, f"{options.file}: pretrained: {options.pretrained}")
     potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
                             standardized=options.scheme == "separate").to(device)
     net = net.to(memory_format=torch.channels_last)
@@ -281,11 +283,12 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     run.log_plan([*training_set.describe(lambdas.tolist()),
                   *(f"validation {images.name}: {images.describe()}" for images in sets),
                   f"{steps} steps, {samples:,} samples, {epochs:.1f} epochs "
-                  f"on {processes} x {device} in {options.precision}"], net, potentials)
+                  f"on {processes} x {device} in {options.precision or 'float32'}"], net, potentials)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()
-    with run.progress(step, steps) as bar, distributed.naming_dead_processes():
+    bar = tqdm(None, options.name, steps, initial=step, dynamic_ncols=True, disable=not run.writes)
+    with bar, distributed.naming_dead_processes():
         for degraded, clean, source in loader:
             factor = learning_rate_factor(options, step, steps, sampler.epochs_before(step))
             for side in sides.values():
@@ -317,7 +320,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
             if stop and step < steps:
                 raise run.interruption(step, steps)
     distributed.shutdown()
-    run.log_end(steps)
+    run.log(f"done: {steps} steps, weights in {run.folder / 'last.pth'}")
 
 
 if __name__ == "__main__":

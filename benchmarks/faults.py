@@ -1,4 +1,4 @@
-"""What damage does: training runs that are killed, images and checkpoints with wrong bytes.
+"""What damage does: training runs that are killed, images and checkpoints with wrong bytes (seed 0).
 
     python -m benchmarks.faults             50 kills, 300 images, 100 checkpoints; about a quarter of an hour
     python -m benchmarks.faults --kills 0   damaged files only
@@ -6,15 +6,13 @@
 kills         A training run of a small network, on one CPU thread, that writes a checkpoint after every step
               is killed (SIGKILL) at a random moment and continued with --resume. Its last checkpoint must
               equal that of the run that was left alone, bit by bit.
-images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read as test.py and
-              train.py read them.
+images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read.
 checkpoints   The same damage to checkpoints.
 
 A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM and NumPy's arrays have no
 checksum: there, changed pixels cannot be told from other pixels by anyone; they are counted by themselves.
 """
 
-import math
 import multiprocessing
 import os
 import platform
@@ -41,8 +39,7 @@ from tqdm import tqdm
 from models.baryir import BaryIR
 from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
-from utils.files import write_csv
-from utils.images import decode, read_image
+from utils.images import read_image
 from utils.tables import as_text
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
@@ -104,8 +101,8 @@ def images(count: int, seed: int) -> Counter:
     rng, found = random.Random(seed), Counter()
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.bmp", "a.ppm"):
             image.save(folder / name)
         image.save(folder / "lzw.tif", compression="tiff_lzw")
@@ -114,16 +111,12 @@ def images(count: int, seed: int) -> Counter:
         image.quantize(16).save(folder / "palette.png")
         for name in ("deep.png", "deep.tif"):
             Image.fromarray(pixels[..., 0] * np.uint16(250)).save(folder / name, icc_profile=bytes(100))
-        whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+        whole = [(path, path.read_bytes(), read_image(path)) for path in sorted(folder.iterdir())]
         for _ in tqdm(range(count), "images", leave=False):
-            path = rng.choice(list(whole))
-            path.write_bytes(whole[path])
-            readers = [lambda file: decode(file, [])[1], read_image]
-            expected = [read(path) for read in readers]
-            path.write_bytes(damaged(whole[path], rng))
-            outcomes = [outcome(partial(read, path), partial(np.array_equal, right), path.suffix == ".png")
-                        for read, right in zip(readers, expected, strict=True)]
-            found[max(outcomes, key=(ERROR, SAME, OTHER, *FAILURES).index)] += 1
+            path, content, right = rng.choice(whole)
+            path.write_bytes(damaged(content, rng))
+            found[outcome(partial(read_image, path), partial(np.array_equal, right),
+                          checksum=path.suffix == ".png")] += 1
     return found
 
 
@@ -142,7 +135,7 @@ def checkpoints(count: int, seed: int) -> Counter:
 
         for _ in tqdm(range(count), "checkpoints", leave=False):
             path.write_bytes(damaged(content, rng))
-            found[outcome(read, lambda result: same_state(result, right), True)] += 1
+            found[outcome(read, partial(same_state, right), checksum=True)] += 1
     return found
 
 
@@ -178,12 +171,12 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
         train.main(arguments)
 
 
-def train_until(folder: Path, *arguments: str, seconds: float = math.inf) -> bool:
+def train_until(folder: Path, *arguments: str, seconds: float | None = None) -> bool:
     """Train in a folder, killed so long after the log begins; returns whether it came to its end before."""
     process = start_training(["--opt", str(folder / "run.yml"), *arguments], folder / "output.txt")
     while process.is_alive() and not (folder / "out/run/train.log").exists():
         time.sleep(0.01)
-    process.join(None if seconds == math.inf else seconds)
+    process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()
@@ -194,47 +187,46 @@ def train_until(folder: Path, *arguments: str, seconds: float = math.inf) -> boo
     return True
 
 
+def begin(folder: Path, steps: int) -> Path:
+    """A new folder with the option file of a run."""
+    folder.mkdir()
+    content = yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")})
+    (folder / "run.yml").write_text(content, encoding="utf-8")
+    return folder
+
+
+def result(folder: Path) -> dict:
+    """The last checkpoint of a run, without the options, which name its folder."""
+    content = read_checkpoint(folder / "out/run/last.pth")
+    del content["train"]["options"]
+    return content
+
+
+def kill(parent: Path, steps: int, right: dict, seconds: float) -> list[str]:
+    """Kill a run at a moment, continue it and compare; one that ends before is killed at half the time."""
+    folder = begin(Path(tempfile.mkdtemp(dir=parent)) / "run", steps)
+    if train_until(folder, seconds=seconds):
+        return kill(parent, steps, right, seconds / 2)
+    half_written = list((folder / "out/run").glob(".partial*"))
+    try:
+        train_until(folder, "--resume")
+    except InputError as error:
+        tqdm.write(str(error))
+        return ["lost"]
+    outcome = "identical" if same_state(result(folder), right) else "different"
+    return [outcome] + ["while a checkpoint was written"] * bool(half_written)
+
+
 def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counter:
     """Kill `count` training runs at random moments, continue them, compare with one that was left alone."""
     rng, found = random.Random(seed), Counter()
-
-    def begin(folder: Path) -> Path:
-        folder.mkdir()
-        content = yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")})
-        (folder / "run.yml").write_text(content, encoding="utf-8")
-        return folder
-
-    def result(folder: Path) -> dict:
-        content = read_checkpoint(folder / "out/run/last.pth")
-        del content["train"]["options"]                         # names its own folder
-        return content
-
-    with tempfile.TemporaryDirectory() as parent:
-        alone, start = begin(Path(parent, "alone")), time.monotonic()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
+        alone, start = begin(Path(name, "alone"), steps), time.monotonic()
         train_until(alone)
-        length, right = time.monotonic() - start, result(alone)
-
-        def kill(number: int, seconds: float) -> list[str]:
-            folder = begin(Path(parent, str(number)))
-            if train_until(folder, seconds=seconds):
-                return ["ended before it was killed"]
-            halves = list((folder / "out/run").glob(".partial*"))
-            try:
-                train_until(folder, "--resume")
-            except InputError as error:
-                tqdm.write(str(error))
-                return ["lost"]
-            outcome = "identical" if same_state(result(folder), right) else "different"
-            return [outcome] + ["while a checkpoint was written"] * bool(halves)
-
-        with ThreadPoolExecutor(jobs) as pool, tqdm(total=count, desc="kills", leave=False) as bar:
-            number = 0
-            while (missing := count - sum(found[name] for name in ("identical", "different", "lost"))) > 0:
-                moments = [rng.uniform(0, length) for _ in range(missing)]
-                for outcomes in pool.map(kill, range(number, number + missing), moments):
-                    found.update(outcomes)
-                    bar.update(outcomes[0] != "ended before it was killed")
-                number += missing
+        length = time.monotonic() - start
+        moments = [rng.uniform(0, length) for _ in range(count)]
+        for outcomes in tqdm(pool.map(partial(kill, Path(name), steps, result(alone)), moments), "kills", count):
+            found.update(outcomes)
     return found
 
 
@@ -243,24 +235,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--checkpoints", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="training runs side by side")
-    parser.add_argument("--out", type=Path, default=Path("results/faults.csv"))
     flags = parser.parse_args()
-    if min(flags.kills, flags.images, flags.checkpoints) < 0 or flags.jobs < 1:
-        raise InputError("expected --kills, --images, --checkpoints from 0 on, --jobs from 1 on")
     rows = [["damage", "outcome", "count"]]
-    for name, found in (("images", images(flags.images, flags.seed)),
-                        ("checkpoints", checkpoints(flags.checkpoints, flags.seed)),
-                        ("kills", kills(flags.kills, flags.seed, flags.jobs) if flags.kills else Counter())):
-        always = ("identical", "different", "lost") if name == "kills" else FAILURES
-        texts = dict.fromkeys([*found, *always]) if found or name != "kills" else ()
-        rows += [[name, text, found[text]] for text in texts]
-        write_csv(flags.out, rows)
-    print(as_text([list(map(str, row)) for row in rows]))
-    print(f"{platform.machine()}, torch {torch.__version__}, seed {flags.seed}, {date.today()}; {flags.out}")
-    if bad := sum(number for _, text, number in rows[1:] if text in (*FAILURES, "different", "lost")):
-        raise InputError(f"{bad} of them ended as none should")
+    for damage, found in (("images", images(flags.images, seed=0)),
+                          ("checkpoints", checkpoints(flags.checkpoints, seed=0)),
+                          ("kills", kills(flags.kills, seed=0, jobs=2) if flags.kills > 0 else Counter())):
+        rows += [[damage, outcome, str(number)] for outcome, number in found.items()]
+    print(as_text(rows))
+    print(f"{platform.machine()}, torch {torch.__version__}, {date.today()}")
+    if bad := [row for row in rows if row[1] in (*FAILURES, "different", "lost")]:
+        raise InputError(f"{sum(int(row[2]) for row in bad)} of them ended as none should")
 
 
 if __name__ == "__main__":

@@ -121,35 +121,6 @@ class Gaussians:
         """T*_k(x) of samples of each source, [K,N,D]."""
         return self.mean.to(x) + (x - self.means.to(x)[:, None]) @ self.maps.to(x).mT
 
-    def potentials(self, y: Tensor) -> Tensor:
-        """The optimal f_k(y) = |y|^2/2 - m_k.y - (y-m).A_k^-1(y-m)/2 + |m|^2/2, [N,D] -> [N,K].
-
-        The gradient at y is y - T*_k^-1(y). Congruent, as sum_k lambda_k A_k^-1 = 1 at the barycenter.
-        """
-        centred = y - self.mean.to(y)
-        inverse = torch.linalg.inv(self.maps).to(y)
-        quadratic = torch.einsum("nd,kde,ne->nk", centred, inverse, centred)
-        squares = y.square().sum(1, keepdim=True) + self.mean.to(y).square().sum()
-        return (squares - quadratic) / 2 - y @ self.means.to(y).mT
-
-    def optimum(self) -> float:
-        """L* = sum_k lambda_k W_2^2(P_k, Q) / 2, the value of the primal and of the dual."""
-        cross = 2 * self.maps @ self.covariances
-        trace = torch.diagonal(self.covariances + self.covariance - cross, dim1=1, dim2=2).sum(1)
-        return float((self.lambdas * ((self.means - self.mean).square().sum(1) + trace)).sum() / 2)
-
-    def dual_value(self, quadratic: Tensor, linear: Tensor, constant: Tensor) -> float:
-        """inf_T L(f, T) of f_k(y) = y.H_k y/2 + h_k.y + c_k: H [K,D,D] below 1, h [K,D], c [K].
-
-        The inner minimum is |x|^2/2 - (x + h_k).y/2 - c_k at y = (1 - H_k)^-1 (x + h_k).
-        """
-        inverse = torch.linalg.inv(torch.eye(quadratic.shape[-1], dtype=torch.float64) - quadratic)
-        shifted = self.means + linear
-        energy = torch.diagonal(self.covariances, dim1=1, dim2=2).sum(1) + self.means.square().sum(1)
-        spread = torch.diagonal(inverse @ self.covariances, dim1=1, dim2=2).sum(1)
-        inner = spread + torch.einsum("kd,kde,ke->k", shifted, inverse, shifted)
-        return float((self.lambdas * ((energy - inner) / 2 - constant)).sum())
-
 
 def l2_uvp(truth: Gaussians, transported: Tensor, x: Tensor) -> float:
     """100 sum_k lambda_k E|T_k(x) - T*_k(x)|^2 / tr S, percent; transported and x: [K,N,D]."""

@@ -23,7 +23,7 @@ asked() { [[ " $stages " == *" $1 "* ]]; }
 
 if asked tests; then
     note "tests"
-    # Not through a pipe, which workers of the compiler would keep open.
+    # Not through a pipe, which processes that a test leaves behind would keep open.
     timeout "${TEST_SECONDS:-150}" python3 -m pytest -v -m cuda -rs ${TESTS:-} > "$out/tests.txt" 2>&1 || failed=1
     cat "$out/tests.txt"
 fi
@@ -37,9 +37,9 @@ note "training"
 mkdir "$work/data" && tar -xf "$data" -C "$work/data" || failed=1
 train() {   # NAME STEPS: a run of so many steps on the packed images
     timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" output="$work" name="$1" \
-        steps="$2" batch="$batch" device="$device" patch="$patch" progressive=[] \
-        workers=${WORKERS:-8} save_every=100000 ${weights:+pretrained="$weights"} \
-        validation.every=100000 schedule.warmup=20 ${TRAIN:-} "${@:3}"
+        steps="$2" batch="$batch" patch="$patch" progressive=[] \
+        workers=${WORKERS:-8} save_every=100000 pretrained="$weights" \
+        validation.every=100000 warmup=20 ${TRAIN:-} "${@:3}"
 }
 probe=${PROBE:-60}
 train probe "$probe" log_every=$((probe / 2)) validation.sets=[] > "$out/train.txt" 2>&1 || failed=1

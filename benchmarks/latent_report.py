@@ -10,7 +10,7 @@ of z of the *clean* patches:
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
                 mean over all pairs, the mean over halves of one source's images: what scenes alone make
     variance    of all latent pixels, divided by that of z
-    probe       accuracy of a linear classifier (ridge regression) that guesses the source from the mean of a
+    probe       accuracy of a linear classifier that guesses the source from the mean of a
                 patch's pixels, on images that it was not fitted to (five folds); chance is 1 / sources
     |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
     L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
@@ -103,16 +103,32 @@ def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float],
     return between, within
 
 
-def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, ridge: float = 0.01) -> float:
+def fit_probe(x: Tensor, source: Tensor, sources: int, decay: float) -> tuple[Tensor, Tensor]:
+    """Weight [C,K] and bias [K] of a linear softmax classifier of features x [P,C] by their source [P]."""
+    weight = torch.zeros(x.shape[1], sources, requires_grad=True)
+    bias = torch.zeros(sources, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, source) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight, bias
+
+
+def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float = 1e-3) -> float:
     """Share of features [P,C] whose source [P] a linear classifier fitted to the other folds [P] guesses."""
-    target, correct = F.one_hot(source).double(), 0
+    sources = int(source.max()) + 1
+    correct = 0
     for held_out in fold.unique():
         test = fold == held_out
         mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
-        x = F.pad((features - mean) / deviation, (0, 1), value=1.0).double()            # 1 for the bias
-        normal = x[~test].T @ x[~test] + ridge * len(x) * torch.eye(x.shape[1])
-        weight = torch.linalg.solve(normal, x[~test].T @ target[~test])                 # ridge regression
-        correct += int(((x[test] @ weight).argmax(1) == source[test]).sum())
+        x = (features - mean) / deviation
+        weight, bias = fit_probe(x[~test], source[~test], sources, decay)
+        correct += int(((x[test] @ weight + bias).argmax(1) == source[test]).sum())
     return correct / len(source)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from data.datasets import ImageSet, open_sources
 from utils.errors import InputError, count, one_line_errors
-from utils.files import write_atomically
 from utils.options import TrainOptions, load_options
 
 
@@ -43,17 +42,11 @@ def main() -> None:
         if sum(path.stat().st_size + 1024 for path in files) <= flags.megabytes * 1e6:
             break
     else:
-        raise InputError(f"{flags.root}: {flags.megabytes:g} MB do not hold one image of each source, "
-                         "expected more --megabytes")
-
-    def write(temporary: str) -> None:
-        with tarfile.open(temporary, "w") as archive:
-            for path in sorted(files):
-                archive.add(path.resolve(), path.relative_to(flags.root))
-
-    write_atomically(flags.out, write)
-    size = flags.out.stat().st_size / 1e6
-    print(f"{flags.out}: {count(len(files), 'file')}, {size:.1f} MB, every {every}. image")
+        raise InputError(f"--megabytes {flags.megabytes:g}: they do not hold one image of each source")
+    with tarfile.open(flags.out, "w") as archive:
+        for path in sorted(files):
+            archive.add(path.resolve(), path.relative_to(flags.root))
+    print(f"{flags.out}: {count(len(files), 'file')}, every {every}. image")
 
 
 if __name__ == "__main__":

@@ -63,33 +63,24 @@ def distance(photographs: list[np.ndarray]) -> float:
     return float(torch.stack(pairs).mean())
 
 
-def strip(rows: list[list[np.ndarray]], height: int) -> Image.Image:
-    """Rows of pictures, each `height` pixels high."""
-    images = [[Image.fromarray(pixels) for pixels in row] for row in rows]
-    images = [[image.resize((max(1, round(image.width * height / image.height)), height),
-                            Image.Resampling.LANCZOS) for image in row] for row in images]
-    whole = Image.new("RGB", (sum(image.width for image in images[0]), height * len(rows)))
-    for number, row in enumerate(images):
-        left = 0
-        for image in row:
-            whole.paste(image, (left, number * height))
-            left += image.width
-    return whole
+def strip(photographs: list[np.ndarray], height: int) -> np.ndarray:
+    """Pictures side by side, each `height` pixels high."""
+    images = [Image.fromarray(pixels) for pixels in photographs]
+    return np.hstack([image.resize((max(1, round(image.width * height / image.height)), height),
+                                   Image.Resampling.LANCZOS) for image in images])
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     shipped = [bundled_folder() / name for name in SHIPPED]
     parser.add_argument("--images", type=Path, nargs="+", default=shipped)
-    parser.add_argument("--steps", type=int, default=QUICK["steps"], help="potential steps")
     parser.add_argument("--out", type=Path, default=Path("results/palettes.jpg"))
     flags = parser.parse_args()
-    if len(flags.images) < 2 or flags.steps < 1:
-        raise InputError(f"{len(flags.images)} images, --steps {flags.steps}: expected 2 or more, 1 or more")
+    if len(flags.images) < 2:
+        raise InputError(f"--images: {len(flags.images)} image, expected 2 or more")
     photographs, start = [read_image(path) for path in flags.images], time.monotonic()
-    maps, _ = train(Palettes(photographs), **QUICK | {"steps": flags.steps})
-    recoloured = recolour(maps, photographs)
-    save_image(strip([photographs, recoloured], 200), flags.out)
+    recoloured = recolour(train(Palettes(photographs), QUICK)[0], photographs)
+    save_image(Image.fromarray(np.vstack([strip(row, 200) for row in (photographs, recoloured)])), flags.out)
     print(f"distance of the palettes {distance(photographs):.5f} -> {distance(recoloured):.5f}, "
           f"{time.monotonic() - start:.0f} s, {flags.out}")
 

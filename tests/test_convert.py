@@ -1,10 +1,10 @@
 """The authors' checkpoints: pickled modules of classes with their names; broken and malicious files, too."""
 
 import builtins
+import io
 import os
 import pickle
 import sys
-import time
 import types
 import zipfile
 from pathlib import Path
@@ -183,8 +183,6 @@ def test_what_does_not_fit_is_refused_with_a_few_names(tmp_path, public):
         torch.save(content, source)
         return refused(source, target)
 
-    bias_free = {name: t for name, t in tensors.items() if ".norm" not in name or "weight" in name}
-    assert "have no bias (LayerNorm_type BiasFree), expected WithBias" in line({"params": bias_free})
     two_views = line(tensors | {"patch_embed.proj.weight": torch.zeros(48, 6, 3, 3)})
     assert ("1 of 494 tensors do not fit public Restormer at the paper's size "
             "(patch_embed.proj.weight: [48, 6, 3, 3], expected [48, 3, 3, 3])") in two_views
@@ -194,13 +192,10 @@ def test_what_does_not_fit_is_refused_with_a_few_names(tmp_path, public):
     assert "(lpips.slice1.bias: [3], expected none)" in line(tensors | {"lpips.slice1.bias": torch.zeros(3)})
     renamed_all = line({f"odd.{name}": tensor for name, tensor in tensors.items()})
     assert "988 of 494 tensors do not fit" in renamed_all and len(renamed_all) < 600
-    for value in (torch.zeros(96, dtype=torch.int64), torch.full((96,), torch.nan)):
-        assert "refinement.0.norm1.body.bias: not finite, or no floating-point numbers" in line(
-            tensors | {"refinement.0.norm1.body.bias": value})
     forged = {"x\nok.pth: 53,549,774 parameters": torch.zeros(1)}   # a name must not pass for a line of ours
     assert "x\\nok.pth: 53" in line(tensors | forged)
     for content, message in (({"weights": 3}, "of 494 tensors"), ({}, "of 494 tensors"), (3, "holds int"),
-                             ({"net": {}, "network": {}}, "already"), ({**tensors, "a": 3}, "a: ['no")):
+                             ({**tensors, "a": 3}, "(a: ['no tensor'], expected none)")):
         assert message in line(content)
     before = source.read_bytes()
     assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
@@ -250,15 +245,10 @@ def save_naming(content, path: Path) -> None:
 
         dispatch = pickle._Pickler.dispatch | {types.FunctionType: save_global}
 
-    with open(path.with_suffix(".pkl"), "wb") as file:
-        Pickler(file, 2).dump(content)
-    save_pickle(path.with_suffix(".pkl").read_bytes(), path)
-
-
-def save_pickle(data: bytes, path: Path) -> None:
+    data = io.BytesIO()
+    Pickler(data, 2).dump(content)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/data/0", bytes(16))
+        archive.writestr("archive/data.pkl", data.getvalue())
         archive.writestr("archive/version", "3")
 
 
@@ -287,59 +277,3 @@ def test_broken_files(tmp_path, damage, message):
     assert "no such file" in refused(tmp_path / "gone.pt", tmp_path / "net.pth")
     os.mkfifo(tmp_path / "pipe.pt")                                 # opening it would wait for ever
     assert "no such file" in refused(tmp_path / "pipe.pt", tmp_path / "net.pth")
-
-
-def doubled(end: bytes) -> bytes:
-    """A pickle of a tuple that holds another twice, and so on: 2^60 elements in a few bytes; then `end`."""
-    return b"K\x01" + b"".join(b"\x85q%c0h%ch%c\x86" % (i, i, i) for i in range(60)) + end
-
-
-@pytest.mark.parametrize("data", [
-    b"\x80\x02}(" + doubled(b"K\x01u."),                            # hashing a key
-    b"\x80\x02c__builtin__\nset\n]" + doubled(b"a\x85R."),
-    b"\x80\x02}r\xff\xff\xff\x7f.",                                 # a memo of 2^31 places
-    b"\x80\x02(cmodel_bary\nBaryIR\no.",                            # opcode OBJ
-    b"\x80\x04\x8c\x02os\x8c\x06system\x93.",                       # protocol 4
-])
-def test_pickles_that_torch_does_not_write(tmp_path, data):
-    save_pickle(data, tmp_path / "made.pt")
-    start = time.monotonic()
-    assert refused(tmp_path / "made.pt", tmp_path / "net.pth")
-    assert time.monotonic() - start < 10
-
-
-def test_tensors_that_reach_beyond_their_storage(tmp_path):
-    def resized(name: str, data: bytes) -> bytes:
-        return data.replace(b"K\x04\x85", b"\x8a\x08" + (2**40).to_bytes(8, "little", signed=True) + b"\x85")
-
-    torch.save({"output.weight": torch.zeros(4)}, tmp_path / "small.pt")
-    assert "its pickle cannot be read (RuntimeError" in refused(
-        rewrite(tmp_path / "small.pt", tmp_path / "beyond.pt", resized), tmp_path / "net.pth")
-
-
-class Script(nn.Module):
-    """As TorchScript, it writes a file while it is loaded."""
-
-    def __init__(self, victim: str) -> None:
-        super().__init__()
-        self.victim = victim
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[str, bool]:
-        return self.victim, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, bool]) -> None:
-        self.victim, self.training = state[0], state[1]
-        torch.save(torch.zeros(1), self.victim)
-
-
-@pytest.mark.filterwarnings("ignore")                       # TorchScript is deprecated; torch.load runs it
-def test_torchscript_is_not_run(tmp_path):
-    victim, source = tmp_path / "victim", tmp_path / "script.pt"
-    torch.jit.script(Script(str(victim))).save(source)
-    torch.load(source, weights_only=False)
-    assert victim.exists()
-    victim.unlink()
-    assert "its pickle cannot be read (" in refused(source, tmp_path / "net.pth")
-    assert not victim.exists()

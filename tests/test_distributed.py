@@ -12,7 +12,7 @@ from utils.errors import InputError
      "</torch_1>: No space left on device (28)", "shared memory .* is full, expected .*--shm-size"),
     ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "is full, expected"),
     ("DataLoader worker (pid(s) 7) exited unexpectedly", r"died \(exited unexpectedly\) while it read"),
-    ("Too many open files. Communication with the workers is no longer possible.", r"ulimit -n\), or"),
+    ("Too many open files. Communication with the workers is no longer possible.", r"\(ulimit -n\), fewer"),
     ("received 0 items of ancdata", "too many open files, expected a higher limit"),
 ])
 def test_what_ends_workers_is_named(text, message):

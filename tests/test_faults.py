@@ -90,9 +90,9 @@ def test_pairing_of_random_names(seed):
     """Every degraded file is paired by its rule, or one without a partner, or with two, is named."""
     rng = random.Random(seed)
     forms = ["{}", "rain-{}", "norain-{}", "{}_1_0.2", "{}_outdoor_hazy", "{}_outdoor_GT", "{}gt", "é {}"]
-    stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(8)]
+    stems = [rng.choice(forms).format(rng.randrange(12)) for _ in range(30)]
     files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}")
-              for stem in rng.sample(stems, 12)] for folder in ("in", "gt")]
+              for stem in rng.choices(stems, k=12)] for folder in ("in", "gt")]
     degraded, clean = (list(dict.fromkeys(side)) for side in files)
     for rule, path in itertools.product(("auto", *PAIRINGS), degraded):
         try:

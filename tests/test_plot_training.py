@@ -1,9 +1,9 @@
-"""Curves of a run: each scheme has its panels, legs follow one another, a run in progress is drawn."""
+"""Curves of a run: each scheme has its panels, a run in progress is drawn."""
 
 import pytest
 from PIL import Image
 
-from benchmarks.plot_training import draw, panels, read_legs
+from benchmarks.plot_training import draw, panels
 from utils.errors import InputError
 from utils.runs import TERMS, VALIDATION
 
@@ -12,7 +12,7 @@ ALTERNATING = ["Restoration loss", "Validation", "Dual", "Map's side", "Potentia
                "Cost of each source", "Potential of each source"]
 
 
-def write_run(folder, scheme="joint", first=50, validated=True):
+def write_run(folder, scheme, validated):
     """Tables as train.py fills them in each scheme; the last line is half written."""
     folder.mkdir()
     of_sources = [f"{kind}_{name}" for name in SOURCES
@@ -21,7 +21,7 @@ def write_run(folder, scheme="joint", first=50, validated=True):
     missing = {"joint": {"transport_gradient_norm"}, "separate": {"map_loss"},
                "reconstruction": {*columns[4:-1]} - {"reconstruction", "gradient_norm"}}[scheme]
     lines = [["nan" if column in missing else str(step) for column in columns]
-             for step in range(first, first + 200, 50)]
+             for step in range(50, 250, 50)]
     text = "\n".join(map(",".join, [columns, *lines])) + "\n" + ",".join(lines[-1][:4])
     (folder / "losses.csv").write_text(text)
     rows = [["100", name, "2", "20.5", "0.5", "22.0", "0.6"] for name in ("bsd", "average")] * validated
@@ -34,24 +34,17 @@ def write_run(folder, scheme="joint", first=50, validated=True):
     ("separate", False, [title for title in ALTERNATING if title != "Validation"]),
     ("reconstruction", True, ["Restoration loss", "Validation"])])
 def test_panels_of_a_scheme(tmp_path, scheme, validated, expected):
-    losses, validation, ends = read_legs([write_run(tmp_path / "run", scheme, validated=validated)])
-    shown = panels(losses, validation)
-    assert [panel[0] for panel in shown] == expected and not ends
+    shown = panels(write_run(tmp_path / "run", scheme, validated))
+    assert [panel[0] for panel in shown] == expected
     assert shown[0][3] == {"": ([50, 100, 150, 200], [50, 100, 150, 200])}
     if validated:
         assert shown[1][3] == {"bsd": ([100], [1.5]), "average": ([100], [1.5])}
     pytest.importorskip("matplotlib")
-    draw(shown, ends, tmp_path / "new/curves.png")
+    draw(shown, tmp_path / "new/curves.png")
     with Image.open(tmp_path / "new/curves.png") as picture:
         assert min(picture.size) > 300
 
 
-def test_legs_follow_one_another(tmp_path):
-    """A leg that counts anew is put after the one before, one that goes on stays as it is."""
-    legs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "separate"),
-            write_run(tmp_path / "c", first=450)]
-    losses, validation, ends = read_legs(legs)
-    assert [int(row["step"]) for row in losses] == list(range(50, 650, 50)) and ends == [200, 400]
-    assert [row["step"] for row in validation] == ["100", "100", "300", "300", "100", "100"]
-    with pytest.raises(InputError, match="d.losses.csv: no steps"):
-        read_legs([tmp_path / "a", tmp_path / "d"])
+def test_a_folder_without_steps(tmp_path):
+    with pytest.raises(InputError, match="losses.csv: no steps"):
+        panels(tmp_path)

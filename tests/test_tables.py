@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY, run_script, write_image
+from utils.errors import InputError
 from utils.evaluation import Row
 from utils.options import TestOptions, load_options
 from utils.tables import PUBLISHED, as_markdown, comparable, comparison_table, read_published, set_table
@@ -154,8 +155,6 @@ def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
     assert not (tmp_path / "results/5d_promptir/comparison.csv").exists()   # it was another run's
 
 
-def test_unknown_table_is_refused(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--set", f"root={five}",
-                        f"checkpoint={checkpoint}", "published=7d")
-    assert result.returncode == 1
-    assert "options/test_5d.yml: published: '7d', expected a table of published.yml: 3d, 5d" in result.stderr
+def test_unknown_table_is_refused():
+    with pytest.raises(InputError, match="here: '7d', expected a table of published.yml: 3d, 5d"):
+        read_published("7d", "here")

@@ -8,7 +8,6 @@
     python -m utils.checkpoint IN.pth OUT.pth     makes one to give away: net in half precision, network, step
 """
 
-import dataclasses
 import re
 import sys
 import zipfile
@@ -90,11 +89,6 @@ def load_network(path: str | Path, device: torch.device | str = "cpu",
     return net.float().eval().to(device, memory_format=torch.channels_last)
 
 
-def load_pretrained(net: BaryIR, path: str, where: str) -> None:
-    """Give a network a checkpoint's weights; InputError, which `where` opens, if they are of another one."""
-    load_weights(net, read_checkpoint(path)["net"], f"{where}: {path}")
-
-
 def load_weights(net: nn.Module, weights: dict[str, Tensor], where: str, assign: bool = False) -> None:
     """Load all of a network's weights and no other ones, whatever wrapped the network; or InputError."""
     with naming(where):
@@ -119,12 +113,6 @@ def require_fit(weights: dict[str, Tensor], wanted: dict[str, Tensor], network: 
         few = first_few(f"{name}: {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
                         for name in wrong)
         raise InputError(f"{len(wrong)} of {len(wanted)} tensors do not fit {network} ({few})")
-
-
-def network_content(net: nn.Module, network: Network) -> dict:
-    """What a checkpoint holds for use: weights, and the arguments of their network."""
-    weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    return {"net": weights, "network": dataclasses.asdict(network)}
 
 
 def give_away(path: Path, out: Path) -> None:

@@ -4,9 +4,7 @@
 
 The authors' files are pickled modules, torch.save({"epoch": n, "BaryIR": <module>, "Pots": <module>}); the
 others' are state dicts. Loaded the usual way, a pickle imports and calls whatever it names. Here torch reads
-it with weights_only=True, and an empty Module stands in for each class that it names: the parameters are
-read, no code is imported or run. (A file that is made to fill the memory, or to take for ever, can do so, as
-with any torch.load.)
+it with weights_only=True, and an empty Module stands in for each class that it names: no code is run.
 """
 
 import argparse
@@ -84,27 +82,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         places = [name.rpartition(".") for name in names]
         with safe_globals([type(name, (Module,), {"__module__": module}) for module, _, name in places]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = entries(content)
     except InputError:
         raise
     except Exception as error:                                      # broken files raise nearly anything
         raise InputError(f"its pickle cannot be read ({type(error).__name__}): damaged, truncated, or not "
                          "a zip file as torch.save writes it since 1.6") from None
     epoch = content.get("epoch") if isinstance(content, dict) else None
-    return tensors, {"epoch": epoch} if type(epoch) is int else {}
-
-
-def entries(content: Any) -> dict[str, Tensor]:
-    """Parameters by name, of a module or a plain state dict, alone or under one of KEYS."""
     if isinstance(content, dict):
-        if {"net", "network"} <= content.keys():
-            raise InputError("a checkpoint of this repository already, expected a public one")
         content = next((content[key] for key in KEYS if key in content), content)
     if isinstance(content, nn.Module):
         content = dict(content.named_parameters())
     if not isinstance(content, dict):
         raise InputError(f"holds {type(content).__name__}, expected a module or a state dict")
-    return without_prefixes(content)
+    return without_prefixes(content), {"epoch": epoch} if type(epoch) is int else {}
 
 
 def official_name(name: str) -> str:
@@ -132,14 +122,8 @@ def renamed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
         shapes = {name: parameter.shape for name, parameter in BaryIR(**network).named_parameters()}
         names = {official_name(name): name for name in shapes}      # theirs -> ours
         wanted = {name: torch.empty(official_shape(name, shapes[names[name]])) for name in names}
-    norms = [name for name in tensors if ".norm" in name]
-    if norms and not any(name.endswith(".bias") for name in norms):
-        raise InputError("its layer norms have no bias (LayerNorm_type BiasFree), expected WithBias")
     used = {name: tensor for name, tensor in tensors.items() if name not in UNUSED}
     require_fit(used, wanted, f"{kind} at the paper's size")
-    if wrong := [name for name, tensor in used.items()
-                 if not (tensor.is_floating_point() and tensor.isfinite().all())]:
-        raise InputError(f"{first_few(wrong)}: not finite, or no floating-point numbers")
     net = {}
     for theirs, ours in names.items():                              # never two copies of all
         del used[theirs]

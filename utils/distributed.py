@@ -9,13 +9,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from utils.errors import InputError, one_line
 
 # What DataLoader workers raise, what it means, and what helps.
 WORKER_ERRORS = {
-    r"Too many open files|ancdata":
-        "too many open files, expected a higher limit (ulimit -n), or fewer workers",
+    r"Too many open files|ancdata": "too many open files, expected a higher limit (ulimit -n), fewer workers",
     r"Bus error|(shm|shared memory).*No space left":
         "shared memory (/dev/shm) is full, expected a larger one (docker: --shm-size), or workers: 0",
     r"DataLoader worker .* (killed by signal: [\w ]+|exited unexpectedly)":
@@ -44,12 +44,12 @@ def setup() -> tuple[int, int, torch.device]:
 
 
 def shutdown() -> None:
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank() -> int:
@@ -72,24 +72,11 @@ def average_(values: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """[B,...] on each of N processes -> [N*B,...] on all, with gradients; x itself in a single process."""
-    return _Gather.apply(x) if is_distributed() else x
+    """[B,...] on each of N processes -> [N*B,...] on all; x itself in a single process.
 
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.batch = x.shape[0]
-        gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, x.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        # Every process's loss depends on this process's samples: their gradients add up.
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)                               # Side.average_and_clip divides
-        return gradient[rank() * ctx.batch:(rank() + 1) * ctx.batch]
+    Its gradient is the sum of all processes' losses; Side.average_and_clip divides by N.
+    """
+    return torch.cat(all_gather(x)) if is_distributed() else x
 
 
 @contextmanager

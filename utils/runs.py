@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed
-from utils.checkpoint import network_content, newest_checkpoint, read_checkpoint, save_checkpoint
+from utils.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from utils.errors import InputError, naming, one_line
 from utils.evaluation import Row, average_row
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
@@ -38,11 +38,8 @@ class Run:
     """A run's folder `output/name`, locked for as long as the process lives.
 
     It holds options.yml, train.log, losses.csv, validation.csv, last.pth, previous.pth (the one before,
-    should the last be damaged) and best.pth. Of several processes the first one writes.
-
-    Args:
-        resume: None for a new run, "" for the newest checkpoint of the folder, or a checkpoint's path.
-        dry: nothing is locked or written.
+    should the last be damaged) and best.pth. Of several processes the first one writes; in a dry run none.
+    resume: None for a new run, "" for the newest checkpoint of the folder, or a checkpoint's path.
 
     InputError where the folder holds another run, is in use, or has nothing to resume from.
     """
@@ -76,9 +73,9 @@ class Run:
         """Whether a file is one of the run's folder."""
         return Path(path).resolve().parent == self.folder.resolve()
 
-    def log(self, message: str, shown: bool = True) -> None:
-        """Add a message to train.log, and print it if it is to be shown."""
-        if shown and distributed.rank() == 0:
+    def log(self, message: str) -> None:
+        """Print a message, and add it to train.log."""
+        if distributed.rank() == 0:
             tqdm.write(message)
         if self.writes:
             append_text(self.folder / "train.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
@@ -86,10 +83,8 @@ class Run:
     def resume(self, state: Mapping, sampling: dict, allow_changes: bool) -> int:
         """Put networks and optimizers into the checkpoint's state, if any, and the tables back to its step.
 
-        Args:
-            state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
-            sampling: samples_per_step of all processes and samples_per_epoch of the sources.
-
+        state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
+        sampling: samples_per_step of all processes and samples_per_epoch of the sources.
         Returns the step at which the run goes on. InputError where the checkpoint is of another run.
         """
         self.state, self.described = state, {**dataclasses.asdict(self.options), **sampling}
@@ -132,10 +127,6 @@ class Run:
         for line in [*lines, f"network {of_net:,} parameters, potentials {of_potentials:,} (training only)"]:
             self.log(line)
 
-    def progress(self, step: int, steps: int) -> tqdm:
-        """The run's progress bar."""
-        return tqdm(None, self.options.name, steps, initial=step, dynamic_ncols=True, disable=not self.writes)
-
     def begin_table(self, name: str, columns: Sequence[str]) -> None:
         """Begin a CSV file in the folder, or cut an earlier one back to the step at which the run goes on."""
         if self.writes:
@@ -157,8 +148,12 @@ class Run:
             self.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
         if average and average.scores["psnr"] > self.best:
             self.best = average.scores["psnr"]
-            content = {**network_content(net, self.options.network), "step": step}
-            save_checkpoint(self.folder / "best.pth", content)
+            save_checkpoint(self.folder / "best.pth", self.weights(step, net))
+
+    def weights(self, step: int, net: nn.Module) -> dict:
+        """What a checkpoint holds for use: a network's weights, its arguments, and the step."""
+        weights = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+        return {"net": weights, "network": dataclasses.asdict(self.options.network), "step": step}
 
     def save(self, step: int, net: nn.Module) -> None:
         """Write last.pth, which offers a network's weights for use; the one before becomes previous.pth."""
@@ -167,12 +162,8 @@ class Run:
             train = {name: part.state_dict() if part else None for name, part in self.state.items()}
             train |= {"best": self.best, "options": self.described, "random": torch.get_rng_state(),
                       "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}
-            content = {**network_content(net, self.options.network), "step": step, "train": train}
-            save_checkpoint(self.folder / "last.pth", content, self.folder / "previous.pth")
-
-    def log_end(self, steps: int) -> None:
-        best = f" and {self.folder / 'best.pth'} (best {self.best:.2f} dB)" if self.best > -math.inf else ""
-        self.log(f"done: {steps} steps, weights in {self.folder / 'last.pth'}{best}")
+            save_checkpoint(self.folder / "last.pth", {**self.weights(step, net), "train": train},
+                            self.folder / "previous.pth")
 
     def watch_signals(self) -> None:
         """From now, SIGINT and SIGTERM let the step end and be saved; Ctrl-C a second later ends at once."""
@@ -200,22 +191,16 @@ class Run:
 
 
 def lock(folder: Path, log: Callable[[str], None]) -> None:
-    """Lock a run's folder for as long as this process lives; InputError where another one trains there.
-
-    Where the file system has no locks, that is logged.
-    """
-    try:
-        import fcntl
-    except ImportError:                                         # not on this system
-        return
+    """Lock a run's folder for as long as this process lives; InputError where another one trains there."""
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
+        import fcntl
+
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):                  # which of them depends on the system
-        raise InputError(f"{folder}: another process trains there, "
-                         "expected another name for this run") from None
-    except OSError as error:
-        log(f"{folder} cannot be locked ({error.strerror}): do not train there twice at a time")
+        raise InputError(f"{folder}: another process trains there, expected another name") from None
+    except (ImportError, OSError) as error:                     # Windows, network shares
+        log(f"{folder} cannot be locked ({error}): do not train there twice at a time")
 
 
 def changes(then: dict, now: dict, allowed: bool) -> Iterator[str]:
@@ -224,26 +209,25 @@ def changes(then: dict, now: dict, allowed: bool) -> Iterator[str]:
     InputError where the run would not be the same: at one of FIXED or, unless `allowed`, of SAME_RUN (how
     often a source is listed may change).
     """
-    if len(then["sources"]) != len(now["sources"]):
-        raise InputError(f"{len(now['sources'])} sources, but it was trained on {len(then['sources'])}; "
-                         "a run cannot continue with them")
     then, now = dict(leaves(then)), dict(leaves(now))
     for name in now:
-        if then.get(name, now[name]) != now[name]:
-            option, text = re.split(r"[.[]", name)[0], f"{name}: {then[name]} -> {now[name]}"
-            if option in FIXED:
-                raise InputError(f"{text}; a run cannot continue with it")
-            if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
-                raise InputError(f"{text}; it would be another run; --allow-changes continues nevertheless")
-            yield text
+        if then.get(name, now[name]) == now[name]:
+            continue
+        option, text = re.split(r"[.[]", name)[0], f"{name}: {then[name]} -> {now[name]}"
+        if option in FIXED:
+            raise InputError(f"{text}; a run cannot continue with it")
+        if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
+            raise InputError(f"{text}; it would be another run; --allow-changes continues nevertheless")
+        yield text
 
 
 def leaves(options: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested options, by their full names."""
+    """The values of nested options by their full names, and how many entries lists of options have."""
     if isinstance(options, dict):
         for key, value in options.items():
             yield from leaves(value, f"{name}.{key}".removeprefix("."))
     elif isinstance(options, list) and options and isinstance(options[0], dict):
+        yield name, len(options)
         for i, value in enumerate(options):
             yield from leaves(value, f"{name}[{i}]")
     else:
@@ -251,7 +235,7 @@ def leaves(options: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 class LossTable:
-    """losses.csv and the losses' lines in train.log: a row of the means since the last one.
+    """losses.csv: a row of the means since the last one.
 
     Beside TERMS it has the mean of C_i, mean and spread of f_{k_i}(b_i) of each source, and how many steps
     the sides skipped. All is summed on the device: nothing waits for it until a row is written.
@@ -293,8 +277,6 @@ class LossTable:
         """Write and return a step's row; InputError where a side has skipped its last NOT_APPLIED steps."""
         before, self.skipped = self.skipped, int(sum(side.skipped for side in self.sides))
         values = {**self.take_means(), "skipped": self.skipped - before}
-        line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.run.log(f"step {step} {line}", shown=False)
         if values["skipped"]:
             self.run.log(f"step {step}: {values['skipped']} not applied since the last reading, "
                          "loss or gradient not finite")

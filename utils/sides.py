@@ -23,16 +23,9 @@ def learning_rate_factor(options: TrainOptions, step: int, steps: int, epoch: fl
 
 
 class Side:
-    """One side of the alternation. A step on it reads
+    """One side of the alternation; its steps, as in train.py, never wait for a GPU.
 
-        side.thaw()
-        loss = ...
-        loss.backward()
-        norm = side.average_and_clip(loss, clip)
-        side.optimizer.step()
-        side.freeze()
-
-    and never waits for a GPU. `skipped` counts the steps whose loss or gradient was not finite.
+    `skipped` counts those whose loss or gradient was not finite, `skipped_in_a_row` the last ones.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -45,9 +38,8 @@ class Side:
         self.rate = torch.zeros((), device=first.device)        # where a recorded step reads it
         optimizer.register_load_state_dict_pre_hook(self._as_here)
 
-    def _as_here(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Turn the state of a run that recorded its steps into one of a run that does not, or back."""
-        for group in state["param_groups"]:
+    def _as_here(self, _: torch.optim.Optimizer, state: dict) -> None:
+        for group in state["param_groups"]:                     # of a run that recorded its steps, or not
             group["capturable"] = self.recorded
 
     def set_learning_rate(self, factor: float) -> None:
