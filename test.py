@@ -79,12 +79,11 @@ def main() -> None:
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
             bar.update()
-            if options.save:
+            if page:
                 name = names[images.name][result.index]
-                save_restored(folder / images.name / name, images, result)
-                pictures = result.degraded, result.restored, result.clean
-                page.add(images.name, str(name), folder / images.name / name, pictures,
-                         (result.scores_in, result.scores))
+                path, pictures = folder / images.name / name, (result.degraded, result.restored, result.clean)
+                save_restored(path, images, result)
+                page.add(images.name, str(name), path, pictures, (result.scores_in, result.scores))
 
         how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
         rows = evaluate(net, sets, options.protocol, metrics, each, **how)
@@ -102,10 +101,7 @@ def save_restored(path: Path, images: ImageSet, result: Restored) -> None:
 
 def write_tables(folder: Path, rows: list[Row], published: dict | None,
                  options: TestOptions) -> tuple[list[tables.Lines], list[str]]:
-    """Write and print our table, with the average over the sets, and the paper's with our row below it.
-
-    Returns the tables and the remarks on them.
-    """
+    """Write and print the table and, beside the paper's, the comparison; returns them and the remarks."""
     rows += [average] if (average := average_row(rows)) else []
     made_by = options.protocol, options.checkpoint
     tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)

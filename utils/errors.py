@@ -65,19 +65,17 @@ def one_line_errors() -> Iterator[None]:
     """End the process at an error that a user can mend, or Ctrl-C, with `error: <message>` and its status."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
-    status = 1
     try:
         yield
         return
     except InputError as error:
         message, status = str(error), error.status
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        message, status = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        message = f"not enough memory ({one_line(error, 200)}), expected a smaller network, patch, " \
-                  "batch or image"
+        message, status = f"not enough memory ({one_line(error, 200)}), expected a smaller one", 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130                    # as shells have it
     sys.stderr.write(f"error: {printable(message)}\n")

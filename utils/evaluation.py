@@ -15,13 +15,14 @@ from models.baryir import BaryIR
 from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
-from utils.images import to_tensor
+from utils.images import require_memory, to_tensor
 from utils.metrics import Metrics, crop_for, means
 
 ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
-LARGE = 2_000_000               # pixels from which an image has a progress bar of its own
+MAPS = 12                       # of the network's width and the image's size are in memory at least
+PATIENCE = 5                    # seconds after which an image has a progress bar of its own
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Row:
     expected: int               # images of the complete set, 0 where the option file does not say
     scores_in: dict[str, float]
     scores: dict[str, float]
-    psnr: dict[str, float] = field(default_factory=dict)        # of each restored image, if measured
     averaged: bool = True       # counts in the average
+    psnr: dict[str, float] = field(default_factory=dict)        # of each restored image, if measured
 
     @property
     def incomplete(self) -> bool:
@@ -65,8 +66,7 @@ def precision_on(device: torch.device, wanted: str) -> str:
     if wanted != "auto":
         return wanted or "float32"
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:                                                       # older versions of torch lack the questions
         asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         native = any(getattr(torch.cpu, name, bool)() for name in asked)
@@ -84,31 +84,28 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
     InputError where the memory does not suffice.
     """
     height, width = degraded.shape[-2:]
+    bfloat16 = precision_on(degraded.device, precision) == "bfloat16"
+    element = 2 if bfloat16 else 4
+    if degraded.device.type == "cpu":                           # where the system would end the process
+        require_memory((width, height), MAPS * net.width * element)
     border = min(border, height - 1, width - 1)
     if border:
         degraded = F.pad(degraded, (border,) * 4, mode="reflect")
         return restore(net, degraded, strip, precision)[..., border:-border, border:-border]
-    device, bfloat16 = degraded.device, precision_on(degraded.device, precision) == "bfloat16"
-    rows = strip_rows(net, height, width, 2 if bfloat16 else 4, device) if strip == "auto" else strip
+    if strip == "auto":
+        strip = strip_rows(net, height, width, element, degraded.device)
+    blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
     try:
-        return _restore(net, degraded, rows, bfloat16)
+        with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16), \
+                tqdm(total=blocks, desc=f"{width}x{height}", leave=False, delay=PATIENCE) as bar:
+            network = in_strips(net, strip, after_block=bar.update) if strip else net
+            return network(degraded)[0].float()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        fewer = (rows or min(height, 256)) // 2 or 1
-        raise InputError(f"{width}x{height} pixels: not enough memory on {device}, "
+        fewer = (strip or min(height, 256)) // 2 or 1
+        raise InputError(f"{width}x{height} pixels: not enough memory on {degraded.device}, "
                          f"expected strip={fewer} or less, or a smaller image") from None
-
-
-def _restore(net: BaryIR, degraded: Tensor, rows: int, bfloat16: bool) -> Tensor:
-    height, width = degraded.shape[-2:]
-    with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16):
-        if not rows:
-            return net(degraded)[0].float()
-        blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
-        small = height * width < LARGE
-        with tqdm(total=blocks, desc=f"{width}x{height}", unit="block", leave=False, disable=small) as bar:
-            return in_strips(net, rows, after_block=bar.update)(degraded)[0].float()
 
 
 def with_tones_of(degraded: np.ndarray, restored: np.ndarray) -> np.ndarray:
@@ -124,17 +121,15 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
     """Restore and measure a set's images one by one; how: as `restore` takes it."""
     device = next(net.parameters()).device
     for index in range(images.selected):
-        path = images.pairs[index].path
         degraded, clean = (image if image is None else crop_for(protocol, image)
                            for image in images.degraded_and_clean(index))
         height, width = degraded.shape[:2]
         smallest = 1 if clean is None else metrics.smallest
-        border = BORDER if protocol == "full" else 0
-        with naming(str(path)):
+        with naming(str(images.pairs[index].path)):
             if min(height, width) < smallest:
-                raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, too few to "
-                                 f"measure {', '.join(metrics.metrics)}, expected at least "
-                                 f"{smallest}x{smallest}")
+                raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, "
+                                 f"expected at least {smallest}x{smallest} to measure")
+            border = BORDER if protocol == "full" else 0
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
         degraded = degraded.astype(np.float32) / 255
@@ -144,16 +139,6 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
             clean = clean.astype(np.float32) / 255
             scores_in, scores = (metrics.of_image(protocol, image, clean) for image in (degraded, restored))
         yield Restored(index, degraded, restored, clean, scores_in, scores)
-
-
-def summarize(images: ImageSet, results: Sequence[Restored]) -> Row:
-    """A set's row: the means of its images' metrics."""
-    measured = [result for result in results if result.scores]
-    scores_in, scores = [result.scores_in for result in measured], [result.scores for result in measured]
-    psnr = {str(images.name_of(result.index)): result.scores["psnr"] for result in measured
-            if "psnr" in result.scores}
-    return Row(images.name, len(results), images.options.expected, means(scores_in), means(scores), psnr,
-               images.options.average)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:
@@ -174,11 +159,16 @@ def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metr
     net.eval()
     rows = []
     for images in sets:
-        scores = []
-        for result in restore_set(net, images, protocol, metrics, **how):
+        row = Row(images.name, 0, images.options.expected, {}, {}, images.options.average)
+        scores_in, scores = [], []
+        for row.images, result in enumerate(restore_set(net, images, protocol, metrics, **how), start=1):
             each(images, result)
-            result.degraded = result.restored = result.clean = None          # keep the scores, not the pixels
-            scores.append(result)
-        rows.append(summarize(images, scores))
+            if result.scores:
+                scores_in.append(result.scores_in)
+                scores.append(result.scores)
+            if "psnr" in result.scores:
+                row.psnr[str(images.name_of(result.index))] = result.scores["psnr"]
+        row.scores_in, row.scores = means(scores_in), means(scores)
+        rows.append(row)
     net.train(was_training)
     return rows

@@ -101,8 +101,8 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
         with open(path, newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)                        # None stands for what a row has not
             columns += [name for name in table.fieldnames if name not in columns]
-            whole = [row for row in table if None not in row and None not in row.values()]
-        rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) <= step]
+            rows = [row for row in table if None not in row and None not in row.values()
+                    and row["step"].isdigit() and int(row["step"]) <= step]
     write_csv(path, [columns, *([row.get(name, "nan") for name in columns] for row in rows)])
     return columns
 
@@ -112,34 +112,34 @@ def partial_start(path: Path) -> str:
     return f"{PARTIAL}{zlib.crc32(os.fsencode(path.name)):08x}-"
 
 
-def remove_partial(folder: Path, files: Iterable[Path] | None = None) -> None:
-    """Remove what killed processes left half-written in a folder, of some files or of all."""
-    for path in folder.glob(f"{PARTIAL}*"):
-        if files is None or path.name.startswith(tuple(map(partial_start, files))):
-            path.unlink(missing_ok=True)
+def remove_partial(folder: Path, file: Path | None = None) -> None:
+    """Remove what killed processes left half-written in a folder, of one file or of all."""
+    for path in folder.glob(f"{partial_start(file) if file else PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 def list_files(folder: Path, extensions: Collection[str] | None = None,
                unreadable: list[str] | None = None) -> list[Path]:
     """All files below a folder and the folders that it links to, sorted, without hidden and system ones.
 
-    A folder that is linked twice, or contains itself, is listed once. What is no regular file is listed, too:
-    reading it is an error that names it.
+    What is no regular file is listed, too: reading it is an error that names it.
 
     Args:
         extensions: in lower case, of the files to list; None for all.
         unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
     """
-    closed: list[str] = [] if unreadable is None else unreadable
-    found, seen = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(
-            f"{error.filename}: a folder that cannot be read ({error.strerror})")):
+    def say(error: OSError) -> None:
+        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
+        if unreadable is None:
+            raise InputError(line)
+        unreadable.append(line)
+
+    found, seen = [], {os.path.realpath(folder)}                # each folder once: links may make circles
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=say):
         for name in sorted(folders):
             place = os.path.realpath(os.path.join(parent, name))
             if name.startswith(".") or name in SYSTEM_FOLDERS or place in seen:
                 folders.remove(name)
             seen.add(place)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
-    if closed and unreadable is None:
-        raise InputError(closed[0])
     return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)

@@ -26,13 +26,6 @@ WORDS = {"exif": "EXIF", "icc_profile": "ICC profile", "xmp": "XMP", "dpi": "res
          "chunks": "PNG's text or colours", "pnginfo": "text"}
 
 
-class Text(str):
-    """A tag's text, which Pillow reads as Latin-1, whatever it is, and would write as ASCII, else as "?"."""
-
-    def encode(self, *_: object) -> bytes:
-        return super().encode("latin-1")
-
-
 def read_metadata(image: Image.Image, turned: bool, remarks: list[str]) -> dict:
     """EXIF, ICC profile, XMP, resolution and PNG's chunks of text and colours of an image as of `decode`.
 
@@ -88,9 +81,9 @@ def tiff_exif(image: Image.Image) -> bytes:
 
 
 def with_text(exif: Image.Exif) -> Image.Exif:
-    """EXIF whose text Pillow writes as it read it."""
-    for directory in (exif, exif.get_ifd(EXIF), exif.get_ifd(GPS)):
-        directory.update({tag: Text(value) for tag, value in directory.items() if isinstance(value, str)})
+    """EXIF whose text Pillow writes as it read it: as Latin-1, whatever it is."""
+    exif.update({tag: value.encode("latin-1") for tag, value in exif.items()
+                 if isinstance(value, str) and not value.isascii()})
     return exif
 
 

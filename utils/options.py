@@ -298,12 +298,12 @@ def override(content: dict, change: str) -> None:
     """Apply one `key=value` to the content of an option file."""
     key, equals, text = change.partition("=")
     require(key and equals, "expected key=value")
+    value = read_yaml(text) if text[:1] in ("[", "{") else text
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     here: Any = content
     try:
         for part in parents:
             here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
-        value = read_yaml(text) if text[:1] in ("[", "{") else text
         here[int(last) if isinstance(here, list) else last] = value
     except (ValueError, IndexError, AttributeError, TypeError):
         raise InputError("no such entry") from None
@@ -328,8 +328,9 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         require(isinstance(value, list), f"{found}, expected a list")
         return [parse(arguments[0], entry, f"{place}[{i}].") for i, entry in enumerate(value)]
     if origin is Literal:
-        hint = ", ".join(filter(None, arguments)) + did_you_mean(str(value), arguments)
-        require(value in arguments, f"{found}, expected one of {hint}")
+        if value not in arguments:
+            choices = ", ".join(filter(None, arguments))
+            raise InputError(f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
         return value
     value = number_or_flag(kind, value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -351,7 +352,8 @@ def parse_options(kind: type[T], content: dict, where: str) -> T:
     """The dataclass `kind` of a mapping without unknown or missing keys."""
     known = inspect.signature(kind).parameters
     for key in content:
-        require(key in known, f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
+        if key not in known:
+            raise InputError(f"{where}{str(key)[:80]}: unknown option{did_you_mean(str(key), known)}")
     for key, parameter in known.items():
         require(key in content or parameter.default is not parameter.empty, f"{where}{key}: missing")
     values = {key: parse(known[key].annotation, value, f"{where}{key}.") for key, value in content.items()}

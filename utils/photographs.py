@@ -14,7 +14,6 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
 from utils.evaluation import BORDER, restore, with_tones_of
 from utils.files import list_files, remove_partial
-from utils.images import EXTENSIONS, as_rgb, decode, format_of, require_memory, save_image, to_uint8
+from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_image, to_tensor
 from utils.metadata import for_format, read_metadata
 from utils.options import TestOptions
 from utils.report import Report, photograph_report
@@ -30,7 +29,6 @@ from utils.report import Report, photograph_report
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm")   # come back as they are, others as PNG
 OPAQUE = ("JPEG", "BMP", "PPM")                             # formats that hold no transparency
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
-MAPS = 12                       # of the network's width and the photograph's size are in memory at least
 NAMED = 10                                                  # failures that the last line names
 Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
@@ -45,7 +43,7 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     jobs = place_results(images, flags)
     left = jobs if flags.overwrite else leave_done(jobs, flags, Path(options.checkpoint))
     folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
-    page = Report(folder, "--report", [target for _, target in jobs]) if flags.report else None
+    page = Report(folder, "--report") if flags.report else None
     failures = restore_photographs(network(), left, options)
     there = f"; {len(jobs) - len(left)} there already, newer than photograph and weights"
     print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, "
@@ -64,18 +62,16 @@ def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]
     InputError where there are none.
     """
     if not (source.is_dir() or source.is_file()):
-        found = "neither a regular file nor a folder" if os.path.lexists(source) else "no such file or folder"
-        raise InputError(f"--input {source}: {found}")
+        raise InputError(f"--input {source}: no such file or folder")
     closed: list[str] = []
     files = list_files(source, unreadable=closed) if source.is_dir() else [source]
     if source.resolve() in target.resolve().parents:        # results of an earlier run
         files = [path for path in files if not path.resolve().is_relative_to(target.resolve())]
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    if not images:
-        kinds = f"--input {source}: no image by its name, expected {', '.join(sorted(EXTENSIONS))}"
-        raise InputError("; ".join([kinds, *closed]))
     for path in sorted(set(files) - set(images)):
         print(printable(f"left out: {path}, no photograph by its name"))
+    if not images:
+        raise InputError("; ".join([f"--input {source}: no image by its name", *closed]))
     return images, closed
 
 
@@ -141,12 +137,11 @@ def identity(path: Path) -> tuple[int, int] | None:
 def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[str]:
     """Restore photographs and write each to its place; returns a line on each that could not be restored."""
     failures, weights, taken = [], Path(options.checkpoint), {identity(source) for source, _ in jobs} - {None}
-    for folder in {target.parent for _, target in jobs}:
-        remove_partial(folder, [target for _, target in jobs])
     with tqdm(jobs, desc="restoring", dynamic_ncols=True) as bar:
         for source, target in bar:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
+                remove_partial(target.parent, target)
                 if identity(target) in taken:               # by other names, as file systems have it
                     raise InputError(f"{source}: {target} is a photograph or another one's result")
                 pixels, metadata, remarks = read_photograph(source)
@@ -164,21 +159,14 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
                 text = str(error) if isinstance(error, InputError) else f"{target}: {error.strerror}"
                 failures.append(printable(text if printable(str(source)) in text else f"{source}: {text}"))
                 bar.write(failures[-1])
-            except KeyboardInterrupt:
-                again = "; the same command goes on where it stopped" * (len(jobs) > 1)
-                raise InputError(f"interrupted before {source}{again}", status=130) from None
     return failures
 
 
 def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.ndarray:
     """[H,W,3] uint8 -> the restored image, [H,W,3] in [0, 1], not clipped."""
-    device, element = next(net.parameters()).device, 2 if options.precision == "bfloat16" else 4
-    if device.type == "cpu":                                # where the system would end the process
-        require_memory(pixels.shape[1::-1], MAPS * net.width * element)
-    degraded = pixels / np.float32(255)
-    batch = torch.from_numpy(degraded).permute(2, 0, 1)[None].to(device)
+    batch = to_tensor(pixels)[None].to(next(net.parameters()).device)
     restored = restore(net, batch, options.strip, options.precision, BORDER)[0].permute(1, 2, 0).cpu().numpy()
-    return with_tones_of(degraded, restored) if options.keep_tones else restored
+    return with_tones_of(pixels / np.float32(255), restored) if options.keep_tones else restored
 
 
 def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
@@ -187,10 +175,8 @@ def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
     image, pixels = decode(path, remarks)
     stored = (image.tag_v2[257], image.tag_v2[256]) if image.format == "TIFF" else image.size[::-1]
     metadata = read_metadata(image, pixels.shape[:2] != stored, remarks)
-    space = metadata.get("icc_profile", b"")[16:20]
-    if space == b"RGB " and pixels.shape[2] < 3:            # a grey picture may not have such a profile
-        pixels = np.concatenate([as_rgb(pixels), pixels[..., 1:]], axis=2)
-    elif "icc_profile" in metadata and space != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
+    colours = b"GRAY" if pixels.shape[2] < 3 else b"RGB "
+    if "icc_profile" in metadata and metadata["icc_profile"][16:20] != colours:
         del metadata["icc_profile"]
         remarks.append("left out: an ICC profile for other colours")
     return pixels, metadata, remarks
@@ -202,16 +188,14 @@ def write_photograph(path: Path, restored: np.ndarray, stored: np.ndarray, metad
     The format is that of the path's extension. Returns a remark on what it cannot hold; InputError where it
     cannot hold the image at all.
     """
-    channels, name, lost = stored.shape[2], format_of(path), []
-    pixels = to_uint8(restored.clip(0, 1).mean(axis=2, keepdims=True) if channels < 3 else restored)
-    if channels in (2, 4):
-        alpha = stored[..., -1:]
-        if name not in OPAQUE:
-            pixels = np.concatenate([pixels, alpha], axis=2)
-        elif alpha.min() < 255:
-            pixels = to_uint8(1 - (1 - pixels / np.float32(255)) * (alpha / np.float32(255)))
-            lost = ["transparency (put on white)"]
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    name, mode, lost = format_of(path), "L" if stored.shape[2] < 3 else "RGB", []
+    image = to_image(restored, mode)
+    if stored.shape[2] in (2, 4):
+        image.putalpha(Image.fromarray(stored[..., -1]))
+        if name in OPAQUE:
+            lost = ["transparency (put on white)"] * bool(stored[..., -1].min() < 255)
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA")).convert(mode)
     kept, refused = for_format(metadata, name, image.mode)
     save_image(image, path, **kept)
     return [f"{', '.join(lost + refused)}: {path.suffix} cannot hold that"] * bool(lost + refused)

@@ -29,12 +29,9 @@ LARGEST, THUMBNAIL = 8192, 320                              # pixels of previews
 class Report:
     """The page of one folder of results: add() each image, then write()."""
 
-    def __init__(self, folder: Path, where: str = "report", results: Iterable[Path] = ()) -> None:
+    def __init__(self, folder: Path, where: str = "report") -> None:
         """Remove an earlier report's page; InputError beginning with `where` where a file is the user's."""
         self.folder, self.page, self.images = folder, folder / "index.html", []
-        if any(path.is_relative_to(folder / "report") for path in results):
-            raise InputError(f"{where}: results would lie among the pictures of {folder / 'report'}, "
-                             "expected another name")
         if os.path.lexists(self.page):
             if not self.page.is_file() or MARK not in self.page.read_text("utf-8", "replace")[:2000]:
                 raise InputError(f"{where}: {self.page} is there and no report, expected another folder")
@@ -43,7 +40,7 @@ class Report:
             raise InputError(f"{where}: {folder / 'report'} is there, no report's, expected another folder")
 
     def add(self, group: str, name: str, path: Path, pictures: Sequence[np.ndarray | None],
-            scores: Sequence[dict[str, float]] = ({}, {}), **metadata) -> None:
+            scores: Sequence[dict[str, float]] = ({}, {})) -> None:
         """Add an image.
 
         Args:
@@ -51,7 +48,6 @@ class Report:
             path: its restored file, below the folder.
             pictures: input, restored and ground truth or None, [H,W,3] in [0, 1].
             scores: metrics of the input and of the restored image.
-            metadata: for the previews, as Pillow's save takes it: icc_profile, of the colours.
         """
         degraded, restored, clean = (None if pixels is None else to_image(pixels) for pixels in pictures)
         thumbnail, middle = degraded.copy(), degraded.width // 2
@@ -65,7 +61,7 @@ class Report:
             if image is not None:
                 target = self.folder / f"report/{len(self.images):06}-{kind}.jpg"
                 image.thumbnail((LARGEST, LARGEST))
-                save_image(image, target, **metadata)
+                save_image(image, target)
                 entry[kind] = self.link(target)
         self.images.append(entry)
 
@@ -103,11 +99,9 @@ def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]]) -> Path
     """The page of photographs and their restored files, of those that are there; None without any."""
     for source, target in jobs:
         try:                                                # what could not be restored was said
-            (before, pixels), (_, restored) = decode(source, []), decode(target, [])
+            before, after = (as_rgb(decode(path, [])[1]) / np.float32(255) for path in (source, target))
         except InputError:
             continue
-        if pixels.shape[:2] == restored.shape[:2]:
-            profile = {"icc_profile": before.info.get("icc_profile")} if before.mode[:3] == "RGB" else {}
-            pictures = *(as_rgb(part) / np.float32(255) for part in (pixels, restored)), None
-            report.add("", str(target.relative_to(report.folder)), target, pictures, **profile)
+        if before.shape == after.shape:
+            report.add("", str(target.relative_to(report.folder)), target, (before, after, None))
     return report.write(f"Photographs in {report.folder}") if report.images else None
