@@ -1,9 +1,7 @@
 """Gaussian sources with known barycenter: the ground truth of benchmarks.gaussian_barycenter, in float64.
 
 Quadratic cost |x - y|^2 / 2. Korotin et al.'s benchmark: covariances R diag(w^2) R^T, R random orthogonal,
-w log-spaced in [0.5, 2]. The family `uniform` has the same moments and affine maps A_k. Its barycenter
-is a stretched cube S^1/2 U, its sources are the parallelepipeds A_k^-1 S^1/2 U. (C_k^1/2 U would not do: the
-A_k would turn the cube in K ways; only laws that rotations leave alone form such a family.)
+w log-spaced in [0.5, 2].
 """
 
 import json
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from utils.errors import InputError
 
-FAMILIES = ("gaussian", "uniform")
 MEANS = ("zero", "normal", "apart")     # zero, N(0, 1), or 16 from one another
 
 
@@ -45,12 +42,10 @@ class Gaussians:
     mean: Tensor                # m, [D]
     covariance: Tensor          # S, [D,D]
     maps: Tensor                # A_k, [K,D,D]
-    family: str = "gaussian"    # one of FAMILIES
 
     @classmethod
-    def random(cls, dim: int, lambdas: list[float], means: str, seed: int,
-               family: str = "gaussian") -> "Gaussians":
-        """A random instance, `means` one of MEANS, `family` one of FAMILIES."""
+    def random(cls, dim: int, lambdas: list[float], means: str, seed: int) -> "Gaussians":
+        """A random instance, `means` one of MEANS."""
         generator = torch.Generator().manual_seed(seed)
         weights = torch.tensor(lambdas, dtype=torch.float64)
         sources = len(lambdas)
@@ -63,11 +58,10 @@ class Gaussians:
             # A regular polygon of radius 9 in a random plane: three sources, of spread up to 2, are 16 apart.
             angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
             centres = 9 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
-        return cls.of(weights, centres, covariances, family)
+        return cls.of(weights, centres, covariances)
 
     @classmethod
-    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor,
-           family: str = "gaussian") -> "Gaussians":
+    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor) -> "Gaussians":
         """Sources of these moments and their barycenter, all float64.
 
         It is the fixed point of S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2.
@@ -83,7 +77,7 @@ class Gaussians:
         roots = sqrtm(covariances)
         inverses = torch.linalg.inv(roots)
         maps = inverses @ sqrtm(roots @ s @ roots) @ inverses
-        return cls(lambdas, means, covariances, lambdas @ means, s, maps, family)
+        return cls(lambdas, means, covariances, lambdas @ means, s, maps)
 
     @classmethod
     def read(cls, path: Path) -> "Gaussians":
@@ -109,12 +103,7 @@ class Gaussians:
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` samples of each source, [K,count,D] float32."""
-        shape = len(self.lambdas), count, self.means.shape[1]
-        if self.family == "uniform":                        # U of variance 1; A_k^-1 S^1/2, transposed
-            noise = math.sqrt(12) * (torch.rand(shape, generator=generator) - 0.5)
-            spread = sqrtm(self.covariance) @ torch.linalg.inv(self.maps)
-            return self.means.float()[:, None] + noise @ spread.float()
-        noise = torch.randn(shape, generator=generator)
+        noise = torch.randn(len(self.lambdas), count, self.means.shape[1], generator=generator)
         return self.means.float()[:, None] + noise @ torch.linalg.cholesky(self.covariances).float().mT
 
     def transport(self, x: Tensor) -> Tensor:
