@@ -57,12 +57,12 @@ def smallest_curvature(potentials: nn.Module, points: Tensor) -> float:
 
 
 def duality_gaps(truth: Gaussians, maps: nn.Module, potentials: nn.Module, generator: torch.Generator,
-                 count: int = 1000, hessians: int | None = None) -> dict[str, float]:
+                 count: int = 1000) -> dict[str, float]:
     """gap_inner, gap_outer and bound, from `count` samples of each source, in float64.
 
-    beta from `hessians` of them (64 to 4, by dimension). Free potentials are made congruent first: the dual
-    bounds nothing otherwise. L* = L(f, T*) is taken from the samples, so that both gaps are means of
-    differences, sample by sample, from the inner minimum, none of them negative.
+    beta is from 4 to 64 of them. Free potentials are made congruent first: the dual bounds nothing otherwise.
+    L* = L(f, T*) is taken from the samples, so that both gaps are means of differences, sample by sample,
+    from the inner minimum, none of them negative.
     """
     maps, potentials = maps.double(), potentials.double().requires_grad_(False)
     potentials.lambdas, potentials.exact = potentials.lambdas.double(), True
@@ -78,8 +78,8 @@ def duality_gaps(truth: Gaussians, maps: nn.Module, potentials: nn.Module, gener
             return float((truth.lambdas * samples.mean(1)).sum())
 
     gap_inner, gap_outer = value(y) - value(best), value(true) - value(best)
-    hessians = hessians or max(4, min(64, 512 // x.shape[2]))
-    between = torch.cat([(best + share * (other - best))[:, :hessians]
+    few = max(4, min(64, 512 // x.shape[2]))
+    between = torch.cat([(best + share * (other - best))[:, :few]
                          for other in (y, true) for share in (0.0, 0.5, 1.0)], dim=1)
     beta = smallest_curvature(potentials, between)
     roots = math.sqrt(max(gap_inner, 0)) + math.sqrt(max(gap_outer, 0))

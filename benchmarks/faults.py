@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import platform
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -32,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
@@ -44,17 +42,12 @@ from utils.tables import as_text
 
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
              residual_blocks=[1, 1], refinement_blocks=0)
-RUN = {
-    "name": "run", "steps": 40, "batch": 2, "patch": 16, "workers": 1, "log_every": 1,
-    "save_every": 1, "optimizer": "adamw", "ema": 0.9, "network": SMALL,
-    "sources": [{"name": kind, "bundled": ["coffee.png"], "degradation": kind, "levels": levels, "repeat": n}
-                for kind, levels, n in (("noise", [15, 50], 3), ("lowlight", [3], 4))],
-}
+RUN = ["--opt", str(Path(__file__).parent.parent / "options/train_tiny.yml"), "--set", "validation.sets=[]",
+       "batch=2", "patch=16", "workers=1", "cache=false", "warmup=2", "log_every=1", "save_every=1"]
 SERVER = multiprocessing.get_context("forkserver")          # imports torch once for all training runs
 SERVER.set_forkserver_preload(["train", "torch._dynamo"])
-SECONDS = 30                    # after which reading a file counts as a hang
 ERROR, SAME, OTHER = "one line", "as it was", "other values, no checksum"
-SILENT, TRACEBACK, HANG = FAILURES = "wrong in silence", "traceback", "hang"
+SILENT, TRACEBACK = FAILURES = "wrong in silence", "traceback"
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -76,23 +69,13 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 def outcome(read: Callable[[], object], same: Callable[[object], bool], checksum: bool) -> str:
     """What reading a damaged file comes to."""
-    def late(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
     try:
         result = read()
     except InputError as error:
         return ERROR if str(error) and "\n" not in str(error) else TRACEBACK
-    except TimeoutError:
-        return HANG
     except Exception as error:                                  # what a user would see as a traceback
         tqdm.write(f"{type(error).__name__}: {error}")
         return TRACEBACK
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
     return SAME if same(result) else SILENT if checksum else OTHER
 
 
@@ -171,10 +154,10 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
         train.main(arguments)
 
 
-def train_until(folder: Path, *arguments: str, seconds: float | None = None) -> bool:
+def train_until(folder: Path, steps: int, *arguments: str, seconds: float | None = None) -> bool:
     """Train in a folder, killed so long after the log begins; returns whether it came to its end before."""
-    process = start_training(["--opt", str(folder / "run.yml"), *arguments], folder / "output.txt")
-    while process.is_alive() and not (folder / "out/run/train.log").exists():
+    process = start_training([*RUN, f"output={folder}", f"steps={steps}", *arguments], folder / "output.txt")
+    while process.is_alive() and not (folder / "tiny/train.log").exists():
         time.sleep(0.01)
     process.join(seconds)
     if process.is_alive():
@@ -187,29 +170,21 @@ def train_until(folder: Path, *arguments: str, seconds: float | None = None) -> 
     return True
 
 
-def begin(folder: Path, steps: int) -> Path:
-    """A new folder with the option file of a run."""
-    folder.mkdir()
-    content = yaml.safe_dump({**RUN, "steps": steps, "output": str(folder / "out")})
-    (folder / "run.yml").write_text(content, encoding="utf-8")
-    return folder
-
-
 def result(folder: Path) -> dict:
     """The last checkpoint of a run, without the options, which name its folder."""
-    content = read_checkpoint(folder / "out/run/last.pth")
+    content = read_checkpoint(folder / "tiny/last.pth")
     del content["train"]["options"]
     return content
 
 
 def kill(parent: Path, steps: int, right: dict, seconds: float) -> list[str]:
     """Kill a run at a moment, continue it and compare; one that ends before is killed at half the time."""
-    folder = begin(Path(tempfile.mkdtemp(dir=parent)) / "run", steps)
-    if train_until(folder, seconds=seconds):
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    if train_until(folder, steps, seconds=seconds):
         return kill(parent, steps, right, seconds / 2)
-    half_written = list((folder / "out/run").glob(".partial*"))
+    half_written = list((folder / "tiny").glob(".partial*"))
     try:
-        train_until(folder, "--resume")
+        train_until(folder, steps, "--resume")
     except InputError as error:
         tqdm.write(str(error))
         return ["lost"]
@@ -217,15 +192,15 @@ def kill(parent: Path, steps: int, right: dict, seconds: float) -> list[str]:
     return [outcome] + ["while a checkpoint was written"] * bool(half_written)
 
 
-def kills(count: int, seed: int, jobs: int, steps: int = RUN["steps"]) -> Counter:
+def kills(count: int, seed: int, jobs: int, steps: int = 40) -> Counter:
     """Kill `count` training runs at random moments, continue them, compare with one that was left alone."""
     rng, found = random.Random(seed), Counter()
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
-        alone, start = begin(Path(name, "alone"), steps), time.monotonic()
-        train_until(alone)
+    with tempfile.TemporaryDirectory() as parent, ThreadPoolExecutor(jobs) as pool:
+        alone, start = Path(tempfile.mkdtemp(dir=parent)), time.monotonic()
+        train_until(alone, steps)
         length = time.monotonic() - start
-        moments = [rng.uniform(0, length) for _ in range(count)]
-        for outcomes in tqdm(pool.map(partial(kill, Path(name), steps, result(alone)), moments), "kills", count):
+        one = partial(kill, Path(parent), steps, result(alone))
+        for outcomes in tqdm(pool.map(one, [rng.uniform(0, length) for _ in range(count)]), "kills", count):
             found.update(outcomes)
     return found
 

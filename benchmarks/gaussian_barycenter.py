@@ -3,7 +3,6 @@
     python -m benchmarks.gaussian_barycenter --quick            D = 2 and 8, a look in minutes
     python -m benchmarks.gaussian_barycenter                    D = 2 ... 128
     python -m benchmarks.gaussian_barycenter --from FOLDER      public instances, published rows above ours
-    python -m benchmarks.gaussian_barycenter --weights four --family uniform    K = 4, no Gaussians
 
 Maps T_k(x) = x + MLP_k(x) and potentials f_k (MLPs, SiLU) are trained by the functions with which train.py
 trains: the cost and both objectives of losses/barycenter.py, the congruence of models/potentials.py. The cost
@@ -24,8 +23,8 @@ bw2_uvp is that of the samples).
 import math
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import astuple, dataclass, fields
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -170,45 +169,25 @@ def train(truth: Gaussians, schedule: Schedule, scheme: str = "exact", seed: int
     return averaged.module, potentials
 
 
-@dataclass
-class Row:
-    """A line of the results; columns as in the module's docstring.
-
-    sources: their weights, means and family, or a file's name.
-    """
-
-    dim: int
-    sources: str
-    instance: int
-    scheme: str
-    l2_uvp: float
-    bw2_uvp: float
-    gap_inner: float = math.nan
-    gap_outer: float = math.nan
-    bound: float = math.nan
-    error: float = math.nan
-    seconds: float = 0.0
-
-
-def run(truth: Gaussians, sources: str, instance: int, scheme: str, schedule: Schedule) -> Row:
-    """Train and measure one instance."""
+def run(truth: Gaussians, sources: str, instance: int, scheme: str, schedule: Schedule) -> dict:
+    """Train and measure one instance: a line of the results; columns as in the module's docstring."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(10_000 + instance)
     x = truth.sample(100_000, generator)
-    start, gaps = time.monotonic(), {}
+    start, gaps = time.monotonic(), dict.fromkeys(("gap_inner", "gap_outer", "bound"), math.nan)
     if scheme == "identity":
         transported = x
     elif scheme == "true":
         transported = truth.transport(x)
     else:
         maps, potentials = train(truth, schedule, scheme, seed=instance)
-        gaps["seconds"] = time.monotonic() - start
         with torch.no_grad():
             transported = torch.cat([maps(part) for part in x.split(5000, dim=1)], dim=1)
-        gaps |= duality_gaps(truth, maps, potentials, generator)
+        gaps = duality_gaps(truth, maps, potentials, generator)
     share = l2_uvp(truth, transported, x)
-    return Row(len(truth.mean), sources, instance, scheme, share, bw2_uvp(truth, transported), **gaps,
-               error=share * float(truth.covariance.trace()) / 100)
+    return {"D": len(truth.mean), "sources": sources, "scheme": scheme, "l2_uvp": share,
+            "bw2_uvp": bw2_uvp(truth, transported), **gaps,
+            "error": share * float(truth.covariance.trace()) / 100, "seconds": time.monotonic() - start}
 
 
 def public_files(folder: Path, dims: list[int]) -> list[Path]:
@@ -220,20 +199,19 @@ def public_files(folder: Path, dims: list[int]) -> list[Path]:
     return chosen
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[dict]) -> str:
     """Means over the instances, a line each; above a public instance the figures published for it."""
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"]
-    names = [entry.name for entry in fields(Row)][4:]
-    lines = [["D", "sources", "scheme", *names, "instances"]]
-    for dim, sources in dict.fromkeys((row.dim, row.sources) for row in rows):
-        case = [row for row in rows if (row.dim, row.sources) == (dim, sources)]
-        if sources == f"sampler_stats_{dim}":                               # as Howard et al. name the file
+    lines = [[*rows[0], "instances"]]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["D"], row["sources"], row["scheme"]), []).append(row)
+    for (dim, sources, scheme), group in groups.items():
+        if sources == f"sampler_stats_{dim}" and sources not in sum(lines, []):     # Howard et al.'s file
             lines += [[str(dim), sources, method, *map(str, figures[dim]), *["-"] * 5, "published"]
                       for method, figures in published.items() if dim in figures]
-        for scheme in dict.fromkeys(row.scheme for row in case):
-            group = [row for row in case if row.scheme == scheme]
-            means = [sum(getattr(row, name) for row in group) / len(group) for name in names]
-            lines.append([str(dim), sources, scheme, *(f"{mean:.3g}" for mean in means), str(len(group))])
+        means = [sum(row[name] for row in group) / len(group) for name in list(group[0])[3:]]
+        lines.append([str(dim), sources, scheme, *(f"{mean:.3g}" for mean in means), str(len(group))])
     return as_text(lines)
 
 
@@ -242,10 +220,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="D = 2 and 8, one instance, a short schedule")
     parser.add_argument("--from", type=Path, dest="folder", metavar="FOLDER",
                         help="public instances, files *_D.json, instead of random ones; --dims picks")
-    parser.add_argument("--family", choices=FAMILIES, default="gaussian", help="of the random sources")
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 8, 16, 64, 96, 128])
     parser.add_argument("--weights", choices=WEIGHTS, default="uniform")
     parser.add_argument("--means", choices=MEANS, default="zero")
+    parser.add_argument("--family", choices=FAMILIES, default="gaussian", help="of the random sources")
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=["exact", "identity", "true"])
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--steps", type=int, help="potential steps; by default 1000, above D = 64 in "
@@ -262,19 +240,18 @@ def main() -> None:
         cases = [(Gaussians.read(path), path.stem, 0) for path in public_files(flags.folder, flags.dims)]
     else:
         lambdas, sources = WEIGHTS[flags.weights], f"{flags.weights} {flags.means} {flags.family}"
-        cases = [(Gaussians.random(dim, lambdas, flags.means, instance, flags.family), sources, instance)
+        cases = [(replace(Gaussians.random(dim, lambdas, flags.means, instance), family=flags.family),
+                  sources, instance)
                  for instance in range(flags.instances) for dim in flags.dims]
     runs = [(*case, scheme, QUICK if flags.quick else
              Schedule(steps=flags.steps or max(1000, 1000 * len(case[0].mean) // 64)))
             for case in cases for scheme in flags.schemes]
-    rows: dict[int, Row] = {}
     with ProcessPoolExecutor(flags.jobs, mp_context=get_context("spawn")) as pool:
-        numbers = {pool.submit(run, *arguments): number for number, arguments in enumerate(runs)}
-        for future in tqdm(as_completed(numbers), "runs", len(runs), dynamic_ncols=True):
-            rows[numbers[future]] = future.result()
-            done = [rows[number] for number in sorted(rows)]
-            write_csv(flags.out, [[entry.name for entry in fields(Row)], *map(astuple, done)])
-    print(table(done))
+        rows = []
+        for row in tqdm(pool.map(run, *zip(*runs, strict=True)), "runs", len(runs)):
+            rows.append(row)
+            write_csv(flags.out, [list(row), *(line.values() for line in rows)])    # all so far
+    print(table(rows))
     tier = "quick, a short schedule; " * flags.quick
     print(f"{tier}torch {torch.__version__}, {date.today()}; {flags.out}")
 

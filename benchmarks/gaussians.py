@@ -48,9 +48,8 @@ class Gaussians:
     family: str = "gaussian"    # one of FAMILIES
 
     @classmethod
-    def random(cls, dim: int, lambdas: list[float], means: str, seed: int,
-               family: str = "gaussian") -> "Gaussians":
-        """A random instance, `means` one of MEANS, `family` one of FAMILIES."""
+    def random(cls, dim: int, lambdas: list[float], means: str, seed: int) -> "Gaussians":
+        """A random instance, `means` one of MEANS."""
         generator = torch.Generator().manual_seed(seed)
         weights = torch.tensor(lambdas, dtype=torch.float64)
         sources = len(lambdas)
@@ -63,11 +62,10 @@ class Gaussians:
             # A regular polygon of radius 9 in a random plane: three sources, of spread up to 2, are 16 apart.
             angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
             centres = 9 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
-        return cls.of(weights, centres, covariances, family)
+        return cls.of(weights, centres, covariances)
 
     @classmethod
-    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor,
-           family: str = "gaussian") -> "Gaussians":
+    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor) -> "Gaussians":
         """Sources of these moments and their barycenter, all float64.
 
         It is the fixed point of S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2.
@@ -83,7 +81,7 @@ class Gaussians:
         roots = sqrtm(covariances)
         inverses = torch.linalg.inv(roots)
         maps = inverses @ sqrtm(roots @ s @ roots) @ inverses
-        return cls(lambdas, means, covariances, lambdas @ means, s, maps, family)
+        return cls(lambdas, means, covariances, lambdas @ means, s, maps)
 
     @classmethod
     def read(cls, path: Path) -> "Gaussians":

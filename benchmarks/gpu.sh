@@ -3,15 +3,15 @@
 #
 #     bash benchmarks/gpu.sh OUT DATA.tar [WEIGHTS.pth]
 #
-# (a) the tests marked cuda, (b) speeds against the textbook form, (c) for the rest of the time, training: options/train_lite.yml on
-# DATA.tar (python -m benchmarks.pack ROOT DATA.tar), from WEIGHTS.pth where it is given, with a large batch. What fails does not
-# keep the rest from running; the exit status says that something did. OUT gets at most 8 files, each below 16 MB.
-# Settings by environment: STAGES, of "tests speed train"; MINUTES, in all, and SPEED_MINUTES, of them for (b); DEVICE;
-# TEST_SECONDS for (a); BATCH, PATCH; STEPS instead of an estimate; SPEED, TRAIN and TESTS, arguments instead.
+# (a) the tests marked cuda, (b) speeds against the textbook form, (c) for the rest of the time, training:
+# options/train_lite.yml on DATA.tar (python -m benchmarks.pack ROOT DATA.tar), from WEIGHTS.pth where it is
+# given, with a large batch. What fails does not keep the rest from running; the exit status says that
+# something did. OUT gets at most 8 files, each below 16 MB. Settings by environment: MINUTES, in all; DEVICE;
+# BATCH; STEPS instead of an estimate; SPEED, TRAIN and TESTS, arguments instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "$1") data=$(realpath "$2") weights=${3:+$(realpath "$3")}
-minutes=${MINUTES:-8} speed_minutes=${SPEED_MINUTES:-3} device=${DEVICE:-cuda} batch=${BATCH:-48} patch=${PATCH:-128} stages=${STAGES:-tests speed train}
+minutes=${MINUTES:-8} device=${DEVICE:-cuda}
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -19,27 +19,20 @@ failed=0
 left() { awk -v total="$minutes" -v gone="$SECONDS" 'BEGIN {print int(60 * total - gone)}'; }
 note() { echo "== $SECONDS s: $*" | tee -a "$out/summary.txt"; }
 
-asked() { [[ " $stages " == *" $1 "* ]]; }
-
-if asked tests; then
-    note "tests"
-    # Not through a pipe, which processes that a test leaves behind would keep open.
-    timeout "${TEST_SECONDS:-150}" python3 -m pytest -v -m cuda -rs ${TESTS:-} > "$out/tests.txt" 2>&1 || failed=1
-    cat "$out/tests.txt"
-fi
-if asked speed; then
-    note "speed"
-    timeout "$(awk -v m="$speed_minutes" 'BEGIN {print int(60 * m)}')" python3 -m benchmarks.speed --device "$device" --out "$out/speed.csv" \
-        ${SPEED:---what forward step step_recompute inference --sizes 512 --repeats 2} 2>&1 | tee "$out/speed.txt" || failed=1
-fi
-asked train || { note "done, failed: $failed"; exit "$failed"; }
+note "tests"
+# Not through a pipe, which workers of the compiler would keep open.
+timeout 150 python3 -m pytest -v -m cuda -rs ${TESTS:-} > "$out/tests.txt" 2>&1 || failed=1
+cat "$out/tests.txt"
+note "speed"
+timeout 180 python3 -m benchmarks.speed --device "$device" --out "$out/speed.csv" \
+    ${SPEED:---what forward step step_recompute inference --sizes 512 --repeats 2} 2>&1 | tee "$out/speed.txt" || failed=1
 note "training"
 mkdir "$work/data" && tar -xf "$data" -C "$work/data" || failed=1
-train() {   # NAME STEPS: a run of so many steps on the packed images
-    timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" output="$work" name="$1" \
-        steps="$2" batch="$batch" patch="$patch" progressive=[] \
-        workers=${WORKERS:-8} save_every=100000 pretrained="$weights" \
-        validation.every=100000 warmup=20 ${TRAIN:-} "${@:3}"
+train() {   # NAME STEPS ...: a run of so many steps on the packed images, with more settings
+    timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" \
+        output="$work" name="$1" steps="$2" batch="${BATCH:-48}" device="$device" patch=128 progressive=[] \
+        workers=8 save_every=100000 validation.every=100000 warmup=20 ${weights:+pretrained="$weights"} \
+        ${TRAIN:-} "${@:3}"
 }
 probe=${PROBE:-60}
 train probe "$probe" log_every=$((probe / 2)) validation.sets=[] > "$out/train.txt" 2>&1 || failed=1

@@ -29,6 +29,7 @@ from utils.tables import as_text
 
 NAMES = ("ring", "moons", "grid")
 SPREAD = 28             # the ring's radius: ten times the length over which potentials and maps vary
+SAMPLES = 1000          # of each set, for POT and the figures
 NOISE = 0.08            # deviation from the circle, the half circles, the points of the grid; the radius is 1
 TRAINING = Schedule(steps=2000, map_steps=4, batch=128, potential_batch=256, learning_rate=1e-2,
                     potential_learning_rate=2e-2, second_beta=0.99)
@@ -81,25 +82,21 @@ def draw(x: np.ndarray, q: np.ndarray, learned: np.ndarray, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 5, figsize=(11, 2.5), sharex=True, sharey=True, layout="constrained")
-    panels = [*([points] for points in x), [q], learned]
-    colours = [["C0"], ["C1"], ["C2"], ["black"], ["C0", "C1", "C2"]]
-    titles = (*NAMES, "barycenter, exact (POT)", "barycenter, learned")
-    for axis, clouds, shades, title in zip(axes, panels, colours, titles, strict=True):
-        for points, colour in zip(clouds, shades, strict=True):
-            axis.scatter(*points[::len(clouds)].T, s=2, color=colour, linewidths=0)
+    for axis, title in zip(axes, (*NAMES, "barycenter, exact (POT)", "barycenter, learned"), strict=True):
         axis.set_title(title, fontsize="medium")
         axis.set(aspect="equal", xticks=[], yticks=[])
+    for k, points in enumerate(x):
+        axes[k].scatter(*points.T, s=2, color=f"C{k}", linewidths=0)
+        axes[4].scatter(*learned[k, ::3].T, s=2, color=f"C{k}", linewidths=0)
+    axes[3].scatter(*q.T, s=2, color="black", linewidths=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, bbox_inches="tight")
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1000, help="of each set, for POT and the figures")
     parser.add_argument("--out", type=Path, default=Path("results/planar.png"), help="picture to write")
     flags = parser.parse_args()
-    if flags.samples < 1:
-        raise InputError(f"--samples {flags.samples}: expected a number from 1 on")
     try:
         import matplotlib
         import ot  # noqa: F401
@@ -108,7 +105,7 @@ def main() -> None:
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     generator, start = torch.Generator().manual_seed(1), time.process_time()
-    x, others = (Planar().sample(flags.samples, generator).numpy().astype(np.float64) for _ in range(2))
+    x, others = (Planar().sample(SAMPLES, generator).numpy().astype(np.float64) for _ in range(2))
     maps, _ = train(Planar(), TRAINING)
     with torch.no_grad():
         learned = maps(torch.from_numpy(x).float()).numpy().astype(np.float64)

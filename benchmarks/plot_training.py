@@ -49,7 +49,7 @@ def panels(folder: Path) -> list[Panel]:
          {name: points(rows, "gain") for name, rows in sets.items()}),
         ("Dual", "L(f, T), maximal over f, minimal over T", "linear",
          {"": points(losses, "dual"), "inner gap, estimate": points(losses, "inner_gap")}),
-        ("Map's side", "what T descends; contrastive and orthogonality before gamma", "log",
+        ("Map's side", "what T descends, its terms before gamma", "log",
          {name: points(losses, name) for name in ("distance", "contrastive", "orthogonality")}),
         ("Potentials' side", "$f_k(b)$, mean weighted by $\\lambda_k$, descends", "linear",
          {"": points(losses, "potential_loss")}),
