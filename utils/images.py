@@ -198,7 +198,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """[H,W,3] uint8 -> [3,H,W] float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")).float() / 255
 
 
 def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
