@@ -97,6 +97,10 @@ class Images:
         require(kind or not strengths, "degradation: none given for levels or a range")
         require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
                                                     "expected for example [15, 25, 50], or a range")
+        require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
+                f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
+        for name, owner in (("layers", "rain"), ("depth", "haze")):     # else ignored in silence
+            require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
         require(kind != "camera" or not self.degraded,
                 "degradation: camera on top of a folder degraded, expected another one, or camera_share")
 
