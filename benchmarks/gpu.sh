@@ -31,8 +31,8 @@ mkdir "$work/data" && tar -xf "$data" -C "$work/data" || failed=1
 train() {   # NAME STEPS ...: a run of so many steps on the packed images, with more settings
     timeout -s TERM "$(($(left) - 20))" python3 train.py --opt options/train_lite.yml --set root="$work/data" \
         output="$work" name="$1" steps="$2" batch="${BATCH:-48}" patch=128 progressive=[] \
-        workers=8 save_every=100000 validation.every=100000 warmup=20 pretrained="$weights" \
-        ${TRAIN:-} "${@:3}"
+        workers=8 save_every=100000 validation.every=100000 warmup=20 ${TRAIN:-} \
+        ${weights:+pretrained="$weights"} "${@:3}"
 }
 probe=${PROBE:-60}
 train probe "$probe" log_every=$((probe / 2)) validation.sets=[] > "$out/train.txt" 2>&1 || failed=1
