@@ -103,7 +103,7 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None,
                  options: TestOptions) -> tuple[list[tables.Lines], list[str]]:
     """Write and print the table and, beside the paper's, the comparison; returns them and the remarks."""
     rows += [average] if (average := average_row(rows)) else []
-    made_by = options.protocol, options.checkpoint
+    made_by = options.protocol + ", tones kept" * options.keep_tones, options.checkpoint
     tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)
     (folder / "comparison.csv").unlink(missing_ok=True)     # of an earlier run
     comparison = [tables.comparison_table(rows, published)] if published else []

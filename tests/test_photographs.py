@@ -439,6 +439,21 @@ def test_many_failures_are_one_readable_line(tmp_path, run, same):
     assert final.startswith("error: 30 of 30 images not restored: ") and final.count("in/00.png") == 1
 
 
+def test_keep_tones(tmp_path, run, monkeypatch):
+    """A network that repairs noise and brightens: with --keep-tones the noise goes, the brightness stays."""
+    monkeypatch.setattr(photographs, "restore", lambda net, degraded, *_: torch.full_like(degraded, 0.8))
+    noisy = np.random.default_rng(0).normal(60, 12, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "a.png")
+    for target, arguments, mean in (("plain.png", [], 204), ("kept.png", ["--keep-tones"], noisy.mean())):
+        result = run("a.png", target, *arguments)
+        assert result.returncode == 0 and ("tones of the input kept" in result.stdout) == bool(arguments)
+        restored = np.asarray(Image.open(tmp_path / target))
+        assert abs(restored.mean() - mean) < 0.6 and restored.std() < 2
+    page = run("a.png", "page/a.png", "--keep-tones", "--report")
+    assert page.returncode == 0, page.stderr
+    assert "tones of the input kept" in (tmp_path / "page/index.html").read_text(encoding="utf-8")
+
+
 def test_the_page_of_photographs(tmp_path, run, same):
     write_image(tmp_path / "in/<img src=x>.png")
     write_image(tmp_path / "in/b.tif", seed=1)

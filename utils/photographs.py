@@ -46,9 +46,10 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     page = Report(folder, "--report") if flags.report else None
     failures = restore_photographs(network(), left, options)
     there = f"; {len(jobs) - len(left)} there already, newer than photograph and weights"
+    how = f"precision {options.precision}" + ", tones of the input kept" * options.keep_tones
     print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, "
-                    f"precision {options.precision}{there * (len(left) < len(jobs))}"))
-    if page and (index := photograph_report(page, jobs)):
+                    f"{how}{there * (len(left) < len(jobs))}"))
+    if page and (index := photograph_report(page, jobs, how)):
         print(f"look at them: {index}")
     if failures or closed:
         unread = f", {count(len(closed), 'folder')} not read" * bool(closed)

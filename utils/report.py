@@ -95,8 +95,11 @@ def as_html(lines: Lines) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
-def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]]) -> Path | None:
-    """The page of photographs and their restored files, of those that are there; None without any."""
+def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]], note: str = "") -> Path | None:
+    """The page of photographs and their restored files, of those that are there; None without any.
+
+    note: a line above them, on how they were restored.
+    """
     for source, target in jobs:
         try:                                                # what could not be restored was said
             before, after = (as_rgb(decode(path, [])[1]) / np.float32(255) for path in (source, target))
@@ -104,4 +107,4 @@ def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]]) -> Path
             continue
         if before.shape == after.shape:
             report.add("", str(target.relative_to(report.folder)), target, (before, after, None))
-    return report.write(f"Photographs in {report.folder}") if report.images else None
+    return report.write(f"Photographs in {report.folder}", (), [note]) if report.images else None
