@@ -47,7 +47,7 @@ from models.potentials import Potentials
 from utils import distributed
 from utils.checkpoint import load_weights, read_checkpoint
 from utils.errors import naming, one_line_errors
-from utils.evaluation import evaluate
+from utils.evaluation import evaluate, precision_on
 from utils.graphs import Recorded
 from utils.memory import keep_freed_memory
 from utils.options import TrainOptions, load_options
@@ -227,6 +227,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
     rank, processes, device = distributed.setup()
+    options.precision = precision_on(device, options.precision)
     torch.manual_seed(options.seed)
     keep_freed_memory(device)
     run = Run(options, flags.resume, device, dry=flags.dry_run)
@@ -283,7 +284,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     run.log_plan([*training_set.describe(lambdas.tolist()),
                   *(f"validation {images.name}: {images.describe()}" for images in sets),
                   f"{steps} steps, {samples:,} samples, {epochs:.1f} epochs "
-                  f"on {processes} x {device} in {options.precision or 'float32'}"], net, potentials)
+                  f"on {processes} x {device} in {options.precision}"], net, potentials)
 
     # Train: the alternation, batch by batch.
     run.watch_signals()

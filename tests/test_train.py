@@ -24,6 +24,7 @@ from benchmarks.faults import start_training
 from conftest import TINY_NETWORK, write_image
 from utils import runs
 from utils.errors import InputError
+from utils.evaluation import precision_on
 from utils.files import cut_table, write_csv
 
 
@@ -85,6 +86,12 @@ def wait_for(path: Path, process: BaseProcess, lines: int = 0) -> None:
     """Until a file has more than so many lines."""
     while process.is_alive() and not (path.exists() and len(path.read_bytes().splitlines()) > lines):
         time.sleep(0.05)
+
+
+def test_precision_auto_is_what_the_processor_computes(tmp_path):
+    run(option_file(tmp_path, steps=1, precision="auto"))
+    saved = yaml.safe_load((tmp_path / "out/run/options.yml").read_text())
+    assert saved["precision"] == precision_on(torch.device("cpu"), "auto") != "auto"
 
 
 def test_each_phase_moves_only_its_own_parameters(tmp_path, monkeypatch):
