@@ -28,7 +28,6 @@ from utils.report import Report, photograph_report
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")         # come back as such with --keep-format
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
-NAMED = 10                                                  # failures that the last line names
 Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
 
@@ -53,7 +52,7 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     if failures or closed:
         unread = f", {count(len(closed), 'folder')} not read" * bool(closed)
         raise InputError(f"{len(failures)} of {len(jobs)} images not restored{unread}: "
-                         f"{first_few(closed + failures, NAMED)}", status=3)
+                         f"{first_few(closed + failures, 10)}", status=3)
 
 
 def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]:
@@ -127,7 +126,7 @@ def modified(*paths: Path) -> float:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What the names of one file share; None where there is none."""
+    """What the names of one file share, if it is there."""
     return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
 
 
@@ -167,7 +166,7 @@ def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.
 
 
 def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
-    """A file's pixels, [H,W,C] uint8 as of `decode`, metadata as of `read_metadata`, and remarks."""
+    """A file's pixels as of `decode`, metadata as of `read_metadata`, and remarks."""
     remarks: list[str] = []
     image, pixels = decode(path, remarks)
     return pixels, read_metadata(image, pixels, remarks), remarks
