@@ -86,16 +86,6 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-def chunks_of(content: bytes) -> dict[bytes, bytes]:
-    """The last chunk of each kind of a PNG."""
-    place, found = 8, {}
-    while place < len(content):
-        end = place + 12 + int.from_bytes(content[place:place + 4])
-        found[content[place + 4:place + 8]] = content[place + 8:end - 4]
-        place = end
-    return found
-
-
 def test_a_photograph_is_restored_by_the_network(tmp_path, run, checkpoint):
     put(tmp_path / "a.png", png(RGB[:9, :8]))
     assert run("a.png", "out.png").returncode == 0
@@ -232,10 +222,8 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
     after, _ = decode(tmp_path / target, [])
     if said:
         return
-    if content.startswith(b"\x89PNG") and target == "a.png":
-        before, kept = chunks_of(content), chunks_of((tmp_path / target).read_bytes())
-        for name in {b"gAMA", b"cHRM", b"tEXt", b"zTXt", b"iTXt", b"eXIf"} & before.keys():
-            assert kept[name] == before[name].replace(XMP, UPRIGHT_XMP), name
+    if kind[:4] in ("gamm", "HDR ", "text"):                # the chunks, as they were
+        assert content[33:content.index(b"IDAT") - 4] in (tmp_path / target).read_bytes()
     if b"http://ns.adobe.com/xap" in content or b"com.adobe.xmp" in content:
         assert after.info["xmp"] == UPRIGHT_XMP
     if "profile" in kind:
@@ -451,9 +439,9 @@ def test_two_results_that_are_one_file(tmp_path, run, same):
 def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number):
     for name in ("a.png", "sub/b.png", "c.png"):
         write_image(tmp_path / "in" / name)
-    replace = os.replace
     if number == errno.EEXIST:                              # a file where a folder must be
         put(tmp_path / "out/sub", b"mine")
+    replace = os.replace
 
     def refused(source, target):
         if "/sub/" in str(target):
