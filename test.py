@@ -36,7 +36,7 @@ def parse_arguments() -> Namespace:
     add("--protocol", choices=("promptir", "baryir", "full"), help="override the option file's protocol")
     add("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, no test sets")
     add("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
-    add("--keep-format", action="store_true", help="with --input: JPEG, ... come back as such, not as PNG")
+    add("--keep-format", action="store_true", help="with --input: JPEG and WebP stay such, not PNG")
     add("--report", action="store_true", help="with --input: a page to look at, index.html in its folder")
     add("--keep-tones", action="store_true", help="brightness, colour and haze stay as they are")
     add("--overwrite", action="store_true", help="with --input: replace what is at --output")
