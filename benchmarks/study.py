@@ -294,7 +294,7 @@ class Figures:
             [line | {"row": label(line["row"], line["weights"])} for line in read(RESULTS / f"{table}.csv")
              if design_of(line["row"]) == design] for table in ("sets", "images", "latents"))
         labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
-        self.rows = sorted(labels, key=lambda row: [*ROWS].index(row.partition(",")[0]))
+        self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
         self.groups = [name for name in GROUPS if name in groups]
         self.oracle = defaultdict(list)                         # gains by set
         for (_, of_set), gain in self.above("oracle", "oracle: input", *GROUPS).items():
