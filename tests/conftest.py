@@ -67,9 +67,10 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
 
-def train_tiny(opt: str, *arguments: str) -> None:
-    """`train.py --opt OPT ARGUMENTS` with a tiny network, in this process."""
-    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK])
+def train_tiny(opt: str, *arguments: str, **changes: object) -> None:
+    """`train.py --opt OPT ARGUMENTS --set CHANGES` with a tiny network, in this process."""
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK, *changed])
 
 
 def take_step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
