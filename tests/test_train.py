@@ -258,12 +258,12 @@ def test_resume_with_other_options():
     assert contents("run")["last.pth"] == before
     run(opt, "--resume", "--dry-run")                               # of a run that is done
     run(opt, "--resume", **{"steps": 2, "sources.0.repeat": 5, "validation.every": 100, "learning_rate": 0.5})
-    for change in ("sources[0].repeat: 3 -> 5", "steps: 1 -> 2", "samples_per_epoch: [3, 4] -> [5, 4]"):
-        assert f"; changed {change}" in log()
     assert state()["best"] == best > 0                              # a worse network is no new best one
     run(opt, "--resume", "--allow-changes",
         **{"steps": 3, "seed": 1, "sources.0.repeat": 5, "objective.lambdas": [1, 3]})
-    assert "changed objective.lambdas: inverse -> [1.0, 3.0]; changed seed: 0 -> 1" in log()
+    for change in ("sources[0].repeat: 3 -> 5", "steps: 1 -> 2", "samples_per_epoch: [3, 4] -> [5, 4]",
+                   "seed: 0 -> 1", "objective.lambdas: inverse -> [1.0, 3.0]"):
+        assert f"; changed {change}" in log()
 
 
 def test_resume_takes_the_newest_checkpoint_that_can_be_read():
