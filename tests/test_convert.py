@@ -187,12 +187,8 @@ def test_what_does_not_fit_is_refused_with_a_few_names(tmp_path, public):
     assert max(map(len, lines)) < 600
     before = source.read_bytes()
     assert "is the input" in convert(source, source).stderr and source.read_bytes() == before
-
-
-def test_converting_holds_no_second_copy(public):
-    tensors = dict(public["promptir"])
-    renamed(tensors)
-    assert set(tensors) == set(UNUSED)
+    renamed(tensors := dict(prompts))
+    assert set(tensors) == set(UNUSED)                          # it holds no second copy
 
 
 class Reduced:
@@ -228,15 +224,14 @@ def test_whatever_else_a_file_names_is_refused(tmp_path, monkeypatch, function, 
     assert "nothing was run" in message and not victim.exists()
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda data: data[:len(data) // 2], "truncated, or not a zip file as torch.save writes it since 1.6"),
-    (lambda data: b"\x80\x02}q\x00.", "truncated, or not a zip file"),
-    (lambda data: data.replace(b"LN", b"LM"), "damaged: the checksum of official/data.pkl is wrong"),
-])
-def test_broken_files(tmp_path, damage, message):
+def test_broken_files(tmp_path):
     source = save_official(tmp_path / "official.pt", {"LN.body.bias": torch.zeros(3)})
-    source.write_bytes(damage(source.read_bytes()))
-    assert message in refused(source, tmp_path / "net.pth")
-    assert "no such file" in refused(tmp_path / "gone.pt", tmp_path / "net.pth")
+    whole = source.read_bytes()
+    for data, message in ((whole[:len(whole) // 2], "truncated, or not a zip file as torch.save writes it s"),
+                          (b"\x80\x02}q\x00.", "truncated, or not a zip file"),
+                          (whole.replace(b"LN", b"LM"), "damaged: the checksum of official/data.pkl is wro")):
+        source.write_bytes(data)
+        assert message in refused(source, tmp_path / "net.pth")
     os.mkfifo(tmp_path / "pipe.pt")                                 # opening it would wait for ever
-    assert "no such file" in refused(tmp_path / "pipe.pt", tmp_path / "net.pth")
+    for name in ("gone.pt", "pipe.pt"):
+        assert "no such file" in refused(tmp_path / name, tmp_path / "net.pth")
