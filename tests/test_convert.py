@@ -174,12 +174,10 @@ def test_what_does_not_fit_is_refused_with_a_few_names(tmp_path, public):
          "(patch_embed.proj.weight: [48, 6, 3, 3], expected [48, 3, 3, 3])"),
         (prompts | {"prompt1.prompt_param": prompts["prompt1.prompt_param"][0]},
          "fit public PromptIR at the paper's size (prompt1.prompt_param: [5, 64, 64, 64], expected"),
-        (tensors | {"lpips.slice1.bias": torch.zeros(3)}, "(lpips.slice1.bias: [3], expected none)"),
         ({f"odd.{name}": tensor for name, tensor in tensors.items()}, "988 of 494 tensors do not fit"),
         # A name must not pass for a line of ours.
         (tensors | {"x\nok.pth: 53,549,774 parameters": torch.zeros(1)}, "x\\nok.pth: 53"),
-        ({"weights": 3}, "of 494 tensors"), ({}, "of 494 tensors"), (3, "holds int"),
-        (tensors | {"a": 3}, "(a: ['no tensor'], expected none)"),
+        ({}, "of 494 tensors"), (3, "holds int"), (tensors | {"a": 3}, "(a: ['no tensor'], expected none)"),
     ):
         torch.save(content, source)
         lines.append(refused(source, target))

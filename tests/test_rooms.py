@@ -22,11 +22,9 @@ WITH_MODELS = {f"utils/{name}.py" for name in ("checkpoint", "convert_official",
 def imported(source: str) -> Iterator[tuple[int, str]]:
     """Line and full name of everything that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((node.lineno, f"{'.' * node.level}{node.module or ''}.{alias.name}")
-                        for alias in node.names)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from ((node.lineno, start + alias.name) for alias in node.names)
 
 
 def wrong_imports(name: str, source: str) -> list[str]:
@@ -34,8 +32,8 @@ def wrong_imports(name: str, source: str) -> list[str]:
     allowed = ROOMS[name.partition("/")[0]] | ({"models"} if name in WITH_MODELS else set())
     wrong = []
     for line, module in imported(source):
-        top = module.partition(".")[0]                          # "" of relative ones, which nothing here is
-        asked = top not in sys.stdlib_module_names if "torch" in allowed else top in PROJECT or not top
+        top = module.partition(".")[0]
+        asked = top not in sys.stdlib_module_names if "torch" in allowed else top in PROJECT
         if asked and not any(f"{module}.".startswith(f"{prefix}.") for prefix in allowed):
             wrong.append(f"{name}:{line} imports {module}")
     return wrong

@@ -55,14 +55,11 @@ def test_adamw_without_decay_is_adam():
     torch.manual_seed(0)
     ours = torch.nn.Linear(3, 2)
     theirs = copy.deepcopy(ours)
-    side = make_side("adamw", ours.parameters(), 0.1, betas=(0.8, 0.9))
     adam = torch.optim.Adam(theirs.parameters(), 0.1, (0.8, 0.9), eps=1e-15)
-    for _ in range(3):
-        x = torch.rand(4, 3)
-        take_step(side, ours(x).square().sum())
-        adam.zero_grad()
-        theirs(x).square().sum().backward()
-        adam.step()
+    sides = make_side("adamw", ours.parameters(), 0.1, betas=(0.8, 0.9)), Side(theirs.parameters(), adam)
+    for x in torch.rand(3, 4, 3):
+        for layer, side in zip((ours, theirs), sides, strict=True):
+            take_step(side, layer(x).square().sum())
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 

@@ -75,14 +75,11 @@ def test_average_only_beside_the_same_sets():
     assert ours == ["ours", "-", "-", "-", "-", "23.00 / 0.900", "-"]
 
 
-def test_published_psnr_alone_and_unknown_tables():
+def test_published_psnr_alone_unknown_tables_and_names_in_markdown():
     lines = comparison_table(rows(UIEB=19.0, JPEG_10=26.0), read_published("unseen_types", "here"))
     assert ["MoCE-IR", "18.66 / -"] in lines and lines[-1] == ["ours - BaryIR", "-1.84 / -"]
     with pytest.raises(InputError, match="here: '7d', expected a table of published.yml: 3d, 5d"):
         read_published("7d", "here")
-
-
-def test_markdown_shows_names_as_they_are():
     text = as_markdown([["set", "x"], ["<script>|`rm`*", "[a](b)\n\n# c"]])
     assert text.splitlines()[2:] == [r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |"]
 
