@@ -110,7 +110,7 @@ def test_dry_run_of_test_py(tmp_path, checkpoint):
     for n, size in (("a", 40), ("b", 41)):
         write_image(tmp_path / f"in/{n}.png", size)
         write_image(tmp_path / f"gt/{n}.png", 40, seed=1)
-    sets = [{"name": "pairs", "degraded": "in", "clean": "gt", "expected": 3},
+    sets = [{"name": "pairs", "degraded": ["absent", "in"], "clean": "gt", "expected": 3},
             {"name": "gone", "degraded": "gone"}, {"name": "left", "degraded": "gone", "optional": True},
             {"name": "half", "degraded": "in", "clean": "g", "optional": True}]
     path = tmp_path / "check.yml"

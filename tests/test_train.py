@@ -172,6 +172,8 @@ def test_interrupted_run_resumes_bit_by_bit(monkeypatch, scheme):
                         for folder in ("run", "whole"))
         assert ours == theirs
     assert [row["step"] for row in losses()] == list("123456") and Path("out/run/best.pth").exists()
+    averaged = {f"module.{name}": weight for name, weight in saved()["net"].items()}        # offered for use
+    assert same(averaged | {"n_averaged": resumed["ema"]["n_averaged"]}, resumed["ema"])
 
 
 def test_signal_to_the_process_group_saves_though_workers_load():
@@ -410,17 +412,25 @@ def test_two_processes_train_as_one_and_end_together():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
-def test_penalty_and_other_options_run(precision):
+def test_penalty_and_other_options_run(monkeypatch, precision):
     """Precision auto is resolved to what the processor computes, not read as float32."""
-    run(option_file(steps=2, optimizer="rmsprop", precision=precision, ema=0.0, clip=1.0,
+    weighed, weights_of = [], train.sample_weights
+    monkeypatch.setattr(train, "sample_weights", lambda *given: weighed.append(given) or weights_of(*given))
+    run(option_file(steps=2, optimizer="rmsprop", precision=precision, ema=0.0, clip=1.0, clean_share=0.2,
                     progressive=[[1, 1, 24]], schedule=0.1, warmup=0,
-                    objective={"lambdas": "uniform", "penalty": 10}))
+                    objective={"lambdas": [1, 3], "penalty": 10}))
     first, second = losses()
     assert float(first["learning_rate"]) == 1e-3 and float(second["learning_rate"]) < 1e-3
     assert {name for row in (first, second) for name in runs.TERMS if row[name] == "nan"} == {
         "transport_gradient_norm"}
     resolved = yaml.safe_load(Path("out/run/options.yml").read_text())["precision"]
     assert resolved == precision_on(torch.device("cpu"), precision) != "auto"
+    source, lambdas, drawn = weighed[0]                             # of 3 and 4 samples, a fifth clean
+    assert lambdas.tolist() == [0.25, 0.75] and drawn.tolist() == pytest.approx([0.8 * 3 / 7, 0.8 * 4 / 7])
+    optimizer = state()["map_optimizer"]
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(float(second["learning_rate"]), rel=1e-2)
+    squares = sum(float(kept["square_avg"].sum()) for kept in optimizer["state"].values())
+    assert squares == pytest.approx(0.99 * 0.01 + 0.01, rel=1e-2)   # of two gradients of norm 1
 
 
 def test_the_average_of_weights_forgets_the_first():
