@@ -1,6 +1,7 @@
 """Images and public-layout trees for the tests, made on the spot; one thread for networks so small."""
 
 import contextlib
+import csv
 import io
 import runpy
 import subprocess
@@ -11,24 +12,26 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from data.datasets import ImageSet  # noqa: E402 (needs the path)
+import train  # noqa: E402 (needs the path)
+from data.datasets import ImageSet  # noqa: E402
 from models.baryir import BaryIR  # noqa: E402
 from utils.checkpoint import save_checkpoint  # noqa: E402
 from utils.options import Source, parse  # noqa: E402
+from utils.sides import Side  # noqa: E402
 
 torch.set_num_threads(1)
 
-TINY_NETWORK = ["network.width=8", "network.encoder_blocks=[1,1,1]", "network.latent_blocks=1",
-                "network.transport_blocks=1", "network.decoder_blocks=[1,1,1]",
-                "network.residual_blocks=[1,1]", "network.refinement_blocks=0"]
-
 SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
              residual_blocks=[1, 1], refinement_blocks=1)
+# A smaller one yet, as options of train.py.
+TINY_NETWORK = [f"network.{name}={value}".replace(" ", "")
+                for name, value in {**SMALL, "refinement_blocks": 0}.items()]
 
 
 def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) -> Path:
@@ -36,6 +39,15 @@ def write_image(path: Path, width: int = 40, height: int = 32, seed: int = 0) ->
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def write_yaml(path: Path, content: dict) -> str:
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def folder_set(root: Path, kind=Source, **entry) -> ImageSet:
@@ -55,6 +67,21 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
 
+def train_tiny(opt: str, *arguments: str, **changes: object) -> None:
+    """`train.py --opt OPT ARGUMENTS --set CHANGES` with a tiny network, in this process."""
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK, *changed])
+
+
+def take_step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
+    """A step of a side as train.py takes it; returns the norm of its gradient."""
+    side.thaw()
+    loss.backward()
+    norm = side.average_and_clip(loss, clip)
+    side.optimizer.step()
+    return norm
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of a small random network."""
@@ -68,26 +95,18 @@ def checkpoint(tmp_path_factory) -> Path:
 def public_tree(tmp_path: Path) -> Path:
     """A small tree in the public layout: names, extensions and folders as in the data sets."""
     root = tmp_path / "datasets"
-    for name in ("100075.jpg", "00001.bmp", "12003.png"):
-        write_image(root / "Train/Denoise" / name, seed=1)
-    for n in (1, 2, 10):
-        write_image(root / f"Train/Derain/rainy/rain-{n}.png", seed=n)
-        write_image(root / f"Train/Derain/gt/norain-{n}.png", seed=n + 50)
+    files = [f"Train/Denoise/{name}" for name in ("100075.jpg", "00001.bmp", "12003.png")]
+    files += [f"Train/Derain/{name}-{n}.png" for n in (1, 2, 10) for name in ("rainy/rain", "gt/norain")]
     for scene, part in (("0025", 1), ("0031", 4)):
-        write_image(root / f"Train/Dehaze/original/{scene}.jpg", seed=3)
-        for a in ("0.8_0.1", "1_0.2"):
-            write_image(root / f"Train/Dehaze/synthetic/part{part}/{scene}_{a}.jpg", seed=4)
-    for name in ("GOPR0372_07_00-000047.png", "GOPR0372_07_00-000048.png"):
-        for kind in ("blur", "sharp"):
-            write_image(root / "Train/Deblur" / kind / name, seed=5 + (kind == "sharp"))
-    for kind in ("low", "high"):
-        write_image(root / "Train/lowlight" / kind / "2.png", seed=7 + (kind == "high"))
-    for i, (degraded, clean) in enumerate([
-        ("dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png"),
-        ("derain/Rain100L/input/rain-001.png", "derain/Rain100L/target/norain-001.png"),
-        ("deblur/input/a.png", "deblur/target/a.png"), ("lowlight/low/1.png", "lowlight/high/1.png"),
-    ]):
-        write_image(root / "test" / degraded, seed=i)
-        write_image(root / "test" / clean, seed=i + 100)
-    write_image(root / "test/denoise/bsd68/101085.png", seed=20)
+        files += [f"Train/Dehaze/original/{scene}.jpg"]
+        files += [f"Train/Dehaze/synthetic/part{part}/{scene}_{a}.jpg" for a in ("0.8_0.1", "1_0.2")]
+    for side in ("blur", "sharp"):
+        files += [f"Train/Deblur/{side}/GOPR0372_07_00-00004{n}.png" for n in (7, 8)]
+    files += ["Train/lowlight/low/2.png", "Train/lowlight/high/2.png"]
+    files += ["test/dehaze/input/0001_0.8_0.2.jpg", "test/dehaze/target/0001.png",
+              "test/derain/Rain100L/input/rain-001.png", "test/derain/Rain100L/target/norain-001.png",
+              "test/deblur/input/a.png", "test/deblur/target/a.png", "test/lowlight/low/1.png",
+              "test/lowlight/high/1.png", "test/denoise/bsd68/101085.png"]
+    for seed, file in enumerate(files):
+        write_image(root / file, seed=seed)
     return root

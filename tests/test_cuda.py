@@ -1,18 +1,16 @@
 """What differs on a GPU: both schemes, graphs, fused optimizers, guard, strips, resume."""
 
-import csv
 import math
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import train
-from conftest import SMALL, TINY_NETWORK
+from conftest import SMALL, read_csv, take_step, train_tiny, write_yaml
 from models.baryir import BaryIR
 from utils.evaluation import restore
-from utils.sides import Side
+from utils.sides import make_side
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SCHEME = pytest.mark.parametrize("scheme", ["joint", "separate"])
@@ -22,20 +20,14 @@ OPTIMIZER = pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
 def option_file(tmp_path: Path, **changes) -> str:
     sources = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range": ends}
                for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
-    options = {"name": "run", "output": str(tmp_path), "steps": 8, "batch": 4, "patch": 32, "workers": 0,
-               "log_every": 1, "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9,
-               "balanced": True, "sources": sources, "objective": {"lambdas": "uniform"}}
-    path = tmp_path / "some.yml"
-    path.write_text(yaml.safe_dump({**options, **changes}))
-    return str(path)
-
-
-def run(opt: str, *arguments: str) -> None:
-    train.main(["--opt", opt, *arguments, "--set", *TINY_NETWORK])
+    return write_yaml(tmp_path / "some.yml", {
+        "name": "run", "output": str(tmp_path), "steps": 8, "batch": 4, "patch": 32, "workers": 0,
+        "log_every": 1, "save_every": 4, "optimizer": "adamw", "learning_rate": 1e-3, "ema": 0.9,
+        "balanced": True, "sources": sources, "objective": {"lambdas": "uniform"}, **changes})
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    rows = csv.DictReader((folder / "losses.csv").read_text().splitlines())
+    rows = read_csv(folder / "losses.csv")
     return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
@@ -51,7 +43,7 @@ def launch_steps(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("how", [
     {}, {"precision": "bfloat16", "recompute": True, "workers": 2, "cache": True}], ids=["plain", "saving"])
 def test_training(tmp_path, scheme, optimizer, how):
-    run(option_file(tmp_path, scheme=scheme, optimizer=optimizer, steps=30, clip=1.0, **how))
+    train_tiny(option_file(tmp_path, scheme=scheme, optimizer=optimizer, steps=30, clip=1.0, **how))
     rows = losses(tmp_path / "run")
     assert all(math.isfinite(row["reconstruction"]) and row["skipped"] == 0 for row in rows)
     assert sum(row["reconstruction"] for row in rows[-5:]) < sum(row["reconstruction"] for row in rows[:5])
@@ -64,7 +56,7 @@ def test_recorded_steps_equal_launched_ones(tmp_path, monkeypatch, scheme, optim
     rate = 1e-3 if optimizer == "adamw" else 1e-5               # RMSprop's first steps are ten times as long
     runs = []
     for name in ("recorded", "launched"):
-        run(option_file(tmp_path, name=name, scheme=scheme, optimizer=optimizer, learning_rate=rate,
+        train_tiny(option_file(tmp_path, name=name, scheme=scheme, optimizer=optimizer, learning_rate=rate,
                         steps=20, progressive=[[10, 2, 48]], clip=1.0, workers=2))
         runs.append(losses(tmp_path / name))
         launch_steps(monkeypatch)
@@ -78,10 +70,10 @@ def test_recorded_steps_equal_launched_ones(tmp_path, monkeypatch, scheme, optim
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, scheme):
     """Within rounding: sums on a GPU are not repeated bit by bit."""
     opt = option_file(tmp_path, scheme=scheme, steps=12, save_every=6)
-    run(opt)
+    train_tiny(opt)
     whole = torch.load(tmp_path / "run/last.pth", weights_only=True)
     (tmp_path / "run/previous.pth").rename(tmp_path / "run/last.pth")               # of step 6
-    run(opt, "--resume")
+    train_tiny(opt, "--resume")
     resumed = torch.load(tmp_path / "run/last.pth", weights_only=True)
     for name, weight in whole["net"].items():
         torch.testing.assert_close(weight, resumed["net"][name], rtol=1e-2, atol=1e-3, msg=name)
@@ -96,38 +88,25 @@ def test_a_run_resumes_with_other_graphs(tmp_path, optimizer, launched):
         with pytest.MonkeyPatch.context() as patch:
             if part == launched:
                 launch_steps(patch)
-            run(opt, *arguments)
+            train_tiny(opt, *arguments)
     assert len(losses(tmp_path / "run")) == 12
 
 
-@pytest.mark.parametrize("kind, how", [(torch.optim.RMSprop, {}), (torch.optim.AdamW, {"fused": True})])
-def test_no_step_along_a_gradient_that_is_not_finite(kind, how):
-    layer = torch.nn.Linear(3, 2).cuda()
-    side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3, device="cuda")
-
-    def step(factor: float) -> torch.Tensor:
-        side.thaw()
-        loss = layer(x).square().sum() * factor
-        loss.backward()
-        norm = side.average_and_clip(loss)
-        side.optimizer.step()
-        return norm
-
-    assert step(1.0).isfinite()
-    before = layer.weight.detach().clone()
-    assert not step(math.nan).isfinite() and torch.equal(layer.weight, before)
-    assert step(1.0).isfinite() and not torch.equal(layer.weight, before)
-
-
-@pytest.fixture
-def net() -> BaryIR:
-    torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return BaryIR(**SMALL).eval().cuda().to(memory_format=torch.channels_last)
+@OPTIMIZER
+def test_no_step_along_a_gradient_that_is_not_finite(optimizer):
+    layer, x = torch.nn.Linear(3, 2).cuda(), torch.rand(4, 3, device="cuda")
+    side = make_side(optimizer, layer.parameters(), 0.1)
+    for factor in (1.0, math.nan, 1.0):
+        before = layer.weight.detach().clone()
+        norm = take_step(side, layer(x).square().sum() * factor)
+        assert norm.isfinite() == (factor == 1) and torch.equal(layer.weight, before) == (factor != 1)
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bfloat16", 3e-2)])
-def test_strips_equal_the_whole_image(net, precision, tolerance):
+def test_strips_equal_the_whole_image(precision, tolerance):
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    net = BaryIR(**SMALL).eval().cuda().to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, 120, 92, device="cuda")
     whole = restore(net, image, 0, "float32")
     for rows in (0, 1, 16):

@@ -54,7 +54,7 @@ def test_noise_is_that_of_the_fields_test_sets():
     assert len({degradations.file_rng(name, 25).random() for name in names}) == 2
 
 
-def test_shot_noise_gaussian_blur_and_the_underwater_cast():
+def test_shot_noise_gaussian_blur_the_underwater_cast_and_the_colours_of_jpeg():
     shot = degrade("poisson", flat(128), 30)[0]
     assert abs(shot.mean() - 128) < 1.5 and abs(shot.std() - 255 * (128 / 255 / 30) ** 0.5) < 2
     point = flat(0, 41)
@@ -62,6 +62,10 @@ def test_shot_noise_gaussian_blur_and_the_underwater_cast():
     assert degrade("gaussian_blur", point, 2)[0][20, 20, 0] == pytest.approx(255 / (2 * np.pi * 4), abs=1)
     red, green, blue = degrade("underwater", flat(128), 1)[0].reshape(-1, 3).mean(axis=0)
     assert red < green < 128 and red < blue < 132
+    clean = flat(0, 32)
+    clean[:, ::2, 0], clean[:, 1::2, 2] = 255, 255              # red and blue columns
+    half, full = (degrade(kind, clean, 90)[0].astype(int) for kind in ("jpeg", "jpeg_444"))
+    assert np.abs(half - clean).mean() > 4 * np.abs(full - clean).mean() > 0
 
 
 def test_a_cameras_noise_grows_with_gain_and_light_and_spreads_over_neighbours():
@@ -96,15 +100,12 @@ def test_a_cameras_target_is_its_photograph_without_noise():
     assert np.abs(mean - scene)[:, 38:44].mean() < 2
 
 
-def test_a_recorded_rain_layer_is_added_as_it_is():
+def test_a_recorded_rain_layer_is_added_as_it_is_covers_any_image_and_does_not_wrap_around():
     clean, layer = photograph(), rng(5).integers(0, 90, (60, 80), dtype=np.uint8)
     sides = [np.minimum(clean.astype(int) + s[..., None], 255) for s in (layer, layer[:, ::-1])]
     rainy = [degrade("rain", clean, 1, seed, layer=lambda _: layer)[0] for seed in range(40)]
     as_it_is = sum(any(np.array_equal(image, side) for side in sides) for image in rainy)
     assert 10 <= as_it_is <= 30                                 # the others are turned and scaled
-
-
-def test_a_layer_covers_any_image_and_does_not_wrap_around():
     assert degradations.placed_layer(np.full((20, 20), 9, np.uint8), (50, 70), rng(3)).min() == 9
     layer = np.zeros((60, 80), np.uint8)
     layer[:, :4] = 200                                          # at one side
@@ -124,9 +125,7 @@ def test_haze_follows_the_scattering_law_with_its_recorded_depth():
     assert np.ptp(colours, axis=1).max() > 3 and np.ptp(colours, axis=0).min() > 30     # channels, samples
     recorded = bundled_depth("motorcycle_left.png")
     assert recorded.min() > 0 and recorded.max() == 1 and bundled_depth("coffee.png") is None
-
-
-def test_random_depth_is_smooth_and_reaches_the_horizon():
+    # Random depth is smooth and reaches the horizon.
     fields = np.stack([degradations.smooth_field((60, 80), rng(seed)) for seed in range(50)])
     assert np.allclose(fields.max(axis=(1, 2)), 1) and np.abs(np.diff(fields, axis=2)).max() < 0.1
     lows = fields.min(axis=(1, 2))
@@ -157,13 +156,6 @@ def test_low_light_takes_stops_of_light_and_a_frame_that_recorded_nothing_stays_
     assert target.max() < RECORDED and degraded.mean() < 2 * RECORDED and not np.array_equal(target, dark)
     dark[0, 0] = 250
     assert np.array_equal(degrade("lowlight", dark, 6)[1], dark)
-
-
-def test_jpeg_has_half_colours_or_full():
-    clean = flat(0, 32)
-    clean[:, ::2, 0], clean[:, 1::2, 2] = 255, 255              # red and blue columns
-    half, full = (degrade(kind, clean, 90)[0].astype(int) for kind in ("jpeg", "jpeg_444"))
-    assert np.abs(half - clean).mean() > 4 * np.abs(full - clean).mean() > 0
 
 
 def test_clean_inputs_are_photographs_drawings_and_black_frames():

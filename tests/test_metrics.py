@@ -13,13 +13,8 @@ from utils.errors import InputError
 from utils.metrics import Metrics
 
 
-def test_metrics_of_equal_images():
-    image = np.random.default_rng(0).random((20, 20, 3))
-    assert Metrics().of_image("full", image, image) == {"psnr": np.inf, "ssim": 1.0}
-
-
 @pytest.mark.parametrize("protocol", ["promptir", "full"])
-def test_metrics_of_luma(protocol):
+def test_metrics_of_luma_and_of_equal_images(protocol):
     metrics = Metrics(["psnr_y", "ssim_y"])
     image, clean = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3)) / 255
     y, y_clean = ((65.481 * r + 128.553 * g + 24.966 * b + 16) / 255
@@ -30,6 +25,7 @@ def test_metrics_of_luma(protocol):
     # A closed form: Y of grey v is (219 v + 16) / 255.
     flat = metrics.of_image(protocol, np.full((8, 8, 3), 0.4), np.full((8, 8, 3), 0.6))
     assert flat["psnr_y"] == pytest.approx(-20 * np.log10(219 * 0.2 / 255))
+    assert Metrics().of_image(protocol, image, image) == {"psnr": np.inf, "ssim": 1.0}
 
 
 class SmallLPIPS(nn.Module):
@@ -44,17 +40,13 @@ class SmallLPIPS(nn.Module):
         return (a - b).square().mean(dim=(1, 2, 3), keepdim=True) + a[:, :1, :1, :1]
 
 
-@pytest.mark.parametrize("protocol", ["promptir", "full"])
-def test_lpips_gets_both_images(monkeypatch, protocol):
+def test_lpips_gets_both_images_and_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=SmallLPIPS))
     metrics = Metrics(["lpips", "psnr"])
     image, clean = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)) / 255
-    found = metrics.of_image(protocol, image, clean)
+    found = metrics.of_image("full", image, clean)
     assert found["lpips"] == pytest.approx(np.square(image - clean).mean() + image[0, 0, 0], rel=1e-5)
     assert list(found) == ["lpips", "psnr"] and metrics.smallest == 32
-
-
-def test_lpips_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)             # import fails as for an absent package
     with pytest.raises(InputError, match="metrics: lpips is not installed .*, expected after: pip install l"):
         Metrics(["psnr", "lpips"])

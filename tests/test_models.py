@@ -33,8 +33,21 @@ BACKBONE = pytest.mark.parametrize("backbone", BACKBONES)
 # BaryIR on each backbone, and each alone.
 NETWORK = pytest.mark.parametrize("network", [
     dict(SMALL, backbone=backbone, barycenter=barycenter) for backbone in BACKBONES
-    for barycenter in (True, False)
-], ids=lambda network: f"{network['backbone']}-{'barycenter' if network['barycenter'] else 'plain'}")
+    for barycenter in (True, False)], ids=lambda network: f"{network['backbone']}-{network['barycenter']}")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def moved(network: dict) -> BaryIR:
+    """A network whose norms and temperatures are not 0 and 1."""
+    net = BaryIR(**network)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
 
 
 @pytest.mark.parametrize("network, count, golden", GOLDEN, ids=["baryir", "restormer", "promptir"])
@@ -61,7 +74,7 @@ def test_official_names():
             "encoder_level3.5.attn.qkv_dwconv.weight"} <= set(names)
 
 
-def test_prompts_have_the_papers_sizes():
+def test_prompts_have_the_papers_sizes_and_are_taken_from_b_not_from_r():
     with torch.device("meta"):
         net = BaryIR(backbone="promptir")
     shapes = [list(stage.prompt.prompts.shape) for stage in (*net.bridge, net.fuse)]
@@ -69,12 +82,6 @@ def test_prompts_have_the_papers_sizes():
     parameters = dict(net.named_parameters())
     widths = [parameters[f"{stage}.1.weight"].shape[1] for stage in ("bridge.0", "bridge.1", "fuse")]
     assert widths == [96 + 64, 192 + 128, 2 * 384 + 320]   # [main, prompt(main)], [b, r, prompt(b)]
-    assert all(net.fuse.prompt.prompts.shape[1] % 4 == 0
-               for net in (BaryIR(**SMALL | {"width": width}, backbone="promptir") for width in (8, 20, 32)))
-
-
-def test_the_prompt_is_taken_from_b_not_from_r():
-    torch.manual_seed(0)
     prompt = BaryIR(**SMALL, backbone="promptir").fuse.prompt
     b, r = torch.rand(2, 1, 64, 3, 5)
     appended = [prompt(torch.cat(maps, dim=1))[:, 128:] for maps in ((b, r), (b, 2 * r), (2 * b, r))]
@@ -84,11 +91,7 @@ def test_the_prompt_is_taken_from_b_not_from_r():
 @NETWORK
 def test_textbook_form(network):
     """Outputs and gradients of the blocks as the papers write them (benchmarks/plain.py), in both layouts."""
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**network), torch.rand(2, 3, 24, 40)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))       # norms and temperatures are not 0 and 1
+    net, degraded = moved(network), torch.rand(2, 3, 24, 40)
     expected = plain.network(net, degraded)
     weights = [torch.randn_like(output) for output in expected]
 
@@ -107,38 +110,35 @@ def test_textbook_form(network):
 
 def test_recomputed_blocks():
     """The same outputs and gradients, from a sixth of what the forward pass keeps for the backward pass."""
-    torch.manual_seed(0)
-    net, degraded = BaryIR(**SMALL, backbone="promptir"), torch.rand(2, 3, 24, 40)
-
-    def train() -> tuple[int, list[torch.Tensor]]:
+    net, degraded, kept, found = BaryIR(**SMALL, backbone="promptir"), torch.rand(2, 3, 24, 40), [], []
+    names = list(net.state_dict())
+    for _ in range(2):
         with torch.profiler.profile(profile_memory=True) as profile:
             restored, z, b = net(degraded)
+        kept.append(sum(event.self_cpu_memory_usage for event in profile.key_averages()))
         loss = restored.square().mean() + (z * b).mean()
-        kept = sum(event.self_cpu_memory_usage for event in profile.key_averages())
-        return kept, [restored, z, b, *torch.autograd.grad(loss, list(net.parameters()))]
-
-    names, (kept, references) = list(net.state_dict()), train()
-    net.recompute_blocks()
-    kept_now, tensors = train()
-    assert 0 < kept_now < kept / 6 and list(net.state_dict()) == names
-    for tensor, reference in zip(tensors, references, strict=True):
-        torch.testing.assert_close(tensor, reference)
+        found.append([restored, z, b, *torch.autograd.grad(loss, list(net.parameters()))])
+        net.recompute_blocks()
+    assert 0 < kept[1] < kept[0] / 6 and list(net.state_dict()) == names
+    torch.testing.assert_close(found[1], found[0])
 
 
 @BACKBONE
-def test_every_parameter_gets_a_gradient(backbone):
-    torch.manual_seed(0)
+def test_every_parameter_gets_a_gradient_and_a_black_image_finite_ones(backbone):
     net = BaryIR(width=8, backbone=backbone)                    # the paper's depth, a sixth of its width
     restored, _, _ = net(torch.rand(1, 3, 32, 32))
     restored.square().mean().backward()
     without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not without
+    net = BaryIR(**SMALL, backbone=backbone)
+    restored, z, b = net(torch.zeros(1, 3, 16, 16))
+    (restored.sum() + (z - b).square().sum()).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 @NETWORK
 def test_stages_compose_to_forward(network):
     """decode leaves the skips as they are, but where forward lets it take them."""
-    torch.manual_seed(0)
     net, degraded = BaryIR(**network), torch.rand(2, 3, 20, 40)
     restored, z, b = net(degraded)
     z_alone, skips = net.encode(degraded)
@@ -155,17 +155,9 @@ def test_stages_compose_to_forward(network):
     assert len(skips) == 1 and skips[0] is degraded
 
 
-def test_modules_functions_apply_to_the_network():
-    """No block has a method in the place of one of nn.Module's, such as apply."""
-    for module in BaryIR(**SMALL).modules():
-        kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("models.")]
-        own = {name for kind in kinds for name in vars(kind) if name != "forward" and name[:2] != "__"}
-        assert not own & vars(torch.nn.Module).keys(), module
-
-
 @NETWORK
-def test_any_size(network):
-    torch.manual_seed(0)
+def test_any_size_is_padded_and_cropped_again(network):
+    """The padding reflects, or replicates where there is too little to reflect."""
     net = BaryIR(**network)
     for size in ((1, 1), (1, 9), (3, 2), (7, 8), (17, 33)):
         degraded = torch.rand(1, 3, *size)
@@ -174,13 +166,8 @@ def test_any_size(network):
         assert z.shape[-2:] == tuple(-(-n // 8) for n in size)
         padded = net(pad_to_multiple(degraded, 8))[0]               # the padded image as an input of its own
         torch.testing.assert_close(restored, padded[..., :size[0], :size[1]])
-
-
-def test_padding_reflects_or_replicates():
-    row = torch.arange(6.0).expand(1, 3, 1, 6)                  # 6 to 8: reflects; 1 to 8: replicates
-    padded = pad_to_multiple(row, 8)
-    assert padded[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
-    assert torch.equal(padded[0, 0, 7], padded[0, 0, 0])
+    padded = pad_to_multiple(torch.arange(6.0).expand(1, 3, 1, 6), 8)
+    assert padded[0, 0].tolist() == 8 * [[0, 1, 2, 3, 4, 5, 4, 3]]
 
 
 def test_other_depth_and_wrong_arguments():
@@ -202,7 +189,6 @@ def test_other_depth_and_wrong_arguments():
 @BACKBONE
 def test_bfloat16_gradients_point_where_float32_ones_do(backbone):
     """Cosines of each parameter's gradients: with bfloat16 sums between the blocks, some had 0.87, 0.75."""
-    torch.manual_seed(0)
     net = BaryIR(**SMALL, backbone=backbone)
     degraded = F.interpolate(torch.rand(2, 3, 8, 8), size=(64, 64), mode="bicubic").clamp(0, 1)     # smooth
     gradients = []
@@ -216,18 +202,12 @@ def test_bfloat16_gradients_point_where_float32_ones_do(backbone):
                for exact, rounded in zip(*gradients, strict=True) if exact.norm() > least) > 0.97
 
 
-def test_black_image_has_finite_gradients():
-    net = BaryIR(**SMALL)
-    restored, z, b = net(torch.zeros(1, 3, 16, 16))
-    (restored.sum() + (z - b).square().sum()).backward()
-    assert all(p.grad.isfinite().all() for p in net.parameters())
-
-
 @pytest.mark.parametrize("weights", [[0.2, 0.8], [0.1, 0.2, 0.7], [0.2] * 5, [1.0]])
 def test_potentials_are_congruent(weights):
-    torch.manual_seed(0)
-    lambdas = torch.tensor(weights)
+    """For the weights of the present options, also where those of a checkpoint were others."""
+    lambdas, uniform = torch.tensor(weights), torch.full((len(weights),), 1 / len(weights))
     potentials = Potentials(lambdas, channels=16, width=8)
+    potentials.load_state_dict(Potentials(uniform, channels=16, width=8).state_dict())
     for size in [(1, 1), (3, 5), (16, 16)]:
         f = potentials(100 * torch.randn(4, 16, *size))
         assert f.shape == (4, len(weights))
@@ -236,14 +216,12 @@ def test_potentials_are_congruent(weights):
         assert f.std(dim=0).min() > 1e-4                        # congruent, but not zero
 
 
-def test_potentials_are_small_and_free_without_congruence():
+def test_potentials_share_nothing_and_are_free_without_congruence():
     potentials = Potentials(torch.full((5,), 0.2), channels=384, congruent=False)
     assert sum(p.numel() for p in potentials.parameters()) <= 5_000_000
     f = potentials(torch.randn(2, 384, 4, 4))
-    assert f.mean(dim=1).abs().min() > 1e-4
-    last = potentials.head[2].weight
-    grad, = torch.autograd.grad(f[:, 0].sum(), last)
-    assert grad[0].abs().max() > 0 and grad[1:].abs().max() == 0        # each g_k has weights of its own
+    grad, = torch.autograd.grad(f[:, 0].sum(), potentials.head[2].weight)
+    assert f.mean(dim=1).abs().min() > 1e-4 and grad[0].abs().max() > 0 == grad[1:].abs().max()
     with pytest.raises(ValueError, match="sum 1"):
         Potentials(torch.tensor([0.5, 0.6]))
 

@@ -6,17 +6,9 @@ import pytest
 import torch
 
 from benchmarks.faults import same_state
+from conftest import take_step
 from utils.options import Source, TrainOptions
 from utils.sides import Side, learning_rate_factor, make_side
-
-
-def step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor:
-    """A step of a side as train.py takes it; returns the norm of its gradient."""
-    side.thaw()
-    loss.backward()
-    norm = side.average_and_clip(loss, clip)
-    side.optimizer.step()
-    return norm
 
 
 def test_flat_gradients_are_the_gradients():
@@ -26,7 +18,7 @@ def test_flat_gradients_are_the_gradients():
     loss = layers(torch.rand(2, 3, 6, 6)).square().sum()
     expected = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
     before = [p.detach().clone() for p in layers.parameters()]
-    norm = step(Side(layers.parameters(), torch.optim.SGD(layers.parameters(), lr=0.1)), loss, clip=0.5)
+    norm = take_step(Side(layers.parameters(), torch.optim.SGD(layers.parameters(), lr=0.1)), loss, clip=0.5)
     total = torch.cat([g.flatten() for g in expected]).norm()
     assert total > 0.5
     torch.testing.assert_close(norm, total)
@@ -40,12 +32,12 @@ def test_flat_gradients_are_the_gradients():
 def test_no_step_along_a_gradient_that_is_not_finite(kind, how, factor):
     layer = torch.nn.Linear(3, 2)
     side, x = Side(layer.parameters(), kind(layer.parameters(), 0.1, **how)), torch.rand(4, 3)
-    step(side, layer(x).square().sum())
+    take_step(side, layer(x).square().sum())
     before, state = layer.weight.detach().clone(), copy.deepcopy(side.optimizer.state_dict()["state"])
     assert side.skipped == 0
-    assert not step(side, layer(x).square().sum() * factor).isfinite() and side.skipped == 1
+    assert not take_step(side, layer(x).square().sum() * factor).isfinite() and side.skipped == 1
     assert torch.equal(layer.weight, before) and same_state(side.optimizer.state_dict()["state"], state)
-    step(side, layer(x).square().sum())
+    take_step(side, layer(x).square().sum())
     assert layer.weight.isfinite().all() and not torch.equal(layer.weight, before) and side.skipped == 1
 
 
@@ -63,14 +55,11 @@ def test_adamw_without_decay_is_adam():
     torch.manual_seed(0)
     ours = torch.nn.Linear(3, 2)
     theirs = copy.deepcopy(ours)
-    side = make_side("adamw", ours.parameters(), 0.1, betas=(0.8, 0.9))
     adam = torch.optim.Adam(theirs.parameters(), 0.1, (0.8, 0.9), eps=1e-15)
-    for _ in range(3):
-        x = torch.rand(4, 3)
-        step(side, ours(x).square().sum())
-        adam.zero_grad()
-        theirs(x).square().sum().backward()
-        adam.step()
+    sides = make_side("adamw", ours.parameters(), 0.1, betas=(0.8, 0.9)), Side(theirs.parameters(), adam)
+    for x in torch.rand(3, 4, 3):
+        for layer, side in zip((ours, theirs), sides, strict=True):
+            take_step(side, layer(x).square().sum())
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 

@@ -1,13 +1,12 @@
 """Tables beside the published rows: figures, differences, incomplete sets; text, Markdown and CSV agree."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from conftest import REPOSITORY, run_script, write_image
+from conftest import REPOSITORY, read_csv, run_script, write_image
 from utils.errors import InputError
 from utils.evaluation import Row
 from utils.options import TestOptions, load_options
@@ -16,16 +15,16 @@ from utils.tables import PUBLISHED, as_markdown, comparable, comparison_table, r
 TABLES = yaml.safe_load(PUBLISHED.read_text())["tables"]
 
 
-@pytest.mark.parametrize("table", ["3d", "5d", "3d_promptir", "5d_promptir"])
-def test_published_rows_are_whole(table):
+def test_published_rows_are_whole():
     """A typing error would show in the row's average, which the papers give, too."""
-    content = TABLES[table]
-    assert content["sets"][-1] == "average" and content["reference"] in content["rows"]
-    assert len(content["rows"]) == {"3d": 23, "5d": 25}[table[:2]]
-    for method, figures in content["rows"].items():
-        assert len(figures) == len(content["sets"]), method
-        *sets, average = np.array(figures)
-        assert np.mean(sets, axis=0) == pytest.approx(average, abs=0.025), method
+    for table in ("3d", "5d", "3d_promptir", "5d_promptir"):
+        content = TABLES[table]
+        assert content["sets"][-1] == "average" and content["reference"] in content["rows"]
+        assert len(content["rows"]) == {"3d": 23, "5d": 25}[table[:2]]
+        for method, figures in content["rows"].items():
+            assert len(figures) == len(content["sets"]), method
+            *sets, average = np.array(figures)
+            assert np.mean(sets, axis=0) == pytest.approx(average, abs=0.025), method
 
 
 @pytest.mark.parametrize("option_file", sorted(path.name for path in REPOSITORY.glob("options/test_*.yml")))
@@ -75,42 +74,40 @@ def test_average_only_beside_the_same_sets():
     assert ours == ["ours", "-", "-", "-", "-", "23.00 / 0.900", "-"]
 
 
-def test_published_psnr_alone():
+def test_published_psnr_alone_unknown_tables_and_names_in_markdown():
     lines = comparison_table(rows(UIEB=19.0, JPEG_10=26.0), read_published("unseen_types", "here"))
     assert ["MoCE-IR", "18.66 / -"] in lines and lines[-1] == ["ours - BaryIR", "-1.84 / -"]
-
-
-def test_markdown_shows_names_as_they_are():
+    with pytest.raises(InputError, match="here: '7d', expected a table of published.yml: 3d, 5d"):
+        read_published("7d", "here")
     text = as_markdown([["set", "x"], ["<script>|`rm`*", "[a](b)\n\n# c"]])
-    assert text.splitlines()[2] == r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |"
-    assert len(text.splitlines()) == 3
+    assert text.splitlines()[2:] == [r"| &lt;script&gt;\|\`rm\`\* | \[a\](b) # c |"]
 
 
 @pytest.fixture
-def five(tmp_path: Path) -> Path:
-    """A root in the public layout with a few images of each set of options/test_5d.yml; all 15 of LOL."""
-    counts = {"dehaze": ("input/{0:04}_1_0.2.jpg", "target/{0:04}.png", 2),
-              "derain/Rain100L": ("input/rain-{0:03}.png", "target/norain-{0:03}.png", 3),
-              "deblur": ("input/{0}.png", "target/{0}.png", 1),
-              "lowlight": ("low/{0}.png", "high/{0}.png", 15)}
-    for folder, (degraded, clean, count) in counts.items():
+def five(tmp_path: Path, checkpoint: Path) -> list[str]:
+    """Options for a root in the public layout with a few images of each set of options/test_5d.yml.
+
+    All 15 of LOL are there.
+    """
+    for count, degraded, clean in ((2, "dehaze/input/{0:04}_1_0.2.jpg", "dehaze/target/{0:04}.png"),
+                                   (3, "derain/Rain100L/input/rain-{0:03}.png",
+                                    "derain/Rain100L/target/norain-{0:03}.png"),
+                                   (1, "deblur/input/{0}.png", "deblur/target/{0}.png"),
+                                   (15, "lowlight/low/{0}.png", "lowlight/high/{0}.png"),
+                                   (1, "denoise/bsd68/{0}.png", "denoise/other/{0}.png")):
         for i in range(count):
-            write_image(tmp_path / "root/test" / folder / degraded.format(i), 37, 45, seed=i)
-            write_image(tmp_path / "root/test" / folder / clean.format(i), 37, 45, seed=i + 50)
-    write_image(tmp_path / "root/test/denoise/bsd68/101085.png", 33, 50, seed=99)
-    return tmp_path / "root"
+            write_image(tmp_path / "root/test" / degraded.format(i), 37, 45, seed=i)
+            write_image(tmp_path / "root/test" / clean.format(i), 37, 45, seed=i + 50)
+    places = {"root": tmp_path / "root", "checkpoint": checkpoint, "output": tmp_path / "results"}
+    return ["--set", *(f"{name}={path}" for name, path in places.items())]
 
 
 def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", "--set",
-                        f"root={five}", f"checkpoint={checkpoint}",
-                        f"output={tmp_path / 'results'}")
+    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", *five)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "results/5d"
-    with open(folder / "table.csv", newline="") as file:
-        table = {row["set"]: row for row in csv.DictReader(file)}
-    with open(folder / "comparison.csv", newline="") as file:
-        comparison = {(row["method"], row["set"]): row for row in csv.DictReader(file)}
+    table = {row["set"]: row for row in read_csv(folder / "table.csv")}
+    comparison = {(row["method"], row["set"]): row for row in read_csv(folder / "comparison.csv")}
     markdown = (folder / "table.md").read_text()
 
     printed = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
@@ -118,24 +115,22 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
     assert " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
     assert ("* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), "
             "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in result.stdout
-    with open(folder / "images.csv", newline="") as file:
-        images = [row for row in csv.DictReader(file) if row["set"] == "LOL"]
+    images = [row for row in read_csv(folder / "images.csv") if row["set"] == "LOL"]
     assert sorted(row["image"] for row in images) == sorted(f"{i}.png" for i in range(15))
     for metric in ("psnr_in", "ssim_in", "psnr", "ssim"):
         assert np.mean([float(row[metric]) for row in images]) == pytest.approx(float(table["LOL"][metric]))
     for text in (result.stdout, markdown):
         assert "protocol baryir, checkpoint" in text
         assert "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
-    assert {row["protocol"] for row in table.values()} == {"baryir"}
-    checkpoints = {row["checkpoint"] for row in table.values()}
-    assert checkpoints == {comparison["ours", "LOL"]["checkpoint"]} == {str(checkpoint)}
+    made_by = {(row["protocol"], row["checkpoint"]) for row in table.values()}
+    assert made_by == {("baryir", str(checkpoint))} == {
+        (row["protocol"], row["checkpoint"]) for row in comparison.values() if row["method"] == "ours"}
     assert len(comparison) == (len(TABLES["5d"]["rows"]) + 1) * 6
     for name, row in table.items():
-        ours = comparison["ours", name]
+        ours, theirs = comparison["ours", name], comparison["AdaIR", name]
         assert (ours["psnr"], ours["ssim"], ours["expected"]) == (row["psnr"], row["ssim"], row["expected"])
         adair = TABLES["5d"]["rows"]["AdaIR"][TABLES["5d"]["sets"].index(name)]
         for metric, value in zip(("psnr", "ssim"), adair, strict=True):
-            theirs = comparison["AdaIR", name]
             assert float(theirs[metric]) == value
             delta = float(theirs[f"{metric}_difference"])
             assert delta == pytest.approx(float(row[metric]) - value, abs=1e-12)
@@ -143,20 +138,15 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in markdown
 
 
-def test_only_what_was_measured_is_compared(tmp_path, five, checkpoint):
-    write_image(five / "test/denoise/urban100/img_001.png")                 # a set that is optional
-    command = ("--opt", "options/test_5d_promptir.yml", "--set", f"root={five}", f"checkpoint={checkpoint}",
-               f"output={tmp_path / 'results'}")
-    result = run_script("test.py", *command, "metrics=[ssim]")
+def test_only_what_was_measured_is_compared(tmp_path, five):
+    write_image(tmp_path / "root/test/denoise/urban100/img_001.png")        # a set that is optional
+    command = "--opt", "options/test_5d_promptir.yml", *five
+    result = run_script("test.py", *command, "metrics=[ssim]", "save=false")
     assert result.returncode == 0, result.stderr
     ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
     assert " - / 0." in ours and (tmp_path / "results/5d_promptir/comparison.csv").exists()
     assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in result.stdout
     assert "ours - BaryIR (PromptIR)" in result.stdout
-    assert run_script("test.py", *command, "published=").returncode == 0
+    command = *command, "published=", "save=false", "sets=[{name: a, degraded: test/deblur/input}]"
+    assert run_script("test.py", *command).returncode == 0
     assert not (tmp_path / "results/5d_promptir/comparison.csv").exists()   # it was another run's
-
-
-def test_unknown_table_is_refused():
-    with pytest.raises(InputError, match="here: '7d', expected a table of published.yml: 3d, 5d"):
-        read_published("7d", "here")
