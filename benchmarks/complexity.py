@@ -54,6 +54,47 @@ def gflop(net_of: Callable[[], BaryIR], size: int, textbook: bool = False) -> fl
     return counter.get_total_flops() / 1e9
 
 
+def of_step(net_of: Callable[[], BaryIR], size: int) -> float:
+    """GFLOP of a training step (scheme joint) for a patch: forward, backward, the potential step's b."""
+    with torch.device("meta"):
+        net, image = net_of(), torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.transport(net.encode(image)[0])
+    return 3 * gflop(net_of, size) + counter.get_total_flops() / 1e9        # backward: twice the forward
+
+
+def kept_bytes(net_of: Callable[[], BaryIR], size: int, recompute: bool) -> int:
+    """Bytes of the maps that the backward pass of a patch needs, in float32."""
+    with torch.device("meta"):
+        net, image = net_of().to(memory_format=torch.channels_last), torch.empty(1, 3, size, size)
+    if recompute:
+        net.recompute_blocks()
+    own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = net(image)                                    # which keeps the storages alive
+    return sum(kept.values()) if outputs else 0
+
+
+def print_trainings() -> None:
+    """A step's operations and memory for each patch, and whole trainings'."""
+    cells = [["network", "patch", "GFLOP a step", "GB for backward", "with recompute"]]
+    for name, size in (("BaryIR", 128), ("BaryIR (PromptIR)", 128), ("lite", 128), ("lite", 64)):
+        memory = (f"{kept_bytes(NETWORKS[name], size, recompute) / 1e9:.2f}" for recompute in (False, True))
+        cells.append([name, f"{size}x{size}", f"{of_step(NETWORKS[name], size):.1f}", *memory])
+    print(as_text(cells))
+    for file, samples in (("train_3d.yml", 221_295), ("train_5d.yml", 367_650)):
+        epochs = load_options(TrainOptions, str(LITE.with_name(file))).epochs
+        flop = samples * epochs * of_step(BaryIR, 128) * 1e9
+        print(f"{file}: {epochs:g} epochs of {samples:,} patches: {flop:.2g} FLOP")
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512],
@@ -76,6 +117,7 @@ def main() -> None:
         count = parameters(lambda k=sources: Potentials(torch.full((k,), 1 / k, device="cpu"), 384)) / 1e6
         lines.append([f"potentials of {sources} sources, training only", "", f"{count:.2f}", *[""] * 4])
     print(as_text(lines))
+    print_trainings()
     print(f"torch {torch.__version__}, {date.today()}")
 
 
