@@ -4,8 +4,8 @@
     python test.py --opt options/test_real.yml --input PATH --output PATH   a photograph, or a folder of them
 
 Writes results/NAME/SET/ (restored images, PNG), results/NAME/table.csv and table.md (per set: images, metrics
-of the input and of the restored images), index.html (a page to look at, with report/ beside it) and, where
-the option file names the paper's table, comparison.csv.
+of the input and of the restored images), images.csv (the same per image), index.html (a page to look at, with
+report/ beside it) and, where the option file names the paper's table, comparison.csv.
 """
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -18,9 +18,9 @@ from data.datasets import ImageSet, open_test_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Restored, Row, average_row, evaluate, precision_on
+from utils.evaluation import Restored, Row, average_row, evaluate, precision_on, scores_of
 from utils.files import write_text
-from utils.images import decode, save_image, to_image
+from utils.images import save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
 from utils.photographs import png_names, restore_input
@@ -36,7 +36,7 @@ def parse_arguments() -> Namespace:
     add("--protocol", choices=("promptir", "baryir", "full"), help="override the option file's protocol")
     add("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, no test sets")
     add("--output", type=Path, metavar="PATH", help="where the restored photographs go, with --input")
-    add("--keep-format", action="store_true", help="with --input: JPEG, ... come back as such, not as PNG")
+    add("--keep-format", action="store_true", help="with --input: JPEG and WebP stay such, not PNG")
     add("--report", action="store_true", help="with --input: a page to look at, index.html in its folder")
     add("--keep-tones", action="store_true", help="brightness, colour and haze stay as they are")
     add("--overwrite", action="store_true", help="with --input: replace what is at --output")
@@ -76,27 +76,24 @@ def main() -> None:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
     page = Report(folder) if options.save else None
     names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
+    lines = []
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         def each(images: ImageSet, result: Restored) -> None:
             bar.update()
+            lines.append([images.name, images.name_of(result.index), *scores_of(result, options.metrics)])
             if page:
                 name = names[images.name][result.index]
                 path, pictures = folder / images.name / name, (result.degraded, result.restored, result.clean)
-                save_restored(path, images, result)
+                save_image(to_image(result.restored), path)
                 page.add(images.name, str(name), path, pictures, (result.scores_in, result.scores))
 
         how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
         rows = evaluate(net, sets, options.protocol, metrics, each, **how)
+    tables.write_image_csv(folder / "images.csv", lines, options.metrics)
     shown = write_tables(folder, rows, published, options)
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:
         print(f"look at them: {page.write(options.name, *shown)}")
-
-
-def save_restored(path: Path, images: ImageSet, result: Restored) -> None:
-    """Write a restored test image, as grey where its file is grey and has no ground truth."""
-    grey = result.clean is None and decode(images.pairs[result.index].path, [])[1].shape[2] < 3
-    save_image(to_image(result.restored, "L" if grey else "RGB"), path)
 
 
 def write_tables(folder: Path, rows: list[Row], published: dict | None,
@@ -106,16 +103,15 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None,
     made_by = options.protocol + ", tones kept" * options.keep_tones, options.checkpoint
     tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)
     (folder / "comparison.csv").unlink(missing_ok=True)     # of an earlier run
-    comparison = [tables.comparison_table(rows, published)] if published else []
+    shown = [tables.set_table(rows, options.metrics)]
     if published:
+        shown.append(tables.comparison_table(rows, published))
         tables.write_comparison_csv(folder / "comparison.csv", rows, published, *made_by)
     notes = tables.remarks(rows, published, options)
-    ours = tables.set_table(rows, options.metrics)
-    parts = [*map(tables.as_markdown, [ours, *comparison]), *map(tables.markdown, notes)]
-    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
-    placed = tables.set_table(rows, options.metrics, folder if options.save else None)
-    print("\n\n".join([*map(tables.as_text, [placed, *comparison]), "\n".join(notes)]))
-    return [ours, *comparison], notes
+    write_text(folder / "table.md", "\n\n".join([*map(tables.as_markdown, shown),
+                                                 *map(tables.markdown, notes)]) + "\n")
+    print("\n\n".join([*map(tables.as_text, shown), "\n".join(notes)]))
+    return shown, notes
 
 
 if __name__ == "__main__":

@@ -5,16 +5,22 @@
     python train.py --opt options/train_5d.yml --resume               continue where it stopped, or was killed
     python train.py --opt options/train_5d.yml --dry-run              check options and images, save nothing
 
-The two sides of   max_f min_T  sum_k lambda_k E_k[ C_i - f_k(b_i) ],   sum_k lambda_k f_k = 0   alternate:
+Sample i, of source (degradation) k_i, has a latent z_i = encoder(degraded), a barycenter latent b_i = T(z_i)
+with one T for all sources, a residual r_i = z_i - b_i and a transport cost C_i (losses/barycenter.py). E_k is
+the mean over source k, lambda_k its weight; potentials f_1..f_K are congruent, sum_k lambda_k f_k = 0. With
+
+    L = sum_k lambda_k E_k[ C_i - f_k(b_i) ],    max_f min_T L,    R = mean|restored - clean|
+
+two sides alternate:
 
     scheme     step          moves                  by descending
-    joint      map           encoder, T, decoder    w_rec mean|restored - clean| + the sum below
-    separate   transport     T                      sum_k lambda_k E_k[ C_i - f_k(b_i) ], latents standardised
-               restoration   encoder, decoder       mean|restored - clean|
-    both       potential     f_1..f_K               sum_k lambda_k E_k[ f_k(b_i) ]
+    joint      map           encoder, T, decoder    w_rec R + L
+    separate   transport     T                      L, latents standardised
+               restoration   encoder, decoder       R
+    both       potential     f_1..f_K               sum_k lambda_k E_k[ f_k(b_i) ], their part of -L
 
-Scheme reconstruction has the restoration step alone, of encoder, T and decoder: no transport (an ablation).
-The layer norm that ends z and b belongs to the encoder.
+Scheme reconstruction has the restoration step alone, of encoder, T and decoder: no transport (an
+ablation). z and b end in the same layer norm, which is the encoder's.
 """
 
 import argparse
@@ -55,7 +61,7 @@ from utils.runs import LossTable, Run
 from utils.sides import Side, learning_rate_factor, make_side
 
 TRANSPORT_BETAS = (0.9, 0.99)                   # of Adam, for T and the potentials in scheme separate
-TRANSPORT_CLIP = 1.0                            # largest gradient norm of T there
+TRANSPORT_CLIP = 1.0                            # largest gradient norm of T in scheme separate
 Terms = dict[str, Tensor]
 
 
@@ -89,15 +95,15 @@ def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> 
 
 
 def growing_average(decay: float) -> Callable:
-    """Averaging of weights that forgets the first: after t steps by min(decay, (1 + t) / (10 + t))."""
+    """Average of weights whose decay at step t is min(decay, (1 + t) / (10 + t)): it forgets the first."""
     def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
 
     return average
 
 
-def autocast(images: Tensor, options: TrainOptions) -> torch.autocast:
-    return torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+def autocast(tensor: Tensor, options: TrainOptions) -> torch.autocast:
+    return torch.autocast(tensor.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
 
 
 # Map step: encoder, T and decoder descend, the potentials are frozen.
@@ -106,7 +112,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     degraded, source, weights = batch.degraded, batch.source, batch.weights
     objective = options.objective
     side.thaw()
-    with autocast(degraded, options):                           # z, b and restored are float32 all the same
+    with autocast(degraded, options):                           # z, b and restored come out in float32
         z, skips = net.encode(degraded)
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
@@ -116,7 +122,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
-    norm = side.average_and_clip(loss, options.clip)            # not finite: the next line moves nothing
+    norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
     side.optimizer.step()
     side.freeze()
     terms, samples = dual_terms(dual, costs, f, source, weights)
@@ -194,7 +200,7 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
     sides["restoration"].thaw()
     with autocast(batch.degraded, options):
         z, skips = net.encode(batch.degraded)
-    sides["restoration"].freeze()               # z keeps its graph; T must not move the norm that ends b
+    sides["restoration"].freeze()               # z keeps its graph; T must not move the layer norm
     terms, samples = {}, {}
     if options.scheme == "separate":
         latents = z.detach()
@@ -261,7 +267,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
         net.recompute_blocks()
 
     # Setup the sides of the alternation; everything is frozen, each step thaws its own.
-    recorded = device.type == "cuda" and processes == 1         # as CUDA graphs
+    recorded = device.type == "cuda" and processes == 1         # each step is a CUDA graph (utils/graphs.py)
     sides = make_sides(net, potentials, options, recorded)
     net.requires_grad_(False)
     potentials.requires_grad_(False)
@@ -314,7 +320,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
                 shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in shown})
             if sets and rank == 0 and (step % options.validation.every == 0 or step == steps):
-                run.add_validation(step, evaluate(deployed, sets, "promptir"), deployed)
+                run.add_validation(step, evaluate(deployed, sets, protocol="promptir"), deployed)
             stop = run.stop_requested(step)
             if step % options.save_every == 0 or step == steps or stop:
                 run.save(step, deployed)

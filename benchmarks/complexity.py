@@ -1,6 +1,6 @@
 """Cost table: parameters and FLOPs of a forward pass, next to the published figures.
 
-    python -m benchmarks.complexity [--sizes 128 256 512] [--out results/complexity.csv]
+    python -m benchmarks.complexity [--sizes 128 256 512]
 
 For the shipped lite network and, at the paper's size, BaryIR on both backbones and the backbones alone.
 FLOP = 2 MAC, counted by torch.utils.flop_counter (convolutions and matrix products), of the textbook form as
@@ -23,7 +23,6 @@ from benchmarks import plain
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils.errors import InputError, one_line_errors
-from utils.files import write_csv
 from utils.options import TrainOptions, load_options
 from utils.tables import PUBLISHED, as_text
 
@@ -59,12 +58,9 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512],
                         help="sides of the square images, multiples of 8")
-    parser.add_argument("--out", type=Path, default=Path("results/complexity.csv"), help="CSV file to write")
     flags = parser.parse_args()
-    for size in flags.sizes:
-        if size < 16 or size % 8:
-            raise InputError(f"--sizes {size}, expected multiples of 8 from 16 on")
-
+    if any(size < 16 or size % 8 for size in flags.sizes):
+        raise InputError(f"--sizes {flags.sizes}, expected multiples of 8 from 16 on")
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
     lines = [["network", "size", "million parameters", "GFLOP, textbook", "GFLOP, ours",
               "published parameters", "published GFLOP"]]
@@ -80,8 +76,7 @@ def main() -> None:
         count = parameters(lambda k=sources: Potentials(torch.full((k,), 1 / k, device="cpu"), 384)) / 1e6
         lines.append([f"potentials of {sources} sources, training only", "", f"{count:.2f}", *[""] * 4])
     print(as_text(lines))
-    print(f"torch {torch.__version__}, {date.today()}; {flags.out}")
-    write_csv(flags.out, lines)
+    print(f"torch {torch.__version__}, {date.today()}")
 
 
 if __name__ == "__main__":

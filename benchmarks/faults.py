@@ -84,8 +84,8 @@ def images(count: int, seed: int) -> Counter:
     rng, found = random.Random(seed), Counter()
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent)
         for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.bmp", "a.ppm"):
             image.save(folder / name)
         image.save(folder / "lzw.tif", compression="tiff_lzw")

@@ -23,8 +23,9 @@ bw2_uvp is that of the samples).
 import math
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -134,10 +135,10 @@ def train(truth: Gaussians, schedule: Schedule, scheme: str = "exact", seed: int
     maps = Maps(sources, dim, width, shared=scheme == "shared")
     potentials = Potentials(lambdas, dim, width, exact=scheme != "penalty")
     averaged = AveragedModel(maps, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    map_optimizer, potential_optimizer = optimizers = [
-        torch.optim.Adam(side.parameters(), rate, betas=(0.9, schedule.second_beta))
-        for side, rate in ((maps, schedule.learning_rate), (potentials, schedule.potential_learning_rate))]
-    rates = [CosineAnnealingLR(optimizer, schedule.steps) for optimizer in optimizers]
+    betas = 0.9, schedule.second_beta
+    map_optimizer = torch.optim.Adam(maps.parameters(), schedule.learning_rate, betas)
+    potential_optimizer = torch.optim.Adam(potentials.parameters(), schedule.potential_learning_rate, betas)
+    rates = [CosineAnnealingLR(side, schedule.steps) for side in (map_optimizer, potential_optimizer)]
 
     def labels(count: int) -> tuple[Tensor, Tensor]:
         """Source and weight of each of K*count samples."""
@@ -202,10 +203,9 @@ def public_files(folder: Path, dims: list[int]) -> list[Path]:
 def table(rows: list[dict]) -> str:
     """Means over the instances, a line each; above a public instance the figures published for it."""
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["gaussian_barycenter"]
-    lines = [[*rows[0], "instances"]]
-    groups: dict[tuple, list[dict]] = {}
+    lines, groups = [[*rows[0], "instances"]], defaultdict(list)
     for row in rows:
-        groups.setdefault((row["D"], row["sources"], row["scheme"]), []).append(row)
+        groups[row["D"], row["sources"], row["scheme"]].append(row)
     for (dim, sources, scheme), group in groups.items():
         if sources == f"sampler_stats_{dim}" and sources not in sum(lines, []):     # Howard et al.'s file
             lines += [[str(dim), sources, method, *map(str, figures[dim]), *["-"] * 5, "published"]
@@ -240,8 +240,7 @@ def main() -> None:
         cases = [(Gaussians.read(path), path.stem, 0) for path in public_files(flags.folder, flags.dims)]
     else:
         lambdas, sources = WEIGHTS[flags.weights], f"{flags.weights} {flags.means} {flags.family}"
-        cases = [(replace(Gaussians.random(dim, lambdas, flags.means, instance), family=flags.family),
-                  sources, instance)
+        cases = [(Gaussians.random(dim, lambdas, flags.means, instance, flags.family), sources, instance)
                  for instance in range(flags.instances) for dim in flags.dims]
     runs = [(*case, scheme, QUICK if flags.quick else
              Schedule(steps=flags.steps or max(1000, 1000 * len(case[0].mean) // 64)))
@@ -252,8 +251,7 @@ def main() -> None:
             rows.append(row)
             write_csv(flags.out, [list(row), *(line.values() for line in rows)])    # all so far
     print(table(rows))
-    tier = "quick, a short schedule; " * flags.quick
-    print(f"{tier}torch {torch.__version__}, {date.today()}; {flags.out}")
+    print(f"{'a short schedule; ' * flags.quick}torch {torch.__version__}, {date.today()}; {flags.out}")
 
 
 if __name__ == "__main__":

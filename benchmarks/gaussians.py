@@ -6,8 +6,10 @@ is a stretched cube S^1/2 U, its sources are the parallelepipeds A_k^-1 S^1/2 U.
 A_k would turn the cube in K ways; only laws that rotations leave alone form such a family.)
 """
 
+import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,18 @@ def squared_bures_wasserstein(mean_a: Tensor, covariance_a: Tensor, mean_b: Tens
     return (mean_a - mean_b).square().sum(-1) + trace
 
 
+def moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D,D] of [...,D], float64."""
+    points = points.flatten(0, -2).double()
+    return points.mean(0), torch.cov(points.T, correction=0)
+
+
+def distances(sources: Iterable[Tensor]) -> list[float]:
+    """Squared Bures-Wasserstein distance between two sources' points [...,D], of each pair."""
+    pairs = itertools.combinations(map(moments, sources), 2)
+    return [float(squared_bures_wasserstein(*a, *b)) for a, b in pairs]
+
+
 @dataclass
 class Gaussians:
     """K sources N(m_k, C_k), weights lambda_k, barycenter N(m, S) and maps T*_k(x) = m + A_k (x - m_k)."""
@@ -45,14 +59,13 @@ class Gaussians:
     mean: Tensor                # m, [D]
     covariance: Tensor          # S, [D,D]
     maps: Tensor                # A_k, [K,D,D]
-    family: str = "gaussian"    # one of FAMILIES
+    family: str                 # one of FAMILIES
 
     @classmethod
-    def random(cls, dim: int, lambdas: list[float], means: str, seed: int) -> "Gaussians":
-        """A random instance, `means` one of MEANS."""
-        generator = torch.Generator().manual_seed(seed)
-        weights = torch.tensor(lambdas, dtype=torch.float64)
-        sources = len(lambdas)
+    def random(cls, dim: int, lambdas: list[float], means: str, seed: int,
+               family: str = "gaussian") -> "Gaussians":
+        """A random instance, `means` one of MEANS, `family` one of FAMILIES."""
+        generator, sources = torch.Generator().manual_seed(seed), len(lambdas)
         noise = torch.randn(sources, dim, dim, generator=generator, dtype=torch.float64)
         rotations = torch.linalg.qr(noise)[0]
         scales = torch.logspace(-1, 1, dim, base=2, dtype=torch.float64).square()
@@ -62,10 +75,10 @@ class Gaussians:
             # A regular polygon of radius 9 in a random plane: three sources, of spread up to 2, are 16 apart.
             angles = 2 * math.pi / sources * torch.arange(sources, dtype=torch.float64)
             centres = 9 * torch.stack([angles.cos(), angles.sin()], dim=1) @ rotations[0, :, :2].T
-        return cls.of(weights, centres, covariances)
+        return cls.of(torch.tensor(lambdas, dtype=torch.float64), centres, covariances, family)
 
     @classmethod
-    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor) -> "Gaussians":
+    def of(cls, lambdas: Tensor, means: Tensor, covariances: Tensor, family: str = "gaussian") -> "Gaussians":
         """Sources of these moments and their barycenter, all float64.
 
         It is the fixed point of S <- S^-1/2 (sum_k lambda_k (S^1/2 C_k S^1/2)^1/2)^2 S^-1/2.
@@ -81,7 +94,7 @@ class Gaussians:
         roots = sqrtm(covariances)
         inverses = torch.linalg.inv(roots)
         maps = inverses @ sqrtm(roots @ s @ roots) @ inverses
-        return cls(lambdas, means, covariances, lambdas @ means, s, maps)
+        return cls(lambdas, means, covariances, lambdas @ means, s, maps, family)
 
     @classmethod
     def read(cls, path: Path) -> "Gaussians":
@@ -128,9 +141,7 @@ def l2_uvp(truth: Gaussians, transported: Tensor, x: Tensor) -> float:
 
 def bw2_uvp(truth: Gaussians, transported: Tensor) -> float:
     """100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent, by samples' moments; transported: [K,N,D]."""
-    transported = transported.double()
-    mean = transported.mean(1)
-    centred = transported - mean[:, None]
-    covariance = centred.mT @ centred / transported.shape[1]
-    distance = squared_bures_wasserstein(mean, covariance, truth.mean, truth.covariance)
+    found = (squared_bures_wasserstein(*moments(points), truth.mean, truth.covariance)
+             for points in transported)
+    distance = torch.stack([*found])
     return float(100 * (truth.lambdas * distance).sum() / truth.covariance.trace())

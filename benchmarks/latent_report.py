@@ -30,7 +30,6 @@ between those of one scene.
 
 import itertools
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from statistics import fmean
@@ -41,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.gaussians import squared_bures_wasserstein
+from benchmarks.gaussians import distances, moments
 from data.datasets import ImageSet, open_test_sets
 from data.transforms import random_crop
 from losses.residual import contrastive, normalized
@@ -58,49 +57,31 @@ SPACES = {"z": "z", "b": "b", "r": "r", "clean": "z of clean"}
 FOLDS = 5
 
 
-def patches(images: ImageSet, count: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """`count` seeded patches of a set, spread evenly: image index, degraded and clean [1,3,size,size]."""
-    for index in range(images.selected):
-        pair = images.degraded_and_clean(index)
-        rng = np.random.default_rng([0, index])
-        for _ in range(count // images.selected + (index < count % images.selected)):
-            degraded, clean = (to_tensor(patch)[None] for patch in random_crop(list(pair), size, rng))
-            yield index, degraded, clean
-
-
 @torch.inference_mode()
 def latents(net: BaryIR, images: ImageSet, count: int, size: int,
             progress: tqdm) -> tuple[dict[str, Tensor], Tensor]:
-    """A source's latents [patches,pixels,8C] of each space, and the image of each patch, [patches]."""
+    """Of seeded patches, spread evenly over a set's images: latents [count,pixels,8C] and image [count]."""
     device = next(net.parameters()).device
-    found: dict[str, list[Tensor]] = {space: [] for space in SPACES}
-    groups = []
-    for index, degraded, clean in patches(images, count, size):
-        z, _ = net.encode(degraded.to(device))
-        b = net.transport(z)
-        clean_z, _ = net.encode(clean.to(device))
-        for space, latent in zip(SPACES, (z, b, z - b, clean_z), strict=True):
-            found[space].append(latent[0].flatten(1).T.cpu())
-        groups.append(index)
-        progress.update()
-    return {space: torch.stack(of_space) for space, of_space in found.items()}, torch.tensor(groups)
+    groups = (torch.arange(count) % images.selected).sort().values
+    found = {space: [] for space in SPACES}
+    for index, of_image in enumerate(groups.bincount(minlength=images.selected).tolist()):
+        pair, rng = images.degraded_and_clean(index), np.random.default_rng([0, index])
+        for _ in range(of_image):
+            degraded, clean = (to_tensor(patch)[None].to(device) for patch in random_crop([*pair], size, rng))
+            z, _ = net.encode(degraded)
+            b = net.transport(z)
+            clean_z, _ = net.encode(clean)
+            for space, latent in zip(SPACES, (z, b, z - b, clean_z), strict=True):
+                found[space].append(latent[0].flatten(1).T.cpu())
+            progress.update()
+    return {space: torch.stack(of_space) for space, of_space in found.items()}, groups
 
 
-def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [C] and covariance [C,C] of [...,C], float64."""
-    pixels = pixels.flatten(0, -2).double()
-    return pixels.mean(0), torch.cov(pixels.T, correction=0)
-
-
-def distances(sources: list[Tensor], groups: list[Tensor]) -> tuple[list[float], list[float]]:
-    """Between pairs of sources, and between halves of each one's images; latents: [patches,pixels,C] each."""
-    variance = moments(torch.cat(sources))[1].trace()
-    pairs = itertools.combinations(map(moments, sources), 2)
-    between = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in pairs]
-    halves = [[moments(pixels[images % 2 == half]) for half in (0, 1)]
-              for pixels, images in zip(sources, groups, strict=True)]
-    within = [float(squared_bures_wasserstein(*a, *b) / variance) for a, b in halves]
-    return between, within
+def within(sources: list[Tensor], groups: list[Tensor]) -> list[float]:
+    """Distance between halves of each source's images; latents: [patches,pixels,C] each."""
+    halves = ([pixels[images % 2 == half] for half in (0, 1)]
+              for pixels, images in zip(sources, groups, strict=True))
+    return [distances(of_source)[0] for of_source in halves]
 
 
 def fit_probe(x: Tensor, source: Tensor, sources: int, decay: float) -> tuple[Tensor, Tensor]:
@@ -125,8 +106,7 @@ def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float 
     correct = 0
     for held_out in fold.unique():
         test = fold == held_out
-        mean, deviation = features[~test].mean(0), features[~test].std(0) + 1e-9
-        x = (features - mean) / deviation
+        x = (features - features[~test].mean(0)) / (features[~test].std(0) + 1e-9)
         weight, bias = fit_probe(x[~test], source[~test], sources, decay)
         correct += int(((x[test] @ weight + bias).argmax(1) == source[test]).sum())
     return correct / len(source)
@@ -142,9 +122,8 @@ def contrastive_of_others(r: Tensor, source: Tensor, tau: float = 0.07) -> Tenso
 
 def retrieval(sources: list[Tensor]) -> float:
     """Share of latents [P,N] whose nearest one in another source, mean over pairs, is of the same place P."""
-    same = torch.arange(len(sources[0]))
-    pairs = itertools.permutations(sources, 2)
-    return fmean([float((torch.cdist(a, b).argmin(1) == same).float().mean()) for a, b in pairs])
+    nearest = [torch.cdist(a, b).argmin(1) for a, b in itertools.permutations(sources, 2)]
+    return fmean([float((of_pair == torch.arange(len(of_pair))).float().mean()) for of_pair in nearest])
 
 
 def apart(sources: list[Tensor]) -> float:
@@ -154,8 +133,7 @@ def apart(sources: list[Tensor]) -> float:
 
 def are_matched(sets: list[ImageSet]) -> bool:
     """Whether the sets show the same clean photographs, in one order."""
-    scenes = [[pair.clean for pair in images.pairs[:images.selected]] for images in sets]
-    return all(of_set == scenes[0] for of_set in scenes)
+    return len({tuple(pair.clean for pair in images.pairs[:images.selected]) for images in sets}) == 1
 
 
 def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[list[list], dict[str, Tensor]]:
@@ -167,14 +145,14 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
     by_space = {space: [of_source[space] for of_source in found] for space in SPACES}
     pooled = {space: torch.cat([of_source.mean(1) for of_source in by_space[space]]) for space in SPACES}
     flat = {space: [of_source.flatten(1) for of_source in by_space[space]] for space in SPACES}
-    between, within = {}, {}
-    for space in SPACES:
-        between[space], within[space] = distances(by_space[space], list(groups))
-    variance = {space: moments(torch.cat(by_space[space]))[1].trace() for space in SPACES}
+    variance = {space: float(moments(torch.cat(by_space[space]))[1].trace()) for space in SPACES}
+    between = {space: [distance / variance[space] for distance in distances(by_space[space])]
+               for space in SPACES}
+    halves = {space: fmean(within(by_space[space], groups)) / variance[space] for space in SPACES}
     z, b, r = (torch.cat(flat[space]) for space in "zbr")
     rows = [["distance between sources", *(fmean(between[space]) for space in SPACES)],
-            ["distance within a source", *(fmean(within[space]) for space in SPACES)],
-            ["variance", *(float(variance[space] / variance["z"]) for space in SPACES)],
+            ["distance within a source", *halves.values()],
+            ["variance", *(variance[space] / variance["z"] for space in SPACES)],
             ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
             ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
             ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""],
@@ -199,7 +177,7 @@ def plot(path: Path, features: dict[str, Tensor], names: list[str], matched: boo
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(features), figsize=(3.4 * len(features), 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, len(features), figsize=(13.6, 3.6), layout="constrained")
     for axis, (space, of_space) in zip(axes, features.items(), strict=True):
         centred = of_space - of_space.mean(0)
         points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
@@ -228,9 +206,10 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
-    if len(sets) < 2 or min(flags.patches, *(images.selected for images in sets)) < FOLDS:
-        raise InputError(f"{options.file}: sets of {[images.selected for images in sets]} images and "
-                         f"--patches {flags.patches}, expected two sets or more, {FOLDS} of each or more")
+    counts = [images.selected for images in sets]
+    if len(sets) < 2 or min(flags.patches, *counts) < FOLDS:
+        raise InputError(f"{options.file}: sets of {counts} images and --patches {flags.patches}, "
+                         f"expected two sets or more, {FOLDS} of each or more")
     if any(not images.pairs[0].clean for images in sets):
         raise InputError(f"{options.file}: a set without ground truth, expected the folders clean")
     net = load_network(options.checkpoint, distributed.setup()[2])
@@ -241,8 +220,7 @@ def main() -> None:
     print(as_text([["", *SPACES.values()], *cells]))
     print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each "
           f"source, checkpoint {options.checkpoint}, option file {options.file}, {date.today()}; {flags.out}")
-    names = [images.name for images in sets]
-    print(plot(flags.out.with_suffix(".png"), pooled, names, are_matched(sets)))
+    print(plot(flags.out.with_suffix(".png"), pooled, [images.name for images in sets], are_matched(sets)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ palettes, so the lower row of the picture shares its colours. Printed: the squar
 
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.gaussian_barycenter import QUICK, Maps, train
-from benchmarks.gaussians import squared_bures_wasserstein
+from benchmarks.gaussians import distances
 from data.datasets import bundled_folder
 from utils.errors import InputError, one_line_errors
 from utils.images import read_image, save_image, to_uint8
@@ -57,17 +57,14 @@ def recolour(maps: Maps, photographs: list[np.ndarray]) -> list[np.ndarray]:
 
 def distance(photographs: list[np.ndarray]) -> float:
     """Squared Bures-Wasserstein distance of two photographs' colours in [0, 1], mean over the pairs."""
-    colours = [torch.from_numpy(photograph.reshape(-1, 3) / 255) for photograph in photographs]
-    moments = [(points.mean(0), torch.cov(points.T)) for points in colours]
-    pairs = [squared_bures_wasserstein(*a, *b) for a, b in combinations(moments, 2)]
-    return float(torch.stack(pairs).mean())
+    return fmean(distances(torch.from_numpy(photograph / 255) for photograph in photographs))
 
 
 def strip(photographs: list[np.ndarray], height: int) -> np.ndarray:
     """Pictures side by side, each `height` pixels high."""
-    images = [Image.fromarray(pixels) for pixels in photographs]
-    return np.hstack([image.resize((max(1, round(image.width * height / image.height)), height),
-                                   Image.Resampling.LANCZOS) for image in images])
+    sizes = [(max(1, round(pixels.shape[1] * height / pixels.shape[0])), height) for pixels in photographs]
+    return np.hstack([Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+                      for pixels, size in zip(photographs, sizes, strict=True)])
 
 
 def main() -> None:

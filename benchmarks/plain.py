@@ -71,14 +71,6 @@ def run(modules: nn.Module, x: Tensor) -> Tensor:
     return modules(x)
 
 
-def encode(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image [B,3,H,W], sides multiples of 8 -> maps of the three levels, latent before its norm."""
-    level1 = run(net.encoder[0], net.patch_embed(degraded))
-    level2 = run(net.encoder[1], run(net.down[0], level1))
-    level3 = run(net.encoder[2], run(net.down[1], level2))
-    return level1, level2, level3, run(net.latent, run(net.down[2], level3))
-
-
 def residual_branch(net: BaryIR, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Residual latent [B,8C,h,w] -> what it adds to the skips of the three levels, finest first."""
     level3 = run(net.residual_up[2], net.residual_in(r))
@@ -93,15 +85,17 @@ def network(net: BaryIR, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A plain Restormer, whose fuse and bridges do nothing, or PromptIR has b = z and no residual branch.
     """
-    *levels, z = encode(net, degraded)
-    b = x = z
+    level1 = run(net.encoder[0], net.patch_embed(degraded))
+    level2 = run(net.encoder[1], run(net.down[0], level1))
+    level3 = run(net.encoder[2], run(net.down[1], level2))
+    b = x = z = run(net.latent, run(net.down[2], level3))
     if net.barycenter:
         z = layer_norm(net.latent_norm, z)
         b = layer_norm(net.latent_norm, run(net.transport_map, z))
         x = torch.cat([b, z - b], dim=1)
-        residuals = residual_branch(net, z - b)
-        levels = [skip + RESIDUAL_SCALE * r for skip, r in zip(levels, residuals, strict=True)]
-    level1, level2, level3 = levels
+        r1, r2, r3 = residual_branch(net, z - b)
+        level1, level2, level3 = (skip + RESIDUAL_SCALE * r for skip, r in
+                                  ((level1, r1), (level2, r2), (level3, r3)))
     x = torch.cat([run(net.up[2], run(net.fuse, x)), level3], dim=1)
     x = run(net.bridge[1], run(net.decoder[2], net.reduce[2](x)))
     x = torch.cat([run(net.up[1], x), level2], dim=1)

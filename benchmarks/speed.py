@@ -8,7 +8,7 @@ repetition is the median of three passes (inference of large images: one pass) a
 measured, in which memory is used for the first time. Ours is what train.py and test.py run: channels-last
 layout, on a CPU strips in inference, freed memory kept in training; with --dtype bfloat16 autocast. The plain
 form is float32 (TF32 on CUDA) in the default layout. Much of its time on a CPU is that of memory which the
-system hands out anew, page by page; its share varies, --keep removes it.
+system hands out anew, page by page.
 
     forward         256x256, batch 1, without gradients
     map_step        batch 3, 128x128, five sources: forward, losses, backward, RMSprop
@@ -19,7 +19,6 @@ system hands out anew, page by page; its share varies, --keep removes it.
     inference       one image of each of --sizes; the plain form up to 512, where its memory allows
 """
 
-import argparse
 import json
 import platform
 import re
@@ -28,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -36,7 +36,6 @@ from pathlib import Path
 import torch
 
 from benchmarks import plain
-from benchmarks.complexity import NETWORKS
 from data.cache import decode_all
 from data.datasets import TrainingSet, open_sources
 from data.sampler import EpochSampler, make_loader
@@ -60,15 +59,15 @@ NOISE = Source(name="noise", bundled=["astronaut.png", "coffee.png", "chelsea.pn
                levels=[25])
 
 
-def forward(side: str, size: int, flags: argparse.Namespace) -> Callable[[], object]:
-    net = NETWORKS[flags.network]().eval().to(flags.device)
+def forward(side: str, size: int, flags: Namespace) -> Callable[[], object]:
+    net = BaryIR().eval().to(flags.device)
     image = torch.rand(1, 3, size, size, device=flags.device)
     if side == "plain":
         return torch.inference_mode()(partial(plain.network, net, image))
     return partial(restore, net.to(memory_format=torch.channels_last), image, "auto", flags.dtype)
 
 
-def training(side: str, what: str, size: int, flags: argparse.Namespace) -> Callable[[], object]:
+def training(side: str, what: str, size: int, flags: Namespace) -> Callable[[], object]:
     """The steps of one batch, in turn, as a function."""
     device = torch.device(flags.device)
     lambdas = torch.full((SOURCES,), 1 / SOURCES, device=device)
@@ -99,17 +98,14 @@ def training(side: str, what: str, size: int, flags: argparse.Namespace) -> Call
     return lambda: [step() for step in chosen]
 
 
-def loading(side: str, size: int, folder: str, flags: argparse.Namespace) -> Callable[[], object]:
-    """PAIRS training samples in batches of 4 by train.py's loader, of all sources or of --source.
+def loading(side: str, size: int, folder: str, flags: Namespace) -> Callable[[], object]:
+    """PAIRS training samples in batches of 4 by train.py's loader.
 
     folder: holds the decoded images, which workers map as long as they load.
     """
     options = TrainOptions(name="speed", steps=1, sources=[NOISE])
     if flags.opt:
         options = load_options(TrainOptions, flags.opt, flags.set)
-    if flags.source:
-        options.sources = [source for source in options.sources
-                           if flags.source in (source.name, source.degradation)]
     sources = open_sources(options)
     cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
@@ -118,39 +114,32 @@ def loading(side: str, size: int, folder: str, flags: argparse.Namespace) -> Cal
     return lambda: [next(batches) for _ in range(PAIRS // 4)]
 
 
-def reset_peak_memory(device: str) -> None:
-    """Forget the process's peak memory so far."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
+def timed(run: Callable[[], object], passes: int, on_cuda: bool) -> dict[str, float]:
+    """Median of the seconds; peak of memory in GB: allocated tensors on CUDA, else the resident memory."""
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")           # Linux: VmHWM starts again
-
-
-def peak_memory(device: str) -> int:
-    """Bytes, since reset_peak_memory: allocated tensors on CUDA, else the process's resident memory."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
-
-
-def median_seconds(run: Callable[[], object], device: str, repeats: int) -> float:
     times = []
-    for _ in range(repeats):
+    for _ in range(passes):
         start = time.perf_counter()
         run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
+        if on_cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    if on_cuda:
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+    return {"seconds": statistics.median(times), "gigabytes": peak / 1e9}
 
 
-def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
-    """Seconds and the peak of resident memory in GB of this process, which has done nothing else."""
+def measure(side: str, what: str, size: int, flags: Namespace) -> dict[str, float]:
+    """`timed`, after a first pass, in this process, which has done nothing else."""
     torch.manual_seed(0)
-    if flags.keep:
-        keep_freed_memory(torch.device(flags.device))
     on_cuda = flags.device.startswith("cuda")
     if on_cuda:
+        torch.cuda.set_device(torch.device(flags.device).index or 0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     with tempfile.TemporaryDirectory() as folder:
         if what == "loading":
@@ -160,13 +149,10 @@ def measure(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[
         else:
             run = training(side, what, size, flags)
         run()
-        reset_peak_memory(flags.device)
-        passes = 20 if on_cuda else 1 if what == "inference" else PASSES
-        seconds = median_seconds(run, flags.device, passes)
-        return {"seconds": seconds, "gigabytes": peak_memory(flags.device) / 1e9}
+        return timed(run, 20 if on_cuda else 1 if what == "inference" else PASSES, on_cuda)
 
 
-def measure_alone(side: str, what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
+def measure_alone(side: str, what: str, size: int, flags: Namespace) -> dict[str, float]:
     """`measure` in a process of its own; on CUDA, whose allocator no earlier run disturbs, in this one."""
     if flags.device.startswith("cuda"):
         return measure(side, what, size, flags)
@@ -178,16 +164,13 @@ def measure_alone(side: str, what: str, size: int, flags: argparse.Namespace) ->
     return json.loads(result.stdout)
 
 
-def compare(what: str, size: int, flags: argparse.Namespace) -> list:
+def compare(what: str, size: int, flags: Namespace) -> list:
     """A row of the table: both sides in turn, medians; "" where the plain form is too large."""
-    runs = {"plain": [], "ours": []}
-    for _ in range(flags.repeats):
-        for side, results in runs.items():
-            if side == "ours" or what != "inference" or size <= 512:
-                results.append(measure_alone(side, what, size, flags))
-    (plain_s, plain_gb), (ours_s, ours_gb) = (
-        [statistics.median(result[key] for result in results) if results else ""
-         for key in ("seconds", "gigabytes")] for results in runs.values())
+    sides = ["plain", "ours"] if what != "inference" or size <= 512 else ["ours"]
+    runs = [[measure_alone(side, what, size, flags) for side in sides] for _ in range(flags.repeats)]
+    medians = [[statistics.median(result[key] for result in of_side) for key in ("seconds", "gigabytes")]
+               for of_side in zip(*runs, strict=True)]
+    (plain_s, plain_gb), (ours_s, ours_gb) = medians if len(sides) == 2 else [["", ""], *medians]
     if what == "loading":
         print(f"{PAIRS / plain_s:.0f} and {PAIRS / ours_s:.0f} pairs a second with {flags.workers} workers",
               file=sys.stderr, flush=True)
@@ -195,27 +178,22 @@ def compare(what: str, size: int, flags: argparse.Namespace) -> list:
     return [what, size, flags.device, flags.dtype, plain_s, ours_s, ratio, plain_gb, ours_gb]
 
 
-def parse_arguments() -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+def parse_arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024, 2048],
                         help="of the inference, multiples of 8")
-    parser.add_argument("--network", choices=NETWORKS, default="BaryIR",
-                        help="of forward and inference; the steps are BaryIR's")
     parser.add_argument("--batch", type=int, default=3, help="of the steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--opt", default="", metavar="FILE", help="option file whose sources are loaded")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override its options")
-    parser.add_argument("--source", default="", help="of its sources the one of this name or degradation")
     parser.add_argument("--workers", type=int, default=2, help="of the loading")
-    parser.add_argument("--keep", action="store_true", help="the plain form keeps freed memory, too")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, default=Path("results/speed.csv"))
-    parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, metavar=("SIDE", "WHAT", "SIZE"), help=SUPPRESS)
     return parser.parse_args()
 
 
@@ -238,7 +216,7 @@ def main() -> None:
     where = f"{platform.machine()} CPU, {flags.threads} threads"
     if flags.device.startswith("cuda"):
         where = torch.cuda.get_device_name(flags.device)
-    print(f"{flags.network}, {flags.dtype}, batch {flags.batch} in the steps, {where}, "
+    print(f"BaryIR, {flags.dtype}, batch {flags.batch} in the steps, {where}, "
           f"torch {torch.__version__}, {date.today()}; {flags.out}")
 
 

@@ -27,14 +27,15 @@ import hashlib
 import itertools
 import json
 import platform
-import re
 import signal
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,20 +56,41 @@ from utils.metrics import Metrics, crop_for
 from utils.options import TestOptions, TrainOptions, load_options
 from utils.tables import as_text
 
-DESIGNS = {"decide": Path("options/decide"), "study": Path("options/study")}
-RESULTS = Path("benchmarks/study")
-SEEDS = {"w": 8, "transport": 8, "frozen": 8, "reconstruction": 8, "none": 8, "oracle": 2, "dropout": 2,
-         "b": 3, "c": 3, "e": 3, "k": 3, "d": 1, "g": 1}                # of each row, in this order
-ARMS = ("transport", "frozen", "reconstruction", "none", "dropout")     # which begin with w
-CHECKED = ("transport", "frozen", "reconstruction", "dropout")
-LEFT_OUT = ("rain", "haze", "deblur", "lowlight")                       # by seeds 0, 1, 2, 3, 4, ...
+
+class Design(NamedTuple):
+    baselines: tuple[str, ...]                  # rows that others are compared with
+    unseen: tuple[str, ...]                     # groups of sets on which it is judged
+    paired: bool                                # whether rows of a seed have a warm start in common
+
+
+class Row(NamedTuple):
+    design: str
+    file: str
+    seeds: int
+    network: Callable[..., BaryIR] = BaryIR
+
+
+OPTIONS, RESULTS = Path("options"), Path("benchmarks/study")
+DESIGNS = {"decide": Design(("frozen",), ("level", "mixed"), True),
+           "study": Design(("b", "c"), ("type", "mixed"), False)}
 FROZEN = partial(Bottleneck, transport_map="frozen")
-NETWORKS = {"w": FROZEN, "frozen": FROZEN, "oracle": FROZEN,
-            "transport": Bottleneck, "reconstruction": Bottleneck,
-            "none": partial(Bottleneck, transport_map="none"),
-            "dropout": partial(Bottleneck, dropout=0.5),
-            "g": partial(OneLatent, kept="barycenter")}                 # else BaryIR
-BASELINES = {"decide": ("frozen",), "study": ("b", "c")}
+ROWS = {                                                                # in the order of the tables
+    "w": Row("decide", "w.yml", 8, FROZEN),
+    "transport": Row("decide", "transport.yml", 8, Bottleneck),
+    "frozen": Row("decide", "frozen.yml", 8, FROZEN),
+    "reconstruction": Row("decide", "reconstruction.yml", 8, Bottleneck),
+    "none": Row("decide", "none.yml", 8, partial(Bottleneck, transport_map="none")),
+    "oracle": Row("decide", "oracle.yml", 2, FROZEN),
+    "dropout": Row("decide", "dropout.yml", 2, partial(Bottleneck, dropout=0.5)),
+    "b": Row("study", "b_restormer_large.yml", 3),
+    "c": Row("study", "c_no_transport.yml", 3),
+    "e": Row("study", "e_separate.yml", 3),
+    "k": Row("study", "k_faster_potentials.yml", 3),
+    "d": Row("study", "d_paper.yml", 1),
+    "g": Row("study", "g_barycenter_alone.yml", 1, partial(OneLatent, kept="barycenter")),
+}
+ARMS = ("transport", "frozen", "reconstruction", "none", "dropout")     # which begin with w
+LEFT_OUT = ("rain", "haze", "deblur", "lowlight")                       # by seeds 0, 1, 2, 3, 4, ...
 RUN = ("row", "seed", "sources", "weights")
 TABLES = {
     "sets": (*RUN, "group", "set", "images", "psnr", "ssim"),
@@ -80,19 +102,17 @@ GROUPS = ("seen", "level", "type", "mixed", "left out")
 QUANTITIES = ("distance between sources", "variance", "probe accuracy", "same scene", "retrieval")
 MADE = 256                                      # pixels: sides of the images of options/decide/images.yml
 CLAIMED, TREATED = 0.15, 0.5                    # dB, distance in b / z: rule of options/decide/base.yml
-UNSEEN = {"decide": ("level", "mixed"), "study": ("type", "mixed")}     # on which a design is judged
-
-
-def option_files() -> dict[str, Path]:
-    """The rows' option files: of a row, or of a row and a name, as in b_restormer_large.yml."""
-    files = itertools.chain(*(folder.glob("*.yml") for folder in DESIGNS.values()))
-    found = {path.stem.partition("_")[0]: path for path in files}
-    return {row: found[row] for row in SEEDS if row in found}
 
 
 def design_of(row: str) -> str:
-    folder = option_files()[re.split("[:,]", row)[0]].parent
-    return next(name for name, place in DESIGNS.items() if place == folder)
+    """The design of a row, of which a colon may say more ("transport: T off")."""
+    return ROWS[row.partition(":")[0]].design
+
+
+def label(row: str, weights: str) -> str:
+    """A row in the tables: its name and, in options/study, the weights where they are the last ones."""
+    name, colon, given = row.partition(":")
+    return name + ", last" * (weights == "last" and design_of(row) == "study") + colon + given
 
 
 def left_out(row: str, seed: int) -> str:
@@ -114,14 +134,14 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
 
     last: measure the last weights where the run averages, too.
     """
-    folder, file, absent = output / f"{row}_{seed}", str(option_files()[row]), left_out(row, seed)
-    if design_of(row) == "decide":
+    folder, absent, (design, file, _, network) = output / f"{row}_{seed}", left_out(row, seed), ROWS[row]
+    file = str(OPTIONS / design / file)
+    if design == "decide":
         root = make_images(root, output / "images")
     overrides = [f"root={root}", f"name={folder.name}", f"output={output}"]
-    if row in ARMS:                                             # from the warm start, on other samples
-        overrides += [f"pretrained={output}/w_{seed}/last.pth", f"seed={seed + 100}"]
-    else:
-        overrides += [f"seed={seed}"]
+    overrides += [f"seed={seed + 100 * (row in ARMS)}"]         # arms see other samples than w
+    if row in ARMS:
+        overrides += [f"pretrained={output}/w_{seed}/last.pth"]
     if absent:
         kept = [dataclasses.asdict(source) for source in load_options(TrainOptions, file).sources
                 if source.name != absent]
@@ -130,7 +150,7 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
     begin = time.process_time()
     try:
         resume = ["--resume"] if (folder / "last.pth").exists() else []
-        train.main(["--opt", file, "--set", *overrides, *resume], NETWORKS.get(row, BaryIR))
+        train.main(["--opt", file, "--set", *overrides, *resume], network)
     finally:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "cpu_seconds.txt", "a", encoding="utf-8") as times:
@@ -143,8 +163,8 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
 
 def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weights: str) -> None:
     """Measure a finished run: the four tables in its folder."""
-    absent, kind = left_out(row, seed), NETWORKS.get(row, BaryIR)
-    net = load_as(kind, folder / "last.pth", weights == "last")
+    absent = left_out(row, seed)
+    net = load_as(ROWS[row].network, folder / "last.pth", weights == "last")
     tests, matched = (load_options(TestOptions, str(path), [f"root={options.root}"])
                       for path in map(Path(options.file).with_name, ("test.yml", "matched.yml")))
     samples = TrainingSet(open_sources(options), options.seed)
@@ -153,7 +173,7 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
 
     sets, images, elsewhere = [], [], None
     for of_set in open_test_sets(tests.sets, tests.root, f"{tests.file}: sets", print):
-        checked = row in CHECKED and of_set.name.startswith("mixed")
+        checked = row in ARMS and row != "none" and of_set.name.startswith("mixed")
         scores, elsewhere = measure(net, of_set, tests, elsewhere if checked else None)
         for given, of_images in scores.items():
             line = [row + given, *this, group(of_set.name, absent), of_set.name]
@@ -219,7 +239,7 @@ def make_images(root: Path, folder: Path) -> Path:
     for part in root.iterdir():
         if not (folder / part.name).exists():
             (folder / part.name).symlink_to(part.resolve())
-    file = str(DESIGNS["decide"] / "images.yml")
+    file = str(OPTIONS / "decide/images.yml")
     for images in open_test_sets(load_options(TestOptions, file).sets, str(root), f"{file}: sets", print):
         for index in range(images.selected):
             path = folder / "made" / images.name / images.name_of(index).with_suffix(".png").name
@@ -252,77 +272,76 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def key(line: dict[str, str]) -> tuple[str, int, int, str]:
-    """Row, number of sources, seed and weights that a line is of."""
-    return line["row"], int(line["sources"]), int(line["seed"]), line["weights"]
-
-
 def collect(output: Path) -> None:
     """Bring the finished runs' figures to benchmarks/study, whose other runs stay."""
-    done = [path.parent for path in sorted(output.glob("*/runs.csv"))]
+    done = sorted(path.parent for path in output.glob("*/runs.csv"))
     for table in TABLES:
-        rows = {}
-        for path in [RESULTS / f"{table}.csv", *(folder / f"{table}.csv" for folder in done)]:
-            by_run = defaultdict(list)
-            for line in read(path):
-                by_run[key(line)].append(list(line.values()))
-            rows |= by_run
-        write(RESULTS, table, [row for of_run in sorted(rows) for row in rows[of_run]])
-
-
-def label(line: dict[str, str]) -> str:
-    """A row in the tables: its name and, in options/study, the weights where they are the last ones."""
-    row, colon, given = line["row"].partition(":")
-    return row + ", last" * (line["weights"] == "last" and design_of(row) == "study") + colon + given
+        runs = {}
+        for folder in (RESULTS, *done):
+            found = defaultdict(list)
+            for line in read(folder / f"{table}.csv"):
+                found[line["row"], int(line["sources"]), int(line["seed"]), line["weights"]].append(line)
+            runs |= found
+        write(RESULTS, table, [[*line.values()] for run in sorted(runs) for line in runs[run]])
 
 
 class Figures:
-    """What the files in benchmarks/study say of a design.
-
-    psnr: by label, seed and set. of_group: seeds and sets of each group. rows: labels without a colon.
-    """
+    """What the files in benchmarks/study say of a design; rows: the labels of its runs."""
 
     def __init__(self, design: str) -> None:
-        sets, self.images, self.latents = ([line for line in read(RESULTS / f"{table}.csv")
-                                            if design_of(line["row"]) == design]
-                                           for table in ("sets", "images", "latents"))
-        self.paired, self.unseen, self.baselines = design == "decide", UNSEEN[design], BASELINES[design]
-        self.psnr, self.of_group = defaultdict(dict), {name: set() for name in GROUPS}
-        for line in sets:
-            self.psnr[label(line)][line["seed"], line["set"]] = float(line["psnr"])
-            self.of_group[line["group"]].add((line["seed"], line["set"]))
-        self.groups = [name for name in GROUPS if self.of_group[name]]
-        self.rows = sorted({row for row in self.psnr if ":" not in row},
-                           key=lambda row: [*SEEDS].index(row.partition(",")[0]))
+        self.design = DESIGNS[design]
+        self.sets, self.images, self.latents = (
+            [line | {"row": label(line["row"], line["weights"])} for line in read(RESULTS / f"{table}.csv")
+             if design_of(line["row"]) == design] for table in ("sets", "images", "latents"))
+        labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
+        self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
+        self.groups = [name for name in GROUPS if name in groups]
+        self.oracle = defaultdict(list)                         # gains by set
+        for (_, of_set), gain in self.above("oracle", "oracle: input", *GROUPS).items():
+            self.oracle[of_set].append(gain)
+
+    def psnr(self, row: str, *groups: str) -> dict[tuple[str, str], float]:
+        """By seed and set, of the sets of some groups."""
+        return {(line["seed"], line["set"]): float(line["psnr"]) for line in self.sets
+                if line["row"] == row and line["group"] in groups}
+
+    def above(self, row: str, other: str, *groups: str) -> dict[tuple[str, str], float]:
+        """PSNR of a row less that of another, by seed and set."""
+        others = self.psnr(other, *groups)
+        return {key: value - others[key] for key, value in self.psnr(row, *groups).items()}
+
+    def gain(self, row: str, name: str) -> str:
+        """Of a group: PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
+        gains = self.above(row, f"{row}: input", name)
+        gain, possible = mean(gains.values()), mean(mean(self.oracle[of_set]) for _, of_set in gains)
+        share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
+        return f"{mean(self.psnr(row, name).values()):.2f} {gain:+.2f}{share}" if gains else "-"
+
+    def change(self, changed: str, name: str) -> str:
+        """Of a group: what the decoder does with other latents."""
+        return f"{mean(self.above(changed, changed.partition(':')[0], name).values()):+.2f}"
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
         """Mean difference in PSNR over the sets of some groups, and its interval."""
         found = {name: [(int(line["seed"]), line["set"], line["image"].partition("_")[0], float(line["psnr"]))
-                        for line in self.images if label(line) == name and line["group"] in groups
+                        for line in self.images if line["row"] == name and line["group"] in groups
                         and line["set"] != without] for name in (row, other)}
         seeds = [{seed for seed, *_ in scores} for scores in found.values()]
-        both = seeds[0] & seeds[1] if self.paired else seeds[0] | seeds[1]
+        both = seeds[0] & seeds[1] if self.design.paired else seeds[0] | seeds[1]
         if not both or not all(seeds):
             return np.nan, np.nan, np.nan
         ours, theirs = (effects(score for score in scores if score[0] in both) for scores in found.values())
-        return interval(ours, theirs, self.paired)
+        return interval(ours, theirs, self.design.paired)
 
-    def gain(self, row: str, name: str) -> str:
-        """Of a group: PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
-        keys = self.of_group[name] & self.psnr[row].keys()
-        if not keys:
-            return "-"
-        gain = np.mean([self.psnr[row][key] - self.psnr[f"{row}: input"][key] for key in keys])
-        oracle = {key: value - self.psnr["oracle: input"][key] for key, value in self.psnr["oracle"].items()}
-        possible = np.mean([np.mean([value for (_, of_set), value in oracle.items() if of_set == wanted]
-                                    or np.nan) for _, wanted in keys])
-        share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
-        return f"{np.mean([self.psnr[row][key] for key in keys]):.2f} {gain:+.2f}{share}"
+    def latent(self, row: str, quantity: str) -> list[float]:
+        """In z, b and r: mean over seeds; nan where there is none."""
+        lines = [line for line in self.latents if line["row"] == row and line["quantity"] == quantity]
+        return [mean(line[space] or "nan" for line in lines) for space in "zbr"]
 
-    def latent(self, row: str, quantity: str, space: str) -> float:
-        """Mean over seeds; nan where there is none."""
-        return float(np.mean([float(line[space] or "nan") for line in self.latents
-                              if label(line) == row and line["quantity"] == quantity] or np.nan))
+
+def mean(values: Iterable[float | str]) -> float:
+    """nan where there are none."""
+    return float(np.mean([float(value) for value in values] or np.nan))
 
 
 def tables() -> str:
@@ -331,10 +350,10 @@ def tables() -> str:
     if not runs:
         raise InputError(f"{RESULTS}: no runs.csv yet, expected runs: python -m benchmarks.study --root PATH")
     text = ["Equal conditions", as_text([list(TABLES["runs"]), *([*line.values()] for line in runs)])]
-    for design, folder in DESIGNS.items():
+    for design in DESIGNS:
         figures = Figures(design)
         if figures.rows:
-            text += [f"\n{folder}", *map(as_text, tables_of(figures))]
+            text += [f"\n{OPTIONS / design}", *map(as_text, tables_of(figures))]
         if {"transport", "frozen"} <= {*figures.rows}:
             text += [verdict(figures)]
     return "\n".join(text)
@@ -342,49 +361,53 @@ def tables() -> str:
 
 def tables_of(figures: Figures) -> list[list[list[str]]]:
     """A design's tables: gains, differences to the baselines, sets, checks, latents."""
-    groups, psnr = figures.groups, figures.psnr
-    gains = [["PSNR in dB, gain over the input, share of the oracle's gain", *groups]]
-    gains += [[row, *(figures.gain(row, name) for name in groups)] for row in figures.rows]
-    parts = [*((name,) for name in groups), figures.unseen]
-    differences = [["difference in dB, 95 % interval", *map(" and ".join, parts)]]
-    differences += [[f"{row} less {other}", *(shown(figures.difference(row, other, part)) for part in parts)]
-                    for other in figures.baselines for row in figures.rows if row != other]
-    sets = [["PSNR in dB, of the trained", "input", *figures.rows]]
-    trained = {key for name in groups if name != "left out" for key in figures.of_group[name]}
-    for name in sorted({of_set for _, of_set in trained}, key=lambda name: GROUPS.index(group(name, ""))):
-        of_rows = ([value for key, value in psnr[row].items() if key in trained and key[1] == name]
-                   for row in (f"{figures.rows[0]}: input", *figures.rows))
-        sets.append([name, *(f"{np.mean(values or np.nan):.2f}" for values in of_rows)])
-    checks = [["change in dB by what the decoder is given", *groups]]
-    for changed in (name for name in psnr if ": " in name and not name.endswith(": input")):
-        before = psnr[changed.partition(":")[0]]
-        of_groups = ([psnr[changed][key] - before[key] for key in figures.of_group[name] & before.keys()
-                      if key in psnr[changed]] for name in groups)
-        checks.append([changed, *(f"{np.mean(values or np.nan):+.2f}" for values in of_groups)])
-    latents = [["matched scenes: z / b / r", *QUANTITIES]]
-    latents += [[row, *(" / ".join(f"{figures.latent(row, quantity, space):.3f}" for space in "zbr")
-                        for quantity in QUANTITIES)] for row in figures.rows]
-    return [table for table in (gains, differences, sets, checks, latents) if len(table) > 1]
+    rows, groups = figures.rows, figures.groups
+    pairs = {f"{row} less {other}": (row, other) for other in figures.design.baselines
+             for row in rows if row != other}
+    parts = {" and ".join(part): part for part in (*((name,) for name in groups), figures.design.unseen)}
+    trained = {row: figures.psnr(row if row in rows else f"{rows[0]}: input", *GROUPS[:-1])
+               for row in ("input", *rows)}
+    sets = sorted({of_set for psnr in trained.values() for _, of_set in psnr},
+                  key=lambda name: (GROUPS.index(group(name, "")), name))
+    given = dict.fromkeys(line["row"] for line in figures.sets if ": " in line["row"])
+    every = [
+        grid("PSNR in dB, gain over the input, share of the oracle's gain", rows, groups, figures.gain),
+        grid("difference in dB, 95 % interval", pairs, parts,
+             lambda pair, part: shown(figures.difference(*pairs[pair], parts[part]))),
+        grid("PSNR in dB, of the trained", sets, trained, lambda name, row:
+             f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
+        grid("change in dB by what the decoder is given",
+             [name for name in given if not name.endswith(": input")], groups, figures.change),
+        grid("matched scenes: z / b / r", rows, QUANTITIES, lambda row, quantity:
+             " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
+    ]
+    return [table for table in every if len(table) > 1]
+
+
+def grid(title: str, rows: Iterable[str], columns: Iterable[str],
+         cell: Callable[[str, str], str]) -> list[list[str]]:
+    return [[title, *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 
 
 def shown(difference: tuple[float, float, float]) -> str:
-    mean, low, high = difference
-    return f"{mean:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
+    middle, low, high = difference
+    return f"{middle:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
 
 
 def verdict(figures: Figures) -> str:
     """The rule of options/decide/base.yml, applied to the runs that there are."""
-    difference = partial(figures.difference, "transport", "frozen", figures.unseen)
+    unseen = figures.design.unseen
+    difference = partial(figures.difference, "transport", "frozen", unseen)
     gain, low, high = difference()
-    sets = {line["set"] for line in figures.images if line["group"] in figures.unseen}
+    sets = {line["set"] for line in figures.images if line["group"] in unseen}
     least = min(difference(without=name)[0] for name in sets)
-    apart = [figures.latent("transport", "distance between sources", space) for space in "bz"]
-    outcome = ("cannot be told: T did not bring the sources together" if not apart[0] <= TREATED * apart[1]
+    in_z, in_b, _ = figures.latent("transport", "distance between sources")
+    outcome = ("cannot be told: T did not bring the sources together" if not in_b <= TREATED * in_z
                else "holds" if gain >= CLAIMED and low > 0 and least > 0
                else "fails for certain" if high < CLAIMED else "fails")
-    return (f"transport less frozen, {' and '.join(figures.unseen)}: {shown(difference())} dB, "
-            f"{least:+.2f} without its best set; distance between sources {apart[1]:.3f} in z, "
-            f"{apart[0]:.3f} in b. The claim {outcome}")
+    return (f"transport less frozen, {' and '.join(unseen)}: {shown(difference())} dB, "
+            f"{least:+.2f} without its best set; distance between sources {in_z:.3f} in z, "
+            f"{in_b:.3f} in b. The claim {outcome}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -396,16 +419,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
     flags = parser.parse_args(arguments)
-    rows = flags.rows or list(option_files())
+    rows = flags.rows or list(ROWS)
     for row in rows:
-        if row not in option_files():
-            raise InputError(f"no row {row}, expected some of {', '.join(option_files())}")
+        if row not in ROWS:
+            raise InputError(f"no row {row}, expected some of {', '.join(ROWS)}")
     collect(flags.output)
+    done = {(label(line["row"], line["weights"]), line["seed"]) for line in read(RESULTS / "runs.csv")}
     for seed in range(0 if flags.tables else flags.seeds):
-        done = {(label(line), int(line["seed"])) for line in read(RESULTS / "runs.csv")}
         for row in rows:
-            name = row + ", last" * (flags.last and design_of(row) == "study")
-            if seed < SEEDS[row] and (name, seed) not in done:
+            name = label(row, "last" if flags.last else "")
+            if seed < ROWS[row].seeds and (name, str(seed)) not in done:
                 run(row, seed, flags.root, flags.output, flags.last)
                 collect(flags.output)
     print(tables())

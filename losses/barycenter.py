@@ -1,6 +1,8 @@
 """The barycenter objective of BaryIR (arXiv 2505.21637): transport cost and the two sides of the dual.
 
-    max over congruent f_1..f_K, min over T of  sum_k lambda_k E_{z ~ P_k} [ C_k(z, T(z)) - f_k(T(z)) ]
+    max over congruent f_1..f_K, min over T of  L(f, T) = sum_k lambda_k E_k[ C_i - f_k(b_i) ],  b_i = T(z_i)
+
+One T serves all sources. With gamma > 0 the paper's C_i depends on the batch, too, not on z_i and b_i alone.
 """
 
 from collections.abc import Sequence
@@ -54,7 +56,7 @@ COSTS = {"root_mean_square": root_mean_square, "mean_square": mean_square}
 
 def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "mean_square", gamma: float = 0.05,
                    tau: float = 0.07) -> dict[str, Tensor]:
-    """C_i = dist(z_i, b_i) + gamma (L_ctr,i + L_ort,i), [B], with its terms; dist is a name of COSTS.
+    """C_i = dist(z_i, b_i) + gamma (L_ctr,i + L_ort,i), [B], with its terms. cost: the name of dist in COSTS.
 
     z, b: [B,...]. source: [B] int. With gamma = 0 the two latent terms are left out.
     """
@@ -62,8 +64,8 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, cost: str = "mean_squar
     if not gamma:
         return {"cost": distance, "distance": distance}
     ctr, ort = contrastive(z - b, source, tau), orthogonality(b, z - b, source)
-    cost = distance + gamma * (ctr + ort)
-    return {"cost": cost, "distance": distance, "contrastive": ctr, "orthogonality": ort}
+    total = distance + gamma * (ctr + ort)
+    return {"cost": total, "distance": distance, "contrastive": ctr, "orthogonality": ort}
 
 
 def of_source(f: Tensor, source: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The two terms of the transport cost that shape the residual r = z - b (arXiv 2505.21637, the MLOT cost).
+"""The two terms of the transport cost that shape the residual r = z - b (arXiv 2505.21637). r^: normalised.
 
-Both couple the samples of a batch; in a run on several processes they see the samples of all of them.
+Both couple the samples of a batch, with gradients into all of them; of several processes, the samples of all.
 """
 
 import torch

@@ -22,8 +22,9 @@ RESIDUAL_SCALE = 0.8        # of the residual branch where it joins the encoder'
 # What BaryIR needs from a backbone. For another one, write these two and name it here.
 #   block(channels, heads, expansion): the module that all stages are chains of, [B,C,H,W] -> [B,C,H,W]. It
 #       adds its input itself. The weights that end its branches are named project_out (for branch_init).
-#   prompts(width C, levels, heads): for the maps of 2C, 4C, ... and for the latent, a module that appends
-#       `prompt_channels` channels to such a map, a multiple of `heads` (models/promptir.py). None: none.
+#   prompts(width C, levels, heads): `levels` modules, for the maps of 2C, 4C, ... and for the latent. Each
+#       appends `prompt_channels` channels, a multiple of `heads`, to its map (models/promptir.py). Or None.
+# Inference in strips (models/strips.py) knows TransformerBlock; other blocks see the whole map.
 BACKBONES = {
     "restormer": (TransformerBlock, None),
     "promptir": (TransformerBlock, make_prompts),               # BaryIR on it: our reading of the paper
@@ -79,7 +80,7 @@ class BaryIR(nn.Module):
         expansion: float = 2.66,                    # hidden channels of the feed-forwards / channels
         backbone: str = "restormer",                # a name of BACKBONES
         barycenter: bool = True,                    # False: the plain backbone, b = z without T, no residual
-        branch_init: float = 1.0,                   # factor of the drawn weights that end blocks' branches
+        branch_init: float = 1.0,                   # factor of the initial project_out weights of all blocks
     ) -> None:
         super().__init__()
         levels = len(encoder_blocks)
@@ -151,8 +152,8 @@ class BaryIR(nn.Module):
         self.refinement = blocks(refinement_blocks, 2 * width, heads[0])
         self.output = nn.Conv2d(2 * width, 3, 3, padding=1, bias=False)
 
-        for name, weight in self.named_parameters():            # ours: with small ones blocks begin as
-            if name.endswith("project_out.weight"):             # identities, coarse levels with averages
+        for name, weight in self.named_parameters():            # ours: if small, blocks begin as identities
+            if name.endswith("project_out.weight"):
                 weight.data.mul_(branch_init)
 
     def recompute_blocks(self) -> None:
@@ -162,7 +163,7 @@ class BaryIR(nn.Module):
                 module.recompute = True
 
     def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
-        """Parameters of some of the stages encoder (with the norm, b's, too), transport_map and decoder."""
+        """Parameters of some of the stages encoder (with the layer norm), transport_map and decoder."""
         encoder = ("patch_embed", "encoder", "down", "latent", "latent_norm")
         stage_of = {**dict.fromkeys(encoder, "encoder"), "transport_map": "transport_map"}
         return [parameter for name, parameter in self.named_parameters()

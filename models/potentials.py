@@ -14,8 +14,8 @@ def congruent(g: Tensor, lambdas: Tensor) -> Tensor:
 class Standardize(nn.Module):
     """(latent - m) / s of latents [B,C,h,w]: running mean m and deviation s of each channel of z.
 
-    The encoder cannot make transport in such latents trivial by shrinking z. The square of their distance is
-    the quadratic cost under a diagonal metric. decay: of the running moments per step.
+    Cost and potentials then do not depend on the channels' scales, which drift as the encoder trains: the
+    mean square is the quadratic cost under a diagonal metric. decay: of the running moments per step.
     """
 
     def __init__(self, channels: int, decay: float = 0.98) -> None:
@@ -55,14 +55,14 @@ class Potentials(nn.Module):
         channels: int = 384,                # of the latent (8C)
         width: int = 64,                    # hidden channels of each g_k
         congruent: bool = True,             # False: f_k = g_k, for the release's congruence_penalty
-        standardized: bool = False,         # they see standardize(b): the cost should compare such z and b
+        standardized: bool = False,         # f_k of standardize(b); the cost is then measured there, too
     ) -> None:
         super().__init__()
         sources = len(lambdas)
         if lambdas.ndim != 1 or bool((lambdas <= 0).any()) or abs(float(lambdas.double().sum()) - 1) > 1e-5:
             raise ValueError(f"lambdas: {lambdas.tolist()}, expected positive weights with sum 1")
         self.congruent = congruent
-        self.register_buffer("lambdas", lambdas.float(), persistent=False)   # not saved: the current options'
+        self.register_buffer("lambdas", lambdas.float(), persistent=False)   # they follow from the options
         self.standardize = Standardize(channels) if standardized else nn.Identity()
         wide, wider = sources * width, sources * 2 * width
         self.features = nn.Sequential(

@@ -17,7 +17,7 @@ class Prompt(nn.Module):
     weights = softmax(linear(mean of F over its pixels)); prompt = conv3x3(resize(sum_n weights_n P_n)).
 
     Args:
-        channels: of F, the first channels of the map: b of [b, r].
+        channels: of F, the map's first ones, which choose the mixture; in the latent those of b, not of r.
         prompt_channels: P, which are appended.
         size: S, side of the learned prompts.
         count: N_p, the learned prompts.

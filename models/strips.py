@@ -1,4 +1,4 @@
-"""Inference in bounded memory: a network of Restormer blocks a few rows at a time, equal to rounding.
+"""Inference in bounded memory: a network of Restormer blocks a few rows at a time, equal up to rounding.
 
 Attention needs only sums over all pixels: a first pass over the strips adds them up, a second one uses them.
 A 3x3 convolution needs one row of the neighbouring strips. Only the maps between the blocks and the values of
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.baryir import BaryIR
+from models.baryir import BaryIR, Blocks
 from models.restormer import TransformerBlock, Up, gelu_times, mix_channels, working_dtype
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
@@ -25,6 +25,8 @@ def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lam
     The network stays as it is, so that other threads may use it. The twin's blocks overwrite the maps that
     they are given, which must not be used again. `after_block` is called after each block.
     """
+    if isinstance(net, Blocks) and any(type(block) is not TransformerBlock for block in net):
+        return net                                              # of another backbone: they see the whole map
     if isinstance(net, TransformerBlock):
         return BlockInStrips(net, rows, after_block)
     if isinstance(net, Up) or isinstance(net, nn.Conv2d) and sees_one_row_more(net):

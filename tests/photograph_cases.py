@@ -74,16 +74,6 @@ def tiff(pixels: np.ndarray, photometric: int, order: str = "<", planes: bool = 
     return head + data + out + struct.pack(order + "I", 0) + behind
 
 
-def bmp(pixels: np.ndarray, masks: tuple | None) -> bytes:
-    """A BMP of 32 bits a pixel, [H,W,4] from the last row up, with the masks of a V4 header or none."""
-    height, width = pixels.shape[:2]
-    size, compression = (108, 3) if masks else (40, 0)
-    header = struct.pack("<IiiHHIIiiII", size, width, height, 1, 32, compression, pixels.nbytes, 0, 0, 0, 0)
-    header += struct.pack("<4I", *masks) + b"sRGB" + bytes(48) if masks else b""
-    content = header + pixels[::-1].tobytes()
-    return b"BM" + struct.pack("<IHHI", 14 + len(content), 0, 0, 14 + size) + content
-
-
 def segment(marker: int, content: bytes) -> bytes:
     """Of a JPEG, to insert behind its first two bytes."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content

@@ -1,37 +1,30 @@
 """What b and r carry: table and strips of benchmarks.contributions against the stages called by hand."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from conftest import SMALL, run_script
+from conftest import run_script
 from data.datasets import bundled_folder
-from models.baryir import BaryIR
-from utils.checkpoint import load_network, save_checkpoint
+from utils.checkpoint import load_network
 from utils.images import read_image
 from utils.metrics import crop_for, psnr
 
 IMAGE = "microaneurysms.png"            # of scikit-image, 102x102
 
 
-def contributions(folder: Path, checkpoint: Path):
+def test_table_and_strips(tmp_path, checkpoint):
     content = {"name": "small", "checkpoint": str(checkpoint), "protocol": "promptir",
                "sets": [{"name": "jpeg", "bundled": [IMAGE], "degradation": "jpeg", "levels": [20]},
                         {"name": "as_it_is", "bundled": [IMAGE]}]}
-    (folder / "small.yml").write_text(yaml.safe_dump(content))
-    return run_script("benchmarks/contributions.py", "--opt", folder / "small.yml",
-                      "--out", folder / "out.csv")
-
-
-def test_table_and_strips(tmp_path, checkpoint):
-    result = contributions(tmp_path, checkpoint)
+    (tmp_path / "small.yml").write_text(yaml.safe_dump(content))
+    result = run_script("benchmarks/contributions.py", "--opt", tmp_path / "small.yml",
+                        "--out", tmp_path / "out.csv")
     assert result.returncode == 0, result.stderr
-    with open(tmp_path / "out.csv", newline="") as file:
-        jpeg, as_it_is = csv.DictReader(file)
+    jpeg, as_it_is = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
     clean = crop_for("promptir", read_image(bundled_folder() / IMAGE))
     strip = read_image(tmp_path / "out/jpeg" / IMAGE)
     assert strip.shape == (96, 6 * 96, 3)
@@ -51,11 +44,3 @@ def test_table_and_strips(tmp_path, checkpoint):
         assert float(jpeg[side]) == pytest.approx(psnr(panel, clean, 255), abs=0.01)
     assert len({jpeg[side] for side in restored}) == 3          # both latents count in a random network
     assert as_it_is["both"] == "" and (tmp_path / "out/as_it_is" / IMAGE).is_file()     # no ground truth
-
-
-def test_a_plain_backbone_has_no_contributions(tmp_path):
-    network = {**SMALL, "barycenter": False}
-    save_checkpoint(tmp_path / "net.pth", {"net": BaryIR(**network).state_dict(), "network": network})
-    result = contributions(tmp_path, tmp_path / "net.pth")
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
-    assert "net.pth: a plain backbone, expected a network with a barycenter map" in result.stderr

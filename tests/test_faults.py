@@ -5,7 +5,6 @@ import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,7 +12,7 @@ import yaml
 from benchmarks import faults
 from conftest import REPOSITORY, SMALL
 from data.pairs import PAIRINGS, Folder, match_pairs
-from models.baryir import BaryIR, pad_to_multiple
+from models.baryir import BaryIR
 from utils.checkpoint import give_away, load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError
 from utils.options import TestOptions, TrainOptions, dump, load_options, parse
@@ -43,10 +42,10 @@ def path(tmp_path) -> Path:
     return tmp_path / "options.yml"
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_option_files_with_other_characters(path, seed):
     rng = random.Random(seed)
-    for _ in range(3):
+    for _ in range(6):
         text = list(rng.choice(OPTION_FILES).read_text(encoding="utf-8"))
         for _ in range(rng.randrange(1, 6)):
             place = rng.randrange(len(text))
@@ -76,13 +75,11 @@ def test_option_files_with_other_values(path, seed):
     "[" * 5000, "name: " + "{a: " * 3000, "a: &a [*a]\nsources: *a", "name: 0x" + "f" * 20000,
     "name: !!python/object/apply:os.system [echo]", "? [a]\n: b",
 ], ids=["deep lists", "deep mappings", "itself", "large number", "python object", "list as key"])
-def test_option_files_that_attack(tmp_path, text):
-    path = tmp_path / "options.yml"
+def test_option_files_that_attack(path, text):
     path.write_text(text, encoding="utf-8")
-    for kind in (TrainOptions, TestOptions):
-        with pytest.raises(InputError) as error:
-            load_options(kind, str(path))
-        assert "\n" not in str(error.value) and len(str(error.value)) < 2000
+    loads_or_says_why(path)
+    with pytest.raises(InputError):
+        load_options(TrainOptions, str(path))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -105,35 +102,14 @@ def test_pairing_of_random_names(seed):
             assert pair.clean.stem in [PAIRINGS[name](path.stem) for name in rules]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_padding_of_random_sizes(seed):
-    rng = random.Random(seed)
-    height, width, multiple = rng.randrange(1, 40), rng.randrange(1, 40), rng.choice([2, 4, 8, 16])
-    x = torch.rand(2, 3, height, width)
-    padded = pad_to_multiple(x, multiple)
-    assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
-    assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
-    expected = x.numpy()
-    for axis, size in ((3, width), (2, height)):
-        if pad := -size % multiple:
-            sides = [(0, pad if a == axis else 0) for a in range(4)]
-            expected = np.pad(expected, sides, mode="reflect" if pad < size else "edge")
-    assert np.array_equal(padded.numpy(), expected)
-
-
-def test_damaged_images():
-    found = faults.images(60, seed=0)
-    assert found.total() == 60 and not any(found[name] for name in faults.FAILURES), found
-
-
-def test_damaged_checkpoints():
-    found = faults.checkpoints(40, seed=0)
-    assert found.total() == 40 and found[faults.ERROR] >= 30, found
-    assert not any(found[name] for name in faults.FAILURES), found
+def test_damaged_images_and_checkpoints():
+    images, checkpoints = faults.images(60, seed=0), faults.checkpoints(40, seed=0)
+    assert images.total() == 60 and checkpoints.total() == 40 and checkpoints[faults.ERROR] >= 30
+    assert not any(found[name] for found in (images, checkpoints) for name in faults.FAILURES)
 
 
 def test_outcomes_that_must_not_be_are_told():
-    """The judge of both tests above can fail."""
+    """The judge of the test above can fail."""
     assert faults.outcome(lambda: 1, lambda result: False, checksum=True) == faults.SILENT
     assert faults.outcome(lambda: 1, lambda result: False, checksum=False) == faults.OTHER
     assert faults.outcome(lambda: {}[1], lambda result: True, True) == faults.TRACEBACK
@@ -144,7 +120,6 @@ def test_outcomes_that_must_not_be_are_told():
     (None, "no such checkpoint"), (b"no checkpoint", "cannot be read as a checkpoint"),
     (lambda net: {"params": net}, "not a checkpoint of this repository, expected the dicts net and network"),
     (lambda net: {"net": list(net.values()), "network": SMALL}, "expected the dicts net and network"),
-    (lambda net: {"net": net, "network": 8}, "expected the dicts net and network"),
     (lambda net: {"net": net, "network": {**SMALL, "width": "x"}},
      "network.width: 'x', expected a whole number"),
     (lambda net: {"net": net, "network": {**SMALL, "heads": [1, 2, 4, 10**15]}},

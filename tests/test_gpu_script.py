@@ -25,9 +25,9 @@ def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.Compl
     train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16",
              "cache=false", "pretrained=", *TINY_NETWORK]
     environment = {"DEVICE": "cpu", "BATCH": "2", "MINUTES": "5", "PROBE": "4", "STEPS": "6",
-                   "SPEED": "--help",
-                   "TESTS": "tests/test_cuda.py", "TRAIN": " ".join(train), "OMP_NUM_THREADS": "1",
-                   "CUDA_VISIBLE_DEVICES": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+                   "SPEED": "--help", "TESTS": "tests/test_cuda.py", "TRAIN": " ".join(train),
+                   "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment, **settings},
                           capture_output=True, text=True, timeout=300)

@@ -13,24 +13,11 @@ import pytest
 from PIL import Image
 
 from conftest import write_image
-from photograph_cases import (
-    DEEP,
-    PROFILE,
-    RGB,
-    RGBA,
-    bmp,
-    chunk,
-    exif,
-    png,
-    saved,
-    segment,
-    tiff,
-    with_segments,
-)
+from photograph_cases import DEEP, RGB, RGBA, chunk, exif, png, saved, tiff
 from utils import images
 from utils.errors import InputError
 from utils.files import list_files
-from utils.images import EXTENSIONS, decode, read_image, save_image
+from utils.images import EXTENSIONS, as_rgb, decode, read_image, save_image
 
 HIGH = (DEEP >> 8).astype(np.uint8)
 HIGH[..., 3] = np.maximum(HIGH[..., 3], 1)
@@ -38,6 +25,7 @@ SEEN = DEEP.copy()
 SEEN[..., 3] = np.maximum(SEEN[..., 3], 256)                # nothing is hidden, at 8 bits either
 GREY, WHITE, BITS = RGB[..., :1], 255 - RGB[..., :1], (RGB[..., :1] > 99)
 SMOOTH = Image.fromarray(RGB).resize((4, 3)).resize((30, 21), Image.Resampling.BICUBIC)
+PLAIN = Image.new("RGB", (30, 21), (200, 120, 90))
 BIT_TIFF = saved(Image.fromarray(BITS[..., 0]), "TIFF")
 SOFT_GREY = SMOOTH.convert("L")
 DEEP_REMARK = ["16 bits a channel, of which 8 are read"]
@@ -52,8 +40,7 @@ def at_once(path: Path, content: bytes) -> tuple[np.ndarray, list[str]]:
     path.write_bytes(content)
     remarks = []
     pixels = decode(path, remarks)[1]
-    colours = pixels[..., :1 if pixels.shape[2] < 3 else 3]
-    assert np.array_equal(read_image(path), np.broadcast_to(colours, (*colours.shape[:2], 3)))
+    assert np.array_equal(read_image(path), as_rgb(pixels))
     return pixels, remarks
 
 
@@ -75,33 +62,27 @@ def scaled(largest: int, channels: int) -> np.ndarray:
 
 RIGHT = {                       # content, picture (8 bits within 1), remarks
     "PNG grey": (png(GREY), GREY, []), "PNG grey 16": (png(DEEP[..., :1]), HIGH[..., :1], DEEP_REMARK),
-    "PNG grey, alpha 16": (png(SEEN[..., [0, 3]]), HIGH[..., [0, 3]], DEEP_REMARK),
-    "PNG 16": (png(DEEP[..., :3]), HIGH[..., :3], DEEP_REMARK),
     "PNG alpha 16": (png(SEEN), HIGH, DEEP_REMARK),
     "PNG grey 4": (png(GREY >> 4, bits=4), (GREY >> 4) * np.uint8(17), []),
-    "TIFF grey": (tiff(GREY, 1), GREY, []), "TIFF white is 0": (tiff(WHITE, 0), GREY, []),
+    "TIFF white is 0": (tiff(WHITE, 0), GREY, []),
     "TIFF bits": (BIT_TIFF, BITS * np.uint8(255), []), "TIFF": (tiff(RGB, 2), RGB, []),
     "TIFF palette": (saved(palette(), "TIFF"), np.asarray(palette().convert("RGB")), []),
     "TIFF alpha": (tiff(RGBA, 2, t338=(2,)), RGBA, []),
     "TIFF fourth channel": (tiff(RGBA, 2, t338=(0,)), RGB, []),
     "TIFF grey 16": (tiff(DEEP[..., :1], 1), HIGH[..., :1], DEEP_REMARK),
-    "TIFF grey 16 >": (tiff(DEEP[..., :1], 1, ">"), HIGH[..., :1], DEEP_REMARK),
-    "TIFF 16": (tiff(DEEP[..., :3], 2), HIGH[..., :3], DEEP_REMARK),
     "TIFF 16 >": (tiff(DEEP[..., :3], 2, ">"), HIGH[..., :3], DEEP_REMARK),
     "TIFF alpha 16": (tiff(SEEN, 2, t338=(2,)), HIGH, DEEP_REMARK),
-    "TIFF LZW": (saved(RGB, "TIFF", compression="tiff_lzw"), RGB, []),
-    "TIFF 16 LZW": (saved(DEEP[..., 0], "TIFF", compression="tiff_lzw"), HIGH[..., :1], DEEP_REMARK),
+    "TIFF LAB": (saved(PLAIN.convert("LAB"), "TIFF"), np.asarray(PLAIN), []),
     "TIFF tiles": (saved(RGB, "TIFF", tiffinfo={322: 16, 323: 16}, compression="tiff_deflate"), RGB, []),
     "BigTIFF": (saved(RGB, "TIFF", big_tiff=True), RGB, []),
-    "BMP alpha": (bmp(RGBA[..., [2, 1, 0, 3]], (0xFF0000, 0xFF00, 0xFF, 0xFF000000)), RGBA, []),
-    "BMP 32": (bmp(RGBA[..., [2, 1, 0, 3]], None), RGB, []),
+    "BMP": (saved(RGB, "BMP"), RGB, []),
     "JPEG 2000 16": (saved(DEEP[..., 0], "JPEG2000"), HIGH[..., :1], DEEP_REMARK),
     "WebP alpha": (saved(RGBA, "WEBP", lossless=True, exact=True), RGBA, []),
     "GIF": (saved(palette(), "GIF"), np.asarray(palette().convert("RGB")), []),
     "JPEG grey": (saved(SOFT_GREY, "JPEG", quality=100), np.asarray(SOFT_GREY)[..., None], []),
     **{f"P{kind} {largest}": (pnm(kind, largest), scaled(largest, 3 if kind in (3, 6) else 1),
                               [f"{bits} bits a channel, of which 8 are read"] * (bits > 8))
-       for kind in (2, 3, 5, 6) for largest, bits in ((1, 1), (255, 8), (1000, 10), (65535, 16))},
+       for kind, largest, bits in ((2, 1, 1), (3, 255, 8), (5, 1000, 10), (5, 65535, 16), (6, 65535, 16))},
 }
 
 
@@ -114,12 +95,12 @@ def test_files_that_are_read_rightly(tmp_path, kind):
     assert pixels.shape == expected.shape and np.abs(pixels.astype(float) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_each_orientation(tmp_path, name, orientation):
+def test_each_orientation(tmp_path, name):
     how = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(name, {})
-    pixels, _ = at_once(tmp_path / "a", saved(SMOOTH, name, exif=exif(orientation), **how))
-    assert np.abs(pixels.astype(int) - TURNS[orientation](np.asarray(SMOOTH))).max() <= (5 if how else 0)
+    for orientation, turn in TURNS.items():
+        pixels, _ = at_once(tmp_path / "a", saved(SMOOTH, name, exif=exif(orientation), **how))
+        assert np.abs(pixels.astype(int) - turn(np.asarray(SMOOTH))).max() <= (5 if how else 0)
 
 
 def test_alpha_that_is_multiplied_into_the_colours(tmp_path):
@@ -135,25 +116,19 @@ UNSIGNED = "expected unsigned numbers of 8 or 16 bits a channel, in one plane, b
 
 
 @pytest.mark.parametrize("content, message", [
-    (tiff(GREY.astype("f4"), 1), f"mode F, .*{UNSIGNED}"), (tiff((GREY / 255).astype("f4"), 1), "mode F"),
+    (tiff(GREY.astype("f4"), 1), f"mode F, .*{UNSIGNED}"), (b"Pf\n1 1\n-1.0\n" + bytes(4), "mode F"),
     (tiff((GREY / 2).astype("i1"), 1), "sample format 2"), (tiff(GREY.astype("i2"), 1), "sample format 2"),
-    (tiff(GREY.astype("u4"), 1), "32 bits"), (tiff(GREY.astype("i4"), 1), "32 bits"),
-    (tiff(65535 - DEEP[..., :1], 0), "photometric 0"), (tiff(RGB, 2, planes=True), "planes=2"),
-    (tiff(DEEP[..., :3], 2, planes=True), "planes=2"), (tiff(DEEP[..., :3], 8), "does not know"),
-    (tiff(np.repeat(DEEP, 2, axis=2), 1, t338=(0,) * 7), "does not know"),
-    (tiff(GREY.astype("f8"), 1), "does not know"),
+    (tiff(GREY.astype("u4"), 1), "32 bits"), (tiff(65535 - DEEP[..., :1], 0), "photometric 0"),
+    (tiff(RGB, 2, planes=True), "planes=2"), (tiff(DEEP[..., :3], 2, planes=True), "planes=2"),
+    (tiff(DEEP[..., :3], 8), "does not know"),
     (png(DEEP[..., :3], chunk(b"tRNS", bytes(6))), "16 bits, mode RGB"),
     (png(DEEP[..., :1], chunk(b"tRNS", bytes(2))), "16 bits, mode I"),
-    (b"Pf\n1 1\n-1.0\n" + bytes(4), "mode F"),
     (b"", "first bytes are b''"), (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "b'%!PS-Ado'"),
-    (b"not an image", "of a kind that Pillow does not know: its first bytes are b'not an i'"),
     (b"\0\0\0\x18ftypheic" + bytes(12), "HEIC, which needs a package: pip install pillow-heif|cannot"),
     (png(RGB)[:-300], "cut off"), (png(RGB)[:60] + b"xx" + png(RGB)[62:], "wrong checksum of its chunk"),
-    (png(RGB[:1])[:16] + struct.pack(">II", 60000, 60000) + png(RGB)[24:], "wrong checksum"),
-    (saved(RGB, "TIFF")[:-9], "truncated"), (b"II*\0\x08\0\0\0\0\0", ""), (b"MM\0*" + bytes(30), ""),
+    (saved(RGB, "TIFF")[:-9], "truncated"), (b"II*\0\x08\0\0\0\0\0", ""),
     (saved(SMOOTH, "JPEG")[:-200], ""), (saved(SMOOTH, "JPEG")[:-6], "truncated"),
     (saved(SMOOTH, "JPEG", progressive=True)[:-2], "truncated"),
-    (saved(DEEP[..., 0], "TIFF", compression="tiff_lzw")[:200], ""),
 ], ids=lambda value: str(value)[:30])
 def test_files_that_are_refused_in_one_line(tmp_path, content, message):
     path = tmp_path / "a.png"                               # EPS would run another program
@@ -172,27 +147,21 @@ def test_bits_of_an_avif(tmp_path):
     assert images.bits_stored(image, content) == 8 and images.bits_stored(image, deep) == 10
 
 
-def test_a_picture_for_which_the_memory_is_too_small(tmp_path):
+def test_any_size_that_the_memory_holds(tmp_path):
+    Image.new("1", (16320, 12240), 1).save(tmp_path / "phone.png")         # 200 megapixels are no bomb
+    assert Image.open(tmp_path / "phone.png").size == (16320, 12240)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 600000, 60000, 8, 2, 0, 0, 0))
     (tmp_path / "a.png").write_bytes(png(RGB)[:8] + header + png(RGB)[33:])
     with pytest.raises(InputError, match="600000x60000 pixels, which need at least 576 GB of memory"):
         read_image(tmp_path / "a.png")
 
 
-def test_a_large_picture_is_no_bomb(tmp_path):
-    Image.new("1", (16320, 12240), 1).save(tmp_path / "phone.png")         # 200 megapixels
-    image = Image.open(tmp_path / "phone.png")
-    assert image.size == (16320, 12240) and images.require_memory(image.size, 1) is None
-
-
 # What is missing without a loss of pixels ------------------------------------------------------------------
 
 @pytest.mark.parametrize("content, remark", [
     (saved(SMOOTH, "JPEG")[:-2], "its end mark is missing, but no pixels"),
-    (saved(SMOOTH, "JPEG")[:-1], "its end mark is missing, but no pixels"),
     (png(RGB, end=False), None), (png(RGB)[:-3], None), (png(RGB) + b"more", None),
     (png(RGB, chunk(b"tEXt", b"a\0b", error=1)), "its chunk b'tEXt' has a wrong checksum and is left out"),
-    (png(RGB, chunk(b"pHYs", bytes(9), error=1)), "its chunk b'pHYs' has a wrong checksum and is left out"),
     (png(RGB, chunk(b"eXIf", exif(6), error=1)), "its chunk b'eXIf' has a wrong checksum and is left out"),
 ], ids=lambda value: str(value)[:20])
 def test_a_file_whose_pixels_are_whole(tmp_path, content, remark):
@@ -244,37 +213,6 @@ def test_folders_that_are_listed(tmp_path, monkeypatch):
     unreadable = []
     assert [path.name for path in list_files(tmp_path, unreadable=unreadable)] == ["a.png", "b.png"]
     assert len(unreadable) == 1 and "/closed: " in unreadable[0]
-
-
-def test_a_file_that_may_not_be_read_is_named_once(tmp_path, monkeypatch):
-    path = write_image(tmp_path / "a.png")
-
-    def denied(path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    with pytest.raises(InputError) as error:
-        read_image(path)
-    assert str(error.value) == f"{path}: cannot be read as an image (Permission denied)"
-
-
-@pytest.mark.parametrize("name", [
-    "a\nb.png", "a\x1b[2J.png", os.fsdecode(b"\xff\xfe.png"), "写真.PNG", " .png"])
-def test_odd_names(tmp_path, name):
-    path = write_image(tmp_path / "a.png").rename(tmp_path / name)
-    assert list_files(tmp_path, EXTENSIONS) == [path] and read_image(path).shape == (32, 40, 3)
-    path.write_bytes(b"")
-    with pytest.raises(InputError) as error:
-        read_image(path)
-    assert "\n" not in str(error.value) and str(error.value).encode()
-
-
-@pytest.mark.parametrize("extension", sorted(
-    extension for extension in EXTENSIONS if Image.registered_extensions().get(extension) in Image.SAVE))
-def test_every_extension_is_written_and_read(tmp_path, extension):
-    save_image(SMOOTH, tmp_path / f"a{extension.upper()}")
-    found = read_image(tmp_path / f"a{extension.upper()}").astype(int)
-    assert np.abs(found - np.asarray(SMOOTH)).mean() < 5
 
 
 # Transparency and colours ----------------------------------------------------------------------------------
@@ -332,28 +270,14 @@ def test_cmyk(tmp_path, adobe):
     assert remarks == ["CMYK without an ICC profile that can be used: its colours are approximate"]
 
 
-def test_lab_is_converted_not_reinterpreted(tmp_path):
-    """sRGB -> LAB -> sRGB loses some levels to rounding and to LAB's 8 bits, not the colours."""
-    from PIL import ImageCms
-
-    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    image = ImageCms.profileToProfile(Image.fromarray(RGB), srgb, lab, outputMode="LAB")
-    pixels, _ = at_once(tmp_path / "a", saved(image, "TIFF"))
-    assert np.abs(pixels.astype(int) - RGB).mean() < 4
-
-
-@pytest.mark.parametrize("name", sorted(Image.SAVE_ALL.keys() & {"GIF", "PNG", "WEBP", "TIFF", "AVIF"}))
+@pytest.mark.parametrize("name", ["GIF", "PNG", "TIFF"])
 def test_animations_are_no_still_images(tmp_path, name):
-    image = Image.fromarray(RGB)
-    (tmp_path / "a").write_bytes(saved(image, name, save_all=True, append_images=[image.rotate(180)]))
+    (tmp_path / "a").write_bytes(saved(SMOOTH, name, save_all=True, append_images=[SMOOTH.rotate(180)]))
     assert decode(tmp_path / "a", [])[0].n_frames == 2
     with pytest.raises(InputError, match="a: 2 frames, expected a still image"):
         read_image(tmp_path / "a")
-
-
-def test_a_phone_that_adds_a_small_copy(tmp_path):
     (tmp_path / "a").write_bytes(saved(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.resize((8, 6))]))
-    assert Image.open(tmp_path / "a").n_frames == 2 and read_image(tmp_path / "a").shape == RGB.shape
+    assert read_image(tmp_path / "a").shape == RGB.shape    # a phone adds a small copy
 
 
 @pytest.mark.parametrize("block", [
@@ -365,17 +289,13 @@ def test_exif_never_costs_the_picture(tmp_path, block):
     assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))
 
 
-def test_other_segments_of_a_jpeg_do_not_matter(tmp_path):
-    jpeg = saved(SMOOTH, "JPEG")
-    broken = with_segments(
-        jpeg, segment(0xE2, b"ICC_PROFILE\0\2\3" + PROFILE), segment(0xE2, b"MPF\0nonsense"),
-        segment(0xED, b"Photoshop 3.0\x008BIM" + b"\xff" * 9), segment(0xE1, b"Exif\0\0"))
-    assert np.array_equal(at_once(tmp_path / "a", broken)[0], at_once(tmp_path / "a", jpeg)[0])
-
-
-def test_what_a_format_cannot_hold_is_one_line(tmp_path):
+def test_formats_that_are_written(tmp_path):
+    for name in ("a.png", "a.JPEG", "a.webp"):
+        save_image(SMOOTH, tmp_path / name)
+        assert np.abs(read_image(tmp_path / name).astype(int) - np.asarray(SMOOTH)).mean() < 5
+        (tmp_path / name).unlink()
     with pytest.raises(InputError, match="a.jpg: cannot be written as JPEG"):
         save_image(Image.new("L", (70000, 1)), tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="cannot write .xyz"):
+    with pytest.raises(InputError, match="a.xyz: expected .png, .jpg or .webp"):
         save_image(Image.new("L", (7, 1)), tmp_path / "a.xyz")
     assert not list(tmp_path.iterdir())

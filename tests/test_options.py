@@ -135,3 +135,9 @@ def test_what_is_refused(tmp_path, content, message):
             load(tmp_path, content if isinstance(content, str) else {**MINIMAL, **content})
     assert message in str(error.value) and str(error.value).startswith(str(tmp_path / "some.yml"))
     assert "\n" not in str(error.value)
+
+
+def test_an_option_file_in_another_encoding(tmp_path):
+    (tmp_path / "some.yml").write_bytes("name: Gr\u00fc\u00df".encode("cp1252"))
+    with pytest.raises(InputError, match="some.yml: not valid YAML in UTF-8 or UTF-16: .*"):
+        read_file(str(tmp_path / "some.yml"))

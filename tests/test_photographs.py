@@ -33,7 +33,6 @@ from photograph_cases import (
     RGBA,
     TAKEN,
     XMP,
-    bmp,
     chunk,
     exif,
     png,
@@ -87,20 +86,6 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-def zlib_of(size: int) -> bytes:
-    return zlib.compress(bytes(size), 1)
-
-
-def chunks_of(content: bytes) -> dict[bytes, bytes]:
-    """The last chunk of each kind of a PNG."""
-    place, found = 8, {}
-    while place < len(content):
-        end = place + 12 + int.from_bytes(content[place:place + 4])
-        found[content[place + 4:place + 8]] = content[place + 8:end - 4]
-        place = end
-    return found
-
-
 def test_a_photograph_is_restored_by_the_network(tmp_path, run, checkpoint):
     put(tmp_path / "a.png", png(RGB[:9, :8]))
     assert run("a.png", "out.png").returncode == 0
@@ -114,11 +99,11 @@ def test_a_photograph_is_restored_by_the_network(tmp_path, run, checkpoint):
 KINDS = {
     "phone.jpg": (with_segments(JPEG, segment(0xE1, exif(6))), "phone.png", "RGB", ""),
     "alpha.png": (png(RGBA), "alpha.png", "RGBA", ""),
-    "grey.pgm": (saved(RGB[..., 0], "PPM"), "grey.pgm", "L", ""),
-    "deep.tif": (tiff(DEEP[..., :3], 2), "deep.tif", "RGB", "16 bits a channel, of which 8 are read"),
+    "grey.pgm": (saved(RGB[..., 0], "PPM"), "grey.png", "L", ""),
+    "deep.tif": (tiff(DEEP[..., :3], 2), "deep.png", "RGB", "16 bits a channel, of which 8 are read"),
     "palette.gif": (saved(PALETTE, "GIF", transparency=3), "palette.png", "RGBA", ""),
     "print.jpg": (saved(SMOOTH.convert("CMYK"), "JPEG"), "print.png", "RGB", "CMYK without an ICC profile"),
-    "dot.bmp": (saved(RGB[:1, :1], "BMP"), "dot.bmp", "RGB", ""), "b.JPE": (JPEG, "b.png", "RGB", ""),
+    "dot.bmp": (saved(RGB[:1, :1], "BMP"), "dot.png", "RGB", ""), "b.JPE": (JPEG, "b.png", "RGB", ""),
     "sub/Ä 写真.webp": (saved(RGB, "WEBP", lossless=True), "sub/Ä 写真.png", "RGB", ""),
     "jpeg.heic": (JPEG, "jpeg.png", "RGB", ""),
     # Not restored:
@@ -132,11 +117,9 @@ def test_every_kind_of_photograph(tmp_path, run, same):
     for name, (content, *_) in KINDS.items():
         put(tmp_path / "in" / name, content)
     put(tmp_path / "in/notes.txt", b"not an image")
-    before = {path: path.read_bytes() for path in (tmp_path / "in").rglob("*.*")}
     result = run("in", "out")
     assert result.returncode == 3 and f"{len(KINDS) - 4} of {len(KINDS)} images restored" in result.stdout
     assert "notes.txt, no photograph by its name" in result.stdout
-    assert {path: path.read_bytes() for path in before} == before
     final = result.stderr.splitlines()[-1]
     assert final.startswith(f"error: 4 of {len(KINDS)} images not restored: ")
     for name, (content, place, mode, said) in KINDS.items():
@@ -148,16 +131,13 @@ def test_every_kind_of_photograph(tmp_path, run, same):
         image = Image.open(tmp_path / "out" / place)
         assert image.mode == mode and image.getexif().get(0x0112, 1) == 1
         assert image.size == ((21, 30) if name == "phone.jpg" else Image.open(io.BytesIO(content)).size)
-    outputs = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(outputs) == len(KINDS) - 4
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/alpha.png")), RGBA)
 
 
 # What a file says beside its pixels ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("name, target", [
-    ("JPEG", "a.png"), ("PNG", "a.jpg"), ("WEBP", "a.webp"), ("PNG", "a.png")])
+@pytest.mark.parametrize("name, target", [("JPEG", "a.png"), ("PNG", "a.jpg"), ("WEBP", "a.webp")])
 def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
     """But for orientation, and sizes and resolutions of a turned picture."""
     for orientation in (1, 3, 6):
@@ -169,59 +149,51 @@ def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
         assert len(changed) == (orientation != 1) + 4 * turned  # and a byte of each of the two pairs
         block = Image.Exif()
         block.load(found)
-        assert block[0x0112] == 1 and block[0x010F] == "camera"
-        assert (block[0x011A], block[0x011B]) == ((200, 300) if turned else (300, 200))
+        assert block[0x0112] == 1 and (block[0x011A], block[0x011B]) == ((200, 300) if turned else (300, 200))
         entries = block.get_ifd(0x8769)
         assert (entries[0xA002], entries[0xA003]) == ((21, 30) if turned else (30, 21))
-        assert entries[0x9003] == TAKEN and block.get_ifd(0x8825)[1] == "N"
 
 
-@pytest.mark.parametrize("content", [
-    tiff(RGB, 2, t315=ARTIST.encode() + b"\0", t271=b"camera\0"), saved(RGB, "PNG", exif=exif()),
-    tiff(RGB, 2, ">", t315=ARTIST.encode() + b"\0", t271=b"camera\0"),
-], ids=["TIFF", "PNG", "TIFF >"])
-@pytest.mark.parametrize("target", ["out.tif", "out.png", *["out.avif"] * ("AVIF" in Image.SAVE)])
-def test_text_of_a_tiff_stays_as_it_is(tmp_path, content, target):
-    assert not copied(content, tmp_path / target)
-    exif = Image.open(tmp_path / target).getexif()
-    assert exif[0x013B].encode("latin-1") == ARTIST.encode() and exif[0x010F] == "camera"
-    assert target == "out.tif" or {256, 258, 273, 279}.isdisjoint(exif)     # not how the TIFF was stored
+@pytest.mark.parametrize("order", "<>")
+def test_what_a_tiff_says_becomes_exif(tmp_path, order):
+    """Its text as it is, the camera's part, the place; not how its pixels were stored."""
+    content = saved(RGB, "TIFF", exif=exif()) if order == "<" else \
+        tiff(RGB, 2, order, t315=ARTIST.encode() + b"\0", t271=b"camera\0")
+    assert not copied(content, tmp_path / "a.png")
+    found = Image.open(tmp_path / "a.png").getexif()
+    assert found[0x010F] == "camera" and {256, 258, 273, 279}.isdisjoint(found)
+    if order == "<":
+        assert found.get_ifd(0x8769)[0x9003] == TAKEN and found.get_ifd(0x8825)[1] == "N"
+    else:
+        assert found[0x013B].encode("latin-1") == ARTIST.encode()
 
 
 XMP_PNG = png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP))
 XMP_JPEG = with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
+MUCH = with_segments(
+    JPEG, segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0"), segment(0xEB, b"jumdc2pa"),
+    segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="), segment(0xFE, b"page 3"),
+    segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\0"))
 TWO = {"save_all": True, "append_images": [SMOOTH]}
 OTHER, UNMEANT = "left out: an ICC profile for other colours", "left out: a channel without a stated meaning"
 SAID = {        # content, target, and what is said; empty: nothing may be said, as all is kept
     "gamma": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0"), chunk(b"cHRM", bytes(range(32)))), "a.png", ""),
     "gamma to JPEG": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.jpg", "PNG's text or colours: .jpg"),
-    "gamma to TIFF": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.tif", "PNG's text or colours: .tif"),
     "HDR of a PNG": (png(RGB, chunk(b"cICP", b"\x09\x10\0\1")), "a.png", ""),
     "light levels": (png(RGB, chunk(b"cLLI", bytes(8))), "a.png", "left out: chunk b'cLLI'"),
-    "credentials": (png(RGB, chunk(b"caBX", b"jumb")), "a.png", "left out: chunk b'caBX'"),
-    "credentials of JPEG": (with_segments(JPEG, segment(0xEB, b"jumdc2pa")), "a.png", "content credentials"),
     "text": (png(RGB, chunk(b"tEXt", b"parameters\0steps"), chunk(b"iTXt", b"x\0\0\0\0\0y")), "a.png", ""),
-    "text of 1.5 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib_of(1_500_000))), "a.png", ""),
-    "text of 300 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib_of(300_000_000))), "a.png", ""),
+    "text of 80 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(80_000_000), 1))), "a.png", ""),
     "XMP of a PNG": (XMP_PNG, "a.png", ""), "XMP to JPEG": (XMP_PNG, "a.jpg", ""),
-    "XMP of a JPEG": (XMP_JPEG, "a.png", ""), "XMP to TIFF": (XMP_JPEG, "a.tif", ""),
-    "XMP to BMP": (XMP_JPEG, "a.bmp", "XMP: .bmp cannot hold that"),
+    "XMP of a JPEG": (XMP_JPEG, "a.png", ""), "XMP of a TIFF": (tiff(RGB, 2, t700=XMP), "a.png", ""),
     "XMP of 80 KB": (png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP * 900)), "a.jpg",
                      "XMP: .jpg cannot hold that"),
-    "more XMP": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0")), "a.png",
-                 "left out: extended XMP"),
-    "IPTC": (with_segments(JPEG, segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\0")), "a.png",
-             "left out: IPTC or Photoshop's data"),
-    "comment": (with_segments(JPEG, segment(0xFE, b"page 3")), "a.png", "left out: a comment"),
-    "gain map": (with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version=")),
-                 "a.png", "left out: a gain map (HDR)"),
+    "much of a JPEG": (MUCH, "a.png", "left out: a gain map (HDR), extended XMP, content credentials, "
+                                      "IPTC or Photoshop's data, a comment"),
     "film": (JPEG + b"\0\0\0\x18ftypmp42" + bytes(4000), "a.png", "left out: a film"),
     "stereo": (saved(SMOOTH, "MPO", **TWO), "a.png", "all but the first of 2 frames"),
-    "pages": (saved(SMOOTH, "TIFF", **TWO), "a.tif", "all but the first of 2 frames"),
-    "fifth channel": (tiff(np.dstack([RGBA, RGBA[..., :1]]), 2, t338=(2, 0)), "a.tif", UNMEANT),
-    "BMP of 32 bits": (bmp(RGBA, None), "a.bmp", UNMEANT),
-    "place on Earth": (tiff(RGB, 2, t34735=(1, 1, 0, 0)), "a.tif", ""),
-    "other tags": (tiff(RGB, 2, t33723=b"IPTC"), "a.tif", "left out: tag 33723"),
+    "pages": (saved(SMOOTH, "TIFF", **TWO), "a.png", "all but the first of 2 frames"),
+    "fifth channel": (tiff(np.dstack([RGBA, RGBA[..., :1]]), 2, t338=(2, 0)), "a.png", UNMEANT),
+    "other tags": (tiff(RGB, 2, t33723=b"IPTC"), "a.png", "left out: tag 33723"),
     "profile of JPEG 2000": (saved(RGB, "JPEG2000") + b"colr\2", "a.png", "left out: an ICC profile"),
     "profile": (saved(SMOOTH, "JPEG", icc_profile=PROFILE), "a.png", ""),
     "profile of 1.2 MB": (saved(RGB, "PNG", icc_profile=PROFILE + bytes(1_200_000)), "a.png", ""),
@@ -232,10 +204,8 @@ SAID = {        # content, target, and what is said; empty: nothing may be said,
     "grey profile": (saved(SMOOTH, "JPEG", icc_profile=GREY_PROFILE), "a.png", OTHER),
     "RGB profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=PROFILE), "a.png", OTHER),
     "grey profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=GREY_PROFILE), "a.png", ""),
-    "to BMP": (saved(SMOOTH, "JPEG", icc_profile=PROFILE, exif=exif(1)), "a.bmp", "EXIF, ICC profile: .bmp"),
     "EXIF of 70 KB": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.jpg", "EXIF: .jpg cannot hold"),
     "EXIF of 70 KB to PNG": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.png", ""),
-    "EXIF to JPEG 2000": (saved(RGB, "PNG", exif=exif()), "a.jp2", "EXIF: .jp2 cannot hold that"),
     "nonsense as EXIF": (saved(RGB, "PNG", exif=b"Exif\0\0nonsense"), "a.png", "left out: damaged EXIF"),
     "wrong checksum": (png(RGB, chunk(b"tEXt", b"a\0b", error=1)), "a.png", "b'tEXt' has a wrong checksum"),
     "no end mark": (JPEG[:-2], "a.png", "its end mark is missing, but no pixels"),
@@ -243,12 +213,6 @@ SAID = {        # content, target, and what is said; empty: nothing may be said,
     "resolution to WebP": (saved(RGB, "PNG", dpi=(300, 300)), "a.webp", "resolution: .webp cannot hold that"),
     "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""),
 }
-if "AVIF" in Image.SAVE:
-    AVIF = saved(SMOOTH, "AVIF")
-    HDR = AVIF.replace(b"nclx\0\1\0\r", b"nclx\0\x09\0\x10")
-    SAID |= {"AVIF": (AVIF, "a.png", ""), "to AVIF": (JPEG, "a.avif", ""),
-             "AVIF of HDR": (HDR, "a.png", "left out: colours of wide gamut or HDR")}
-
 
 @pytest.mark.parametrize("kind", SAID)
 def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
@@ -258,10 +222,8 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
     after, _ = decode(tmp_path / target, [])
     if said:
         return
-    if content.startswith(b"\x89PNG") and target == "a.png":
-        before, kept = chunks_of(content), chunks_of((tmp_path / target).read_bytes())
-        for name in {b"gAMA", b"cHRM", b"tEXt", b"zTXt", b"iTXt", b"eXIf"} & before.keys():
-            assert kept[name] == before[name].replace(XMP, UPRIGHT_XMP), name
+    if kind[:4] in ("gamm", "HDR ", "text"):                # the chunks, as they were
+        assert content[33:content.index(b"IDAT") - 4] in (tmp_path / target).read_bytes()
     if b"http://ns.adobe.com/xap" in content or b"com.adobe.xmp" in content:
         assert after.info["xmp"] == UPRIGHT_XMP
     if "profile" in kind:
@@ -277,7 +239,7 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
     (tiff(RGB, 2, t282=(2,), t283=(1,), t296=(1,)), (2, 1)),
     (saved(RGB, "PNG", dpi=(300, 200), exif=exif(6)), (2, 3)),             # turned
 ], ids=["JPEG", "PNG", "TIFF", "turned"])
-@pytest.mark.parametrize("target", ["a.png", "a.jpg", "a.tif"])
+@pytest.mark.parametrize("target", ["a.png", "a.jpg"])
 def test_pixels_that_are_not_square_stay_so(tmp_path, content, shape, target):
     assert not copied(content, tmp_path / target)
     dpi = [float(side) for side in Image.open(tmp_path / target).info["dpi"]]
@@ -288,34 +250,21 @@ def test_transparency_becomes_white_where_a_format_has_none(tmp_path):
     pixels = np.dstack([np.full_like(RGB, 90), np.full(RGB.shape[:2], 255, np.uint8)])
     assert not copied(png(pixels), tmp_path / "a.jpg")
     pixels[:, :10], pixels[:, 10:12, 3] = (255, 0, 0, 0), 128           # red, which nobody sees
-    for target in ("a.jpg", "a.bmp"):
-        said = copied(png(pixels), tmp_path / target)
-        assert said == f"transparency (put on white): {target[1:]} cannot hold that"
-        found, cover = np.asarray(Image.open(tmp_path / target)).astype(int), pixels[..., 3:] / 255
-        expected = np.where(cover > 0, 90 * cover + 255 * (1 - cover), 255)
-        difference = np.abs(found - expected)
-        assert difference.max() <= 1 if target == "a.bmp" else difference[:, :8].max() <= 3
+    assert copied(png(pixels), tmp_path / "a.jpg") == "transparency (put on white): .jpg cannot hold that"
+    found = np.asarray(Image.open(tmp_path / "a.jpg")).astype(int)
+    assert (found[:, :8] > 252).all() and abs(found[:, 16:] - 90).max() <= 3
 
 
 def test_formats_are_kept_where_that_is_asked_for(tmp_path, run, same):
     for name in ("a.jpg", "b.JPE", "c.webp", "d.tiff"):
         write_image(tmp_path / "in" / name)
-    for folder, arguments, formats in (("out", [], ["PNG", "PNG", "PNG", "TIFF"]),
-                                       ("kept", ["--keep-format"], ["JPEG", "JPEG", "WEBP", "TIFF"])):
+    for folder, arguments, formats in (("out", [], ["PNG", "PNG", "PNG", "PNG"]),
+                                       ("kept", ["--keep-format"], ["JPEG", "JPEG", "WEBP", "PNG"])):
         assert run("in", folder, *arguments).returncode == 0
         assert [Image.open(path).format for path in sorted((tmp_path / folder).iterdir())] == formats
     Image.new("L", (17000, 2)).save(tmp_path / "wide.png")
     result = run("wide.png", "wide.webp")
     assert result.returncode == 3 and "wide.webp: cannot be written as WEBP" in result.stderr
-
-
-def test_a_photograph_for_which_the_memory_is_too_small(tmp_path, run, monkeypatch):
-    write_image(tmp_path / "in/a.png", 40, 32)
-    write_image(tmp_path / "in/b.png", 4, 3)
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 400_000}.get)
-    result = run("in", "out")
-    assert result.returncode == 3 and (tmp_path / "out/b.png").exists()
-    assert "in/a.png: 40x32 pixels, which need at least 0 GB of memory, expected" in result.stderr
 
 
 # Places ----------------------------------------------------------------------------------------------------
@@ -345,9 +294,8 @@ def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkp
     before = (tmp_path / "out/1.png").read_bytes()
     message = "1 file there already: .*out/1.png; expected --overwrite or another place"
     assert re.search(message, run("in", "out").stderr)
-    newer = shutil.copy(checkpoint, tmp_path / "newer.pth")
-    os.utime(newer, (ahead, ahead))
-    assert "4 files there already: " in run("in", "out", "--set", f"checkpoint={newer}").stderr
+    os.utime(shutil.copy(checkpoint, tmp_path / "newer.pth"), (ahead, ahead))
+    assert "4 files there already: " in run("in", "out", "--set", f"checkpoint={tmp_path}/newer.pth").stderr
     assert (tmp_path / "out/1.png").read_bytes() == before
     run("in", "out", "--overwrite")
     assert Image.open(tmp_path / "out/1.png").size == (50, 50) and len(seen) == 9
@@ -359,9 +307,8 @@ def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkp
     ("in", "out.png", "expected a folder"), ("in/a.png", "out.xyz", "or an image's name"),
     ("in/a.png", "there.png", "1 file there already"), ("in", "there", "1 file there already"),
     ("nested/in", "nested", "1 file there already"), ("there/notes.txt", "out", "no image by its name"),
-    ("in/a.png", "out.txt", "or an image's name"), ("in", "there/notes.txt", "notes.txt: expected a folder"),
-    ("pipe.png", "out", "no such file or folder"),
-    ("itself.png", "out", "no such file or folder"),
+    ("in/a.png", "out.tif", "out.tif: expected .png, .jpg or .webp"), ("pipe.png", "out", "no such file"),
+    ("in", "there/notes.txt", "notes.txt: expected a folder"),
 ])
 def test_wrong_input_and_output(tmp_path, run, source, target, message):
     image = write_image(tmp_path / "in/a.png")
@@ -369,7 +316,6 @@ def test_wrong_input_and_output(tmp_path, run, source, target, message):
         os.utime(write_image(tmp_path / name), (0, 0))      # older than the photograph
     (tmp_path / "there/notes.txt").write_text("not an image")
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "itself.png").symlink_to("itself.png")
     before = image.read_bytes()
     (tmp_path / "empty").mkdir()
     result = run(source, target)
@@ -378,8 +324,7 @@ def test_wrong_input_and_output(tmp_path, run, source, target, message):
 
 
 @pytest.mark.parametrize("source, target", [
-    ("in", "in"), ("in", "link"), ("in/a.png", "in/a.png"), ("in/a.png", "link.png"),
-    ("in/a.png", "hard.png")])
+    ("in", "in"), ("in", "link"), ("in/a.png", "link.png"), ("in/a.png", "hard.png")])
 def test_a_photograph_is_never_overwritten(tmp_path, run, same, source, target):
     image = write_image(tmp_path / "in/a.png")
     before = image.read_bytes()
@@ -391,20 +336,12 @@ def test_a_photograph_is_never_overwritten(tmp_path, run, same, source, target):
     assert image.read_bytes() == before
 
 
-def test_formats_that_cannot_be_written_are_refused_before_the_work(tmp_path, run, monkeypatch):
-    write_image(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "registered_extensions", lambda: {".png": "PNG"})
-    result = run("a.png", "out.avif")
-    assert result.returncode == 1 and "out.avif: this Pillow cannot write .avif" in result.stderr
-
-
 def test_input_and_output_inside_each_other_and_links_in_circles(tmp_path, run, same):
     before = write_image(tmp_path / "all/in/a.png").read_bytes()
     (tmp_path / "all/in/again").symlink_to(tmp_path / "all/in")
     for target in ("all", "all/in/out"):
-        for there in (0, 1):                                # the second run finds everything done
-            result = run("all/in", target)
-            assert result.returncode == 0 and f"{1 - there} of 1 images restored" in result.stdout
+        for restored in (1, 0):                             # the second run finds everything done
+            assert f"{restored} of 1 images restored" in run("all/in", target).stdout
     assert (tmp_path / "all/in/a.png").read_bytes() == before and (tmp_path / "all/a.png").exists()
 
 
@@ -427,16 +364,6 @@ def test_only_what_cannot_be_read_stays_behind(tmp_path, run, same, monkeypatch)
                  ".jpg.png: File name too long"):
         assert line in final
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {"a.png", "c.png", f"{'x' * 251}.png"}
-    again = run("in", "out")
-    assert again.returncode == 3 and "3 there already" in again.stdout
-
-
-def test_many_failures_are_one_readable_line(tmp_path, run, same):
-    for i in range(30):
-        put(tmp_path / f"in/{i:02}.png", b"no image")
-    final = run("in", "out").stderr.splitlines()[-1]
-    assert final.count("cannot be read as an image") == 10 and final.endswith("; ...")
-    assert final.startswith("error: 30 of 30 images not restored: ") and final.count("in/00.png") == 1
 
 
 def test_keep_tones(tmp_path, run, monkeypatch):
@@ -449,9 +376,6 @@ def test_keep_tones(tmp_path, run, monkeypatch):
         assert result.returncode == 0 and ("tones of the input kept" in result.stdout) == bool(arguments)
         restored = np.asarray(Image.open(tmp_path / target))
         assert abs(restored.mean() - mean) < 0.6 and restored.std() < 2
-    page = run("a.png", "page/a.png", "--keep-tones", "--report")
-    assert page.returncode == 0, page.stderr
-    assert "tones of the input kept" in (tmp_path / "page/index.html").read_text(encoding="utf-8")
 
 
 def test_the_page_of_photographs(tmp_path, run, same):
@@ -492,10 +416,8 @@ def test_names_that_a_file_system_does_not_tell_apart(tmp_path, run, same):
              "c.jpg.png", "c.png", *(unicodedata.normalize(form, "Zürich.png") for form in ("NFC", "NFD"))]
     for seed, name in enumerate(names):
         write_image(tmp_path / "in" / name, seed=seed)
-    for _ in range(2):                                      # with the same names again
-        result = run("in", "out")
-        assert result.returncode == 0
-    assert f"{len(names)} there already" in result.stdout
+    assert run("in", "out").returncode == 0
+    assert f"{len(names)} there already" in run("in", "out").stdout
     files = [path for path in (tmp_path / "out").rglob("*.*")]
     folded = {unicodedata.normalize("NFC", str(path)).casefold() for path in files}
     assert len(files) == len(folded) == len(names)
@@ -507,23 +429,19 @@ def test_two_results_that_are_one_file(tmp_path, run, same):
     write_image(tmp_path / "in/b/1.png", seed=2)
     (tmp_path / "out/a").mkdir(parents=True)
     (tmp_path / "out/b").symlink_to("a")
-    for arguments in ([], ["--overwrite"]):
-        result = run("in", "out", *arguments)
-        assert result.returncode == 3 and "in/b/1.png: " in result.stderr and "1 of 2 images" in result.stdout
-        assert "out/b/1.png is a photograph or another one's result" in result.stderr
-        assert (tmp_path / "out/a/1.png").read_bytes() and "in/a/1.png: " not in result.stderr
-        assert np.array_equal(Image.open(tmp_path / "out/a/1.png"), Image.open(tmp_path / "in/a/1.png"))
-        os.utime(tmp_path / "in/b/1.png", (0, 0))
-        (tmp_path / "out/a/1.png").unlink()
+    result = run("in", "out")
+    assert result.returncode == 3 and "in/b/1.png: " in result.stderr and "1 of 2 images" in result.stdout
+    assert "out/b/1.png is a photograph or another one's result" in result.stderr
+    assert np.array_equal(Image.open(tmp_path / "out/a/1.png"), Image.open(tmp_path / "in/a/1.png"))
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EILSEQ, errno.EACCES, errno.EIO, errno.EEXIST])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EEXIST])
 def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number):
     for name in ("a.png", "sub/b.png", "c.png"):
         write_image(tmp_path / "in" / name)
-    replace = os.replace
     if number == errno.EEXIST:                              # a file where a folder must be
         put(tmp_path / "out/sub", b"mine")
+    replace = os.replace
 
     def refused(source, target):
         if "/sub/" in str(target):
@@ -537,21 +455,19 @@ def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_no_place_for_any_result(tmp_path, run, same, monkeypatch, number):
+def test_no_place_for_any_result(tmp_path, run, same, monkeypatch):
     """One line that names the file, and nothing half."""
     for name in ("a.png", "b.png"):
         write_image(tmp_path / "in" / name)
 
     def full(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:9])
-        raise OSError(number, os.strerror(number))
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     result = run("in", "out")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"error: {tmp_path}/out/a.png: {os.strerror(number)}"
+    assert result.stderr.splitlines()[-1] == f"error: {tmp_path}/out/a.png: No space left on device"
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -563,14 +479,8 @@ def test_clocks_that_are_ahead(tmp_path, run, same, monkeypatch):
     os.utime(tmp_path / "in/b.png", (ahead, ahead))
     assert run("in", "out").returncode == 0
     (tmp_path / "out/c.png").unlink()
-    result = run("in", "out")
-    assert result.returncode == 0 and "1 of 3 images restored" in result.stdout
-    assert "2 there already" in result.stdout
-
-    def not_permitted(*_):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "utime", not_permitted)
+    assert "1 of 3 images restored" in run("in", "out").stdout
+    monkeypatch.setattr(os, "utime", mock.Mock(side_effect=PermissionError(errno.EPERM, "not permitted")))
     assert run("in", "other").returncode == 0               # restored, if not to be continued
 
 
@@ -584,8 +494,8 @@ def test_what_a_kill_left_is_removed(tmp_path, run, same):
 
 
 @pytest.mark.parametrize("number, of_file, raised", [
-    (errno.EINVAL, False, False), (errno.EACCES, False, False), (errno.EINVAL, True, False),
-    (errno.ENOTSUP, True, False), (errno.EIO, True, True), (errno.EIO, False, True)])
+    (errno.EINVAL, False, False), (errno.ENOTSUP, True, False), (errno.EIO, True, True),
+    (errno.EIO, False, True)])
 def test_shares_that_cannot_be_asked_when_a_file_is_safe(tmp_path, monkeypatch, number, of_file, raised):
     def fsync(descriptor):
         if stat.S_ISREG(os.fstat(descriptor).st_mode) == of_file:
@@ -597,18 +507,14 @@ def test_shares_that_cannot_be_asked_when_a_file_is_safe(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] * (not raised or not of_file)
 
 
-@pytest.mark.parametrize("full, error, message", [
-    (True, OSError, "No space left on device: '.*/a.pth'"), (False, RuntimeError, "unexpected pos")])
-def test_a_full_disk_that_torch_hides(tmp_path, monkeypatch, full, error, message):
+def test_a_full_disk_that_torch_hides(tmp_path, monkeypatch):
+    """torch.save says "unexpected pos 704 vs 598": what the file system says is asked again."""
     def torch_save(temporary: str) -> None:
-        Path(temporary).write_bytes(b"half")
         raise RuntimeError("unexpected pos 704 vs 598")
 
-    def append(path: Path, text: str) -> None:
-        if full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files, "append_text", append)
-    with pytest.raises(error, match=message):
+    with pytest.raises(RuntimeError, match="unexpected pos"):           # no full disk
+        files.write_atomically(tmp_path / "a.pth", torch_save)
+    monkeypatch.setattr(files, "append_text", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left: '.*/a.pth'"):
         files.write_atomically(tmp_path / "a.pth", torch_save)
     assert not list(tmp_path.iterdir())

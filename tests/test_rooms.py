@@ -16,7 +16,8 @@ ROOMS = {                                                       # what a room im
 }
 PROJECT = {room.removesuffix(".py") for room in ROOMS} | HELPERS
 # The files of utils in which networks are read, converted, exported or run.
-WITH_MODELS = {f"utils/{name}.py" for name in ("checkpoint", "convert_official", "evaluation", "photographs")}
+WITH_MODELS = {f"utils/{name}.py" for name in ("checkpoint", "convert_official", "evaluation", "export_onnx",
+                                               "photographs")}
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:

@@ -48,6 +48,21 @@ def test_strips_give_what_the_whole_image_gives(backbone, barycenter):
     assert all(torch.equal(now, before) for now, before in zip([z, *skips], kept, strict=True))
 
 
+class Own(TransformerBlock):
+    """A block of another backbone, which sees the whole map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.mean(dim=(2, 3), keepdim=True)
+
+
+@torch.no_grad()
+def test_blocks_of_another_backbone_are_whole(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "own", (Own, None))
+    net, degraded = BaryIR(**SMALL, backbone="own"), torch.rand(1, 3, 24, 40)
+    for output, whole in zip(in_strips(net, 5)(degraded), net(degraded), strict=True):
+        torch.testing.assert_close(output, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
 def test_strips_leave_no_trace(net):
     """Also after an error inside: the network computes, learns and is copied as if they had never been.
 

@@ -81,12 +81,17 @@ def load_network(path: str | Path, device: torch.device | str = "cpu",
     InputError where the weights are not those of the network that the checkpoint names.
     """
     content = read_checkpoint(path)
-    arguments = {name: value for name, value in content["network"].items() if FORMER.get(name) != value}
-    network = parse(Network, arguments, f"{path}: network.")
+    arguments = network_arguments(content, path)
     with naming(f"{path}: network"), torch.device("meta"):      # without memory, until the weights are there
-        net = kind(**vars(network))
+        net = kind(**arguments)
     load_weights(net, content["net"], str(path), assign=True)
     return net.float().eval().to(device, memory_format=torch.channels_last)
+
+
+def network_arguments(content: dict, path: str | Path) -> dict:
+    """The arguments of the network of the checkpoint at `path`, checked, without former ones."""
+    arguments = {name: value for name, value in content["network"].items() if FORMER.get(name) != value}
+    return vars(parse(Network, arguments, f"{path}: network."))
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], where: str, assign: bool = False) -> None:
@@ -121,7 +126,7 @@ def give_away(path: Path, out: Path) -> None:
     content = read_checkpoint(path)
     weights = {name: weight.half() for name, weight in content["net"].items()}
     step = content.get("step", 0)
-    save_checkpoint(out, {"net": weights, "network": content["network"], "step": step})
+    save_checkpoint(out, {"net": weights, "network": network_arguments(content, path), "step": step})
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, step {step}")
 
 

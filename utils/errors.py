@@ -48,7 +48,7 @@ def did_you_mean(name: str | Path, there: Iterable[str | Path]) -> str:
 
 def count(number: int, thing: str) -> str:
     """"1 file", "2 files"."""
-    return f"{number} {thing}" + ("" if number == 1 else "s")
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 @contextlib.contextmanager
@@ -67,16 +67,15 @@ def one_line_errors() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")   # a name may hold letters that its encoding lacks
     try:
         yield
-        return
-    except InputError as error:
-        message, status = str(error), error.status
-    except OSError as error:
-        message, status = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+    except (InputError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        message, status = str(error), getattr(error, "status", 1)
+        if isinstance(error, KeyboardInterrupt):
+            message, status = "interrupted", 130                # as shells have it
+        elif out_of_memory(error):
+            message = f"not enough memory ({one_line(error, 200)}), expected a smaller one"
+        elif isinstance(error, RuntimeError):
             raise
-        message, status = f"not enough memory ({one_line(error, 200)}), expected a smaller one", 1
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130                    # as shells have it
-    sys.stderr.write(f"error: {printable(message)}\n")
-    raise SystemExit(status)
+        elif getattr(error, "filename", None):
+            message = f"{error.filename}: {error.strerror}"
+        sys.stderr.write(f"error: {printable(message)}\n")
+        raise SystemExit(status) from None

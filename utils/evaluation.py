@@ -1,7 +1,7 @@
 """Restore the images of test sets and measure them: validation in train.py, tables in test.py."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -50,15 +50,15 @@ class Row:
     scores_in: dict[str, float]
     scores: dict[str, float]
     averaged: bool = True       # counts in the average
-    psnr: dict[str, float] = field(default_factory=dict)        # of each restored image, if measured
 
     @property
     def incomplete(self) -> bool:
         return 0 < self.expected != self.images
 
-    def values(self, metrics: Sequence[str]) -> list[float | str]:
-        """The input's metrics, then the restored images', for a CSV file: empty text where there is none."""
-        return [scores.get(name, "") for scores in (self.scores_in, self.scores) for name in metrics]
+
+def scores_of(scored: Row | Restored, metrics: Sequence[str]) -> list[float | str]:
+    """The input's metrics, then the restored image's, for a CSV file: empty text where there is none."""
+    return [scores.get(name, "") for scores in (scored.scores_in, scored.scores) for name in metrics]
 
 
 def precision_on(device: torch.device, wanted: str) -> str:
@@ -166,8 +166,6 @@ def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metr
             if result.scores:
                 scores_in.append(result.scores_in)
                 scores.append(result.scores)
-            if "psnr" in result.scores:
-                row.psnr[str(images.name_of(result.index))] = result.scores["psnr"]
         row.scores_in, row.scores = means(scores_in), means(scores)
         rows.append(row)
     net.train(was_training)

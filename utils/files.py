@@ -39,11 +39,7 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{partial_start(path)}{secrets.token_hex(4)}{path.suffix}")
         try:
-            try:
-                write(str(temporary))
-            except RuntimeError:            # torch.save's, which hides what the file system said: ask again
-                append_text(temporary, " " * 2**20)
-                raise
+            write(str(temporary))
             flush(temporary)
             if check:
                 check(str(temporary))
@@ -51,9 +47,11 @@ def write_atomically(path: Path, write: Callable[[str], None], check: Callable[[
                 os.replace(path, previous)
             os.replace(temporary, path)
             flush(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
+        except RuntimeError:                # torch.save's, which hides what the file system said: ask again
+            append_text(temporary, " " * 2**20)
             raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -80,14 +78,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 def append_row(path: Path, *rows: Sequence) -> None:
-    """Add rows to the end of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     append_text(path, text.getvalue())
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
-    """Write a CSV file, its header first, whole or not at all."""
     write_atomically(path, lambda temporary: append_row(Path(temporary), *rows))
 
 
@@ -98,11 +94,10 @@ def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
     """
     rows, columns = [], list(columns)
     if step and path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)                        # None stands for what a row has not
-            columns += [name for name in table.fieldnames if name not in columns]
-            rows = [row for row in table if None not in row and None not in row.values()
-                    and row["step"].isdigit() and int(row["step"]) <= step]
+        table = csv.DictReader(io.StringIO(path.read_text("utf-8")))
+        columns += [name for name in table.fieldnames if name not in columns]
+        rows = [row for row in table if None not in row and None not in row.values()    # cut off, or glued
+                and row["step"].isdigit() and int(row["step"]) <= step]
     write_csv(path, [columns, *([row.get(name, "nan") for name in columns] for row in rows)])
     return columns
 
@@ -122,24 +117,20 @@ def list_files(folder: Path, extensions: Collection[str] | None = None,
                unreadable: list[str] | None = None) -> list[Path]:
     """All files below a folder and the folders that it links to, sorted, without hidden and system ones.
 
-    What is no regular file is listed, too: reading it is an error that names it.
-
-    Args:
-        extensions: in lower case, of the files to list; None for all.
-        unreadable: takes a line for each folder that cannot be listed; None: InputError at the first.
+    extensions: in lower case, of the files to list; None for all. unreadable: takes a line on each folder
+    that cannot be listed; None: InputError. What is no regular file is listed: reading it names it.
     """
-    def say(error: OSError) -> None:
-        line = f"{error.filename}: a folder that cannot be read ({error.strerror})"
-        if unreadable is None:
-            raise InputError(line)
-        unreadable.append(line)
-
-    found, seen = [], {os.path.realpath(folder)}                # each folder once: links may make circles
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=say):
+    found, seen, closed = [], {os.path.realpath(folder)}, []    # each folder once: links may make circles
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
         for name in sorted(folders):
             place = os.path.realpath(os.path.join(parent, name))
             if name.startswith(".") or name in SYSTEM_FOLDERS or place in seen:
                 folders.remove(name)
             seen.add(place)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
+    lines = [f"{error.filename}: a folder that cannot be read ({error.strerror})" for error in closed]
+    if lines and unreadable is None:
+        raise InputError(lines[0])
+    if unreadable is not None:
+        unreadable += lines
     return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)

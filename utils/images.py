@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -15,10 +16,7 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, Unidentif
 from utils.errors import InputError, one_line
 from utils.files import write_atomically
 
-EXTENSIONS = frozenset((
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif",
-    ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
-))
+WRITTEN = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 PNG_START, PNG_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp\0"
 PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"pHYs", b"eXIf")    # by Pillow, but for capitals
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339        # TIFF's tags
@@ -30,9 +28,13 @@ with contextlib.suppress(ImportError):                      # HEIC needs a packa
 Image.init()                                                # registers all of Pillow's formats
 Image.MAX_IMAGE_PIXELS = None                               # the limit here is `require_memory`
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26                       # a scanner's ICC profile may exceed Pillow's 1 MB
-FORMATS = sorted({name for end, name in Image.registered_extensions().items() if end in EXTENSIONS})
 warnings.filterwarnings("ignore", module="PIL")             # for developers
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# Others run other programs, as EPS does.
+FORMATS = {*WRITTEN, "TIFF", "BMP", "PPM", "GIF", "AVIF", "HEIF", "JPEG2000"} & Image.OPEN.keys()
+# An image's names, .heic without its package, too: it is not passed over in silence.
+EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+EXTENSIONS |= {".heic", ".heif", ".avif", ".mpo"}
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -62,8 +64,10 @@ def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
         content, chunks = path.read_bytes(), []
         if content.startswith(PNG_START):
             content, chunks = sound_png(content, remarks)
-        image = Image.open(io.BytesIO(content), formats=FORMATS)        # other formats run other programs
+        image = Image.open(io.BytesIO(content), formats=sorted(FORMATS))
         require_memory(image.size, 16)
+        if isinstance(xmp := image.info.get("xmp"), str):   # of a TIFF whose tag is text, not bytes
+            image.info["xmp"] = xmp.encode("latin-1")
         bits = bits_stored(image, content)
         image = load(image, content, remarks)
         image.info |= {"content": content, "chunks": chunks}
@@ -73,9 +77,9 @@ def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
             ImageOps.exif_transpose(picture, in_place=True)
         return image, fill_hidden(np.atleast_3d(np.asarray(picture)))
     except UnidentifiedImageError:
-        heic = content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif", b"msf")
-        found = "HEIC, which needs a package: pip install pillow-heif" if heic else \
-                f"damaged, or of a kind that Pillow does not know: its first bytes are {content[:8]}"
+        found = f"damaged, or of a kind that Pillow does not know: its first bytes are {content[:8]}"
+        if re.match(rb"(?s)....ftyp(hei|hev|mif|msf)", content):
+            found = "HEIC, which needs a package: pip install pillow-heif"
     except Exception as error:                              # broken files raise nearly anything
         found = getattr(error, "strerror", "") or one_line(error) or type(error).__name__
     raise InputError(f"{path}: cannot be read as an image ({found})")
@@ -84,15 +88,12 @@ def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
 def sound_png(content: bytes, remarks: list[str]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """A PNG of the chunks that Pillow needs, and kind and content of its others.
 
-    A wrong checksum costs an ancillary chunk, of another one it is a ValueError. The end mark may be missing:
-    whether pixels are is seen when they are decoded.
+    A wrong checksum costs an ancillary chunk, of another one it is a ValueError. The end mark may be missing.
     """
     parts, others, place = [PNG_START], [], len(PNG_START)
-    while place < len(content):
+    while place + 8 <= len(content) and content[place + 4:place + 8] != b"IEND":
         end = place + 12 + int.from_bytes(content[place:place + 4])
         kind, body = content[place + 4:place + 8], content[place + 8:end - 4]
-        if kind == b"IEND" or len(kind) < 4:
-            break
         if zlib.crc32(kind + body).to_bytes(4) != content[end - 4:end]:
             if not kind[:1].islower() or kind == b"tRNS":
                 raise ValueError(f"cut off, or a wrong checksum of its chunk {kind}")
@@ -111,15 +112,13 @@ def load(image: Image.Image, content: bytes, remarks: list[str]) -> Image.Image:
         image.load()
         return image
     except OSError:
-        if image.format != "JPEG" or "progressive" in image.info:       # of which whole scans may be missing
-            raise
-        # Were pixels missing, what follows would be taken for them.
+        # Were pixels missing, what follows would be taken for them; of a progressive file whole scans may be.
         ended = [Image.open(io.BytesIO(content.rstrip(b"\xff") + more * 99 + b"\xff\xd9"))
-                 for more in (b"", b"\x55", b"\xaa", b"\x1b", b"\xe4")]
-        if len({image.tobytes() for image in ended}) > 1:
+                 for more in (b"", b"\x55", b"\xaa", b"\x1b", b"\xe4") if image.format == "JPEG"]
+        if "progressive" in image.info or len({image.tobytes() for image in ended}) != 1:
             raise
-        remarks.append("its end mark is missing, but no pixels")
-        return ended[0]
+    remarks.append("its end mark is missing, but no pixels")
+    return ended[0]
 
 
 def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
@@ -134,7 +133,7 @@ def require_memory(size: tuple[int, int], bytes_a_pixel: float) -> None:
 
 def bits_stored(image: Image.Image, content: bytes) -> int:
     """Bits a channel of an image that is not decoded yet; ValueError where Pillow would read it wrongly."""
-    tags, how = getattr(image, "tag_v2", {}), image.tile[0].args if image.tile else ""
+    tags = getattr(image, "tag_v2", {})
     bits = image.info.get("bit_depth", 16 if image.mode.startswith("I") else 8)         # which HEIC has
     if image.format == "PNG":
         bits = content[24]
@@ -144,9 +143,8 @@ def bits_stored(image: Image.Image, content: bytes) -> int:
         bits = content[content.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1       # the first component's
     elif image.format == "AVIF":
         bits = 10 if content[content.index(b"av1C") + 6] & 64 else 8            # or 12
-    elif image.format == "PPM" and isinstance(how, tuple):
-        bits = how[1].bit_length()                          # of the largest number
-
+    elif image.format == "PPM" and isinstance(image.tile[0].args, tuple):
+        bits = image.tile[0].args[1].bit_length()           # of the largest number
     numbers, planes, light = tags.get(SAMPLE_FORMAT, (1,)), tags.get(PLANES, 1), tags.get(PHOTOMETRIC, 1)
     deep = bits > 8 and (light == 0 or "transparency" in image.info)
     if image.mode == "F" or bits > 16 or set(numbers) != {1} or planes != 1 or deep:
@@ -157,29 +155,21 @@ def bits_stored(image: Image.Image, content: bytes) -> int:
 
 
 def to_8_bits(image: Image.Image, bits: int, remarks: list[str]) -> Image.Image:
-    """A decoded image, `bits` a channel in its file, as one of mode L, LA, RGB or RGBA."""
+    """A decoded image, `bits` a channel in its file, as one of mode L, LA, RGB or RGBA; CMYK as sRGB."""
     if image.mode.startswith("I"):                          # other formats than TIFF are scaled to 16 bits
         high = 4 if image.format == "TIFF" and bits == 12 else 8
         return Image.fromarray((np.asarray(image) >> high).astype(np.uint8))
-    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-        image = ImageChops.invert(image)                    # Pillow takes all for Adobe's, which are inverted
-    if image.mode in ("CMYK", "LAB"):
-        return to_srgb(image, remarks)
+    if image.mode == "CMYK":
+        if image.format == "JPEG" and "adobe" not in image.info:
+            image = ImageChops.invert(image)                # Pillow takes all for Adobe's, which are inverted
+        with contextlib.suppress(ImageCms.PyCMSError, KeyError):
+            profile = io.BytesIO(image.info["icc_profile"])
+            return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        remarks.append("CMYK without an ICC profile that can be used: its colours are approximate")
     if image.mode == "L" and "transparency" in image.info:  # a number of the file's, whose pixels are scaled
         image.info["transparency"] *= {2: 85, 4: 17}.get(bits, 1)
     grey = image.mode in ("1", "L", "LA", "La") or image.format == "PNG" and image.info["content"][25] == 4
     return image.convert(("L" if grey else "RGB") + "A" * image.has_transparency_data)
-
-
-def to_srgb(image: Image.Image, remarks: list[str]) -> Image.Image:
-    """A CMYK or LAB image as sRGB by its ICC profile, with a remark where it has none that can be used."""
-    profile = image.info.get("icc_profile")
-    source = ImageCms.createProfile("LAB") if image.mode == "LAB" and not profile else io.BytesIO(profile)
-    try:
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        remarks.append(f"{image.mode} without an ICC profile that can be used: its colours are approximate")
-        return image.convert("RGB")
 
 
 def fill_hidden(pixels: np.ndarray) -> np.ndarray:
@@ -207,22 +197,18 @@ def to_image(pixels: np.ndarray, mode: str = "RGB") -> Image.Image:
 
 
 def format_of(path: Path) -> str:
-    """Pillow's name for the format of a file name's extension; InputError where it cannot be written here."""
+    """Pillow's name for the format of a file name's extension; InputError where it is none of WRITTEN."""
     name = Image.registered_extensions().get(path.suffix.lower())
-    if name not in Image.SAVE:
-        raise InputError(f"{path}: this Pillow cannot write {path.suffix}, expected another format")
+    if name not in WRITTEN:
+        raise InputError(f"{path}: expected .png, .jpg or .webp")
     return name
 
 
 def save_image(image: Image.Image, path: Path, **metadata) -> None:
-    """Write an image, whole or not at all, in the format of its extension. JPEG and WebP at quality 95.
-
-    InputError where the format cannot hold it: it is too large, ...
-    """
+    """Write an image as its extension says, whole or not at all; InputError where the format is too small."""
     name, content = format_of(path), io.BytesIO()
-    quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(name, {})
     try:
-        image.save(content, name, **quality, **metadata)
+        image.save(content, name, **WRITTEN[name], **metadata)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be written as {name} ({one_line(error)})") from None
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content.getbuffer()))

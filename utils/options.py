@@ -295,7 +295,8 @@ def read_yaml(text: bytes | str) -> Any:
     try:
         return yaml.load(text, TextLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"not valid YAML: {one_line(error)}") from None
+        encoding = " in UTF-8 or UTF-16" * isinstance(error, yaml.reader.ReaderError)
+        raise InputError(f"not valid YAML{encoding}: {one_line(error)}") from None
 
 
 def override(content: dict, change: str) -> None:

@@ -26,18 +26,16 @@ from utils.metadata import for_format, read_metadata
 from utils.options import TestOptions
 from utils.report import Report, photograph_report
 
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pnm")   # come back as they are, others as PNG
-OPAQUE = ("JPEG", "BMP", "PPM")                             # formats that hold no transparency
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")         # come back as such with --keep-format
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)        # for any result; other errors are one file's
-NAMED = 10                                                  # failures that the last line names
 Jobs = list[tuple[Path, Path]]                              # a photograph, and where its result goes
 
 
 def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], BaryIR]) -> None:
     """test.py --input, with its flags: restore what can be restored, and write the page of --report.
 
-    network: makes the network, once input and output are checked. InputError with exit status 3, after all
-    others, where some could not be restored.
+    network: makes the network, once input and output are checked. InputError with status 3 at the end, where
+    some could not be restored.
     """
     images, closed = find_photographs(flags.input, flags.output)
     jobs = place_results(images, flags)
@@ -54,14 +52,11 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     if failures or closed:
         unread = f", {count(len(closed), 'folder')} not read" * bool(closed)
         raise InputError(f"{len(failures)} of {len(jobs)} images not restored{unread}: "
-                         f"{first_few(closed + failures, NAMED)}", status=3)
+                         f"{first_few(closed + failures, 10)}", status=3)
 
 
 def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]:
-    """The photographs of a file or of a folder without `target`, and a line on each folder that is closed.
-
-    InputError where there are none.
-    """
+    """The photographs of a file or a folder, without `target`, and a line on each folder that is closed."""
     if not (source.is_dir() or source.is_file()):
         raise InputError(f"--input {source}: no such file or folder")
     closed: list[str] = []
@@ -79,8 +74,8 @@ def find_photographs(source: Path, target: Path) -> tuple[list[Path], list[str]]
 def place_results(images: list[Path], flags: Namespace) -> Jobs:
     """The place of each result; InputError where it is none.
 
-    Below a folder --output they keep their names, but lossy formats become PNG without --keep-format. A
-    single file goes to --output itself where that is an image's name.
+    Below a folder --output they keep their names, as PNGs, JPEG and WebP with --keep-format as such. A single
+    file goes to --output itself where that is an image's name.
     """
     source, target = flags.input, flags.output
     alone, named = source.is_file(), target.suffix.lower() in EXTENSIONS
@@ -90,7 +85,7 @@ def place_results(images: list[Path], flags: Namespace) -> Jobs:
     if not target.is_dir() and (target.exists() or named or alone and target.suffix):
         raise InputError(f"--output {target}: expected a folder" + " or an image's name" * alone)
     names = [path.relative_to(source.parent if alone else source) for path in images]
-    places = png_names(names, EXTENSIONS if flags.keep_format else LOSSLESS)
+    places = png_names(names, (".png", *LOSSY * flags.keep_format))
     return [(path, target / name) for path, name in zip(images, places, strict=True)]
 
 
@@ -114,7 +109,7 @@ def png_names(names: list[Path], kept: Container[str] = ()) -> list[Path]:
 
 
 def leave_done(jobs: Jobs, flags: Namespace, weights: Path) -> Jobs:
-    """The jobs of a folder without those whose result is newer than the photograph and the weights.
+    """The jobs without those of a folder that are done: their result is newer than photograph and weights.
 
     InputError where anything else would be overwritten unasked.
     """
@@ -131,7 +126,7 @@ def modified(*paths: Path) -> float:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What the names of one file share; None where there is none."""
+    """What the names of one file share, if it is there."""
     return (os.stat(path).st_dev, os.stat(path).st_ino) if os.path.exists(path) else None
 
 
@@ -171,32 +166,25 @@ def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.
 
 
 def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:
-    """A file's pixels, [H,W,C] uint8 as of `decode`, metadata as of `read_metadata`, and remarks."""
+    """A file's pixels as of `decode`, metadata as of `read_metadata`, and remarks."""
     remarks: list[str] = []
     image, pixels = decode(path, remarks)
-    stored = (image.tag_v2[257], image.tag_v2[256]) if image.format == "TIFF" else image.size[::-1]
-    metadata = read_metadata(image, pixels.shape[:2] != stored, remarks)
-    colours = b"GRAY" if pixels.shape[2] < 3 else b"RGB "
-    if "icc_profile" in metadata and metadata["icc_profile"][16:20] != colours:
-        del metadata["icc_profile"]
-        remarks.append("left out: an ICC profile for other colours")
-    return pixels, metadata, remarks
+    return pixels, read_metadata(image, pixels, remarks), remarks
 
 
 def write_photograph(path: Path, restored: np.ndarray, stored: np.ndarray, metadata: dict) -> list[str]:
     """Write restored pixels [H,W,3] in [0, 1], grey and transparent as those that were stored, [H,W,C] uint8.
 
-    The format is that of the path's extension. Returns a remark on what it cannot hold; InputError where it
-    cannot hold the image at all.
+    Returns a remark on what the format, the extension's, cannot hold; InputError where that is the image.
     """
     name, mode, lost = format_of(path), "L" if stored.shape[2] < 3 else "RGB", []
     image = to_image(restored, mode)
-    if stored.shape[2] in (2, 4):
-        image.putalpha(Image.fromarray(stored[..., -1]))
-        if name in OPAQUE:
-            lost = ["transparency (put on white)"] * bool(stored[..., -1].min() < 255)
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA")).convert(mode)
-    kept, refused = for_format(metadata, name, image.mode)
+    alpha = Image.fromarray(stored[..., -1]) if stored.shape[2] in (2, 4) else None
+    if alpha and name == "JPEG":
+        lost = ["transparency (put on white)"] * bool(stored[..., -1].min() < 255)
+        image = Image.composite(image, Image.new(mode, image.size, "white"), alpha)
+    elif alpha:
+        image.putalpha(alpha)
+    kept, refused = for_format(metadata, name)
     save_image(image, path, **kept)
     return [f"{', '.join(lost + refused)}: {path.suffix} cannot hold that"] * bool(lost + refused)

@@ -1,10 +1,11 @@
 """A page to look at: index.html beside the restored images, which opens from the file system.
 
 It shows the tables and, of each image, a slider between input, restored image and ground truth. report/
-beside it holds inputs, ground truths and previews of what browsers do not show (JPEG, quality 95), and
-thumbnails, the input's left half beside the restored right one. The page is utils/report.html.
+beside it holds inputs, ground truths (JPEG, quality 95) and thumbnails, the input's left half beside the
+restored right one. The page is utils/report.html.
 """
 
+import contextlib
 import html
 import json
 import os
@@ -22,7 +23,6 @@ from utils.tables import Lines
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARK = '<meta name="generator" content="BaryIR">'           # by which an earlier page is known
-SHOWN = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"}     # by every browser
 LARGEST, THUMBNAIL = 8192, 320                              # pixels of previews, the longer side
 
 
@@ -41,24 +41,19 @@ class Report:
 
     def add(self, group: str, name: str, path: Path, pictures: Sequence[np.ndarray | None],
             scores: Sequence[dict[str, float]] = ({}, {})) -> None:
-        """Add an image.
+        """Add an image: its set and name as they are shown, and its restored file, below the folder.
 
-        Args:
-            group, name: its set and name, as they are shown.
-            path: its restored file, below the folder.
-            pictures: input, restored and ground truth or None, [H,W,3] in [0, 1].
-            scores: metrics of the input and of the restored image.
+        pictures: input, restored and ground truth or None, [H,W,3] in [0, 1]. scores: metrics of the input
+        and of the restored image.
         """
         degraded, restored, clean = (None if pixels is None else to_image(pixels) for pixels in pictures)
         thumbnail, middle = degraded.copy(), degraded.width // 2
         thumbnail.paste(restored.crop((middle, 0, *restored.size)), (middle, 0))
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        previews = {"input": degraded, "clean": clean, "thumbnail": thumbnail,
-                    "preview": None if path.suffix.lower() in SHOWN else restored}
         entry = {"set": printable(group), "name": printable(name), "restored": self.link(path),
                  "size": restored.size, "scores": [known(part) for part in scores]}
-        for kind, image in previews.items():
-            if image is not None:
+        for kind, image in ("input", degraded), ("clean", clean), ("thumbnail", thumbnail):
+            if image:
                 target = self.folder / f"report/{len(self.images):06}-{kind}.jpg"
                 image.thumbnail((LARGEST, LARGEST))
                 save_image(image, target)
@@ -96,15 +91,10 @@ def as_html(lines: Lines) -> str:
 
 
 def photograph_report(report: Report, jobs: Iterable[tuple[Path, Path]], note: str = "") -> Path | None:
-    """The page of photographs and their restored files, of those that are there; None without any.
-
-    note: a line above them, on how they were restored.
-    """
+    """The page of photographs and their restored files, of those that are there, below a note, or None."""
     for source, target in jobs:
-        try:                                                # what could not be restored was said
+        with contextlib.suppress(InputError):               # what could not be restored was said
             before, after = (as_rgb(decode(path, [])[1]) / np.float32(255) for path in (source, target))
-        except InputError:
-            continue
-        if before.shape == after.shape:
-            report.add("", str(target.relative_to(report.folder)), target, (before, after, None))
+            if before.shape == after.shape:
+                report.add("", str(target.relative_to(report.folder)), target, (before, after, None))
     return report.write(f"Photographs in {report.folder}", (), [note]) if report.images else None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils import distributed
 from utils.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 from utils.errors import InputError, naming, one_line
-from utils.evaluation import Row, average_row
+from utils.evaluation import Row, average_row, scores_of
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
 from utils.options import TrainOptions, dump
 from utils.sides import Side
@@ -145,7 +145,7 @@ class Run:
             if row.scores:
                 self.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
                          f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
-            values = (step, row.set, row.images, *row.values(("psnr", "ssim")))
+            values = (step, row.set, row.images, *scores_of(row, ("psnr", "ssim")))
             self.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
         if average and average.scores["psnr"] > self.best:
             self.best = average.scores["psnr"]

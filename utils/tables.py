@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from utils.errors import InputError, one_line
-from utils.evaluation import Row, average_row
+from utils.evaluation import Row, average_row, scores_of
 from utils.files import write_csv
 from utils.options import TestOptions
 
@@ -44,18 +44,13 @@ def scores_cell(scores: dict[str, float], digits: dict[str, int], mark: str = ""
     return " / ".join(cells) + mark if scores.keys() & digits.keys() else "-"
 
 
-def set_table(rows: Sequence[Row], metrics: Sequence[str], folder: Path | None = None) -> Lines:
-    """Each set's images (of how many, if some are missing), metrics of the input and of the restored images.
-
-    With `folder`, a last column says where a set's restored images are.
-    """
+def set_table(rows: Sequence[Row], metrics: Sequence[str]) -> Lines:
+    """Each set's images (of how many, if some are missing), metrics of the input and of what was restored."""
     names, digits = " / ".join(NAMES[name] for name in metrics), {name: DIGITS[name] for name in metrics}
-    lines = [["set", "images", f"input {names}", f"restored {names}", *["restored images"] * bool(folder)]]
+    lines = [["set", "images", f"input {names}", f"restored {names}"]]
     for row in rows:
         count = f"{row.images} of {row.expected}*" if row.incomplete else str(row.images)
-        place = [str(folder / row.set) if row.set != "average" else ""] if folder else []
-        cells = [scores_cell(scores, digits) for scores in (row.scores_in, row.scores)]
-        lines.append([row.set, count, *cells, *place])
+        lines.append([row.set, count, scores_cell(row.scores_in, digits), scores_cell(row.scores, digits)])
     return lines
 
 
@@ -95,7 +90,7 @@ def comparable(rows: Sequence[Row], published: dict) -> dict[str, Row]:
 
 
 def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -> list[str]:
-    """What a reader of the table must know: how it was made, what is not comparable, the extremes."""
+    """What a reader of the table must know: how it was made, what is not comparable."""
     lines = [f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
              f"precision {options.precision}" + ", tones of the input kept" * options.keep_tones]
     incomplete = [f"{row.set} ({row.images} of {row.expected} images)" for row in rows
@@ -105,11 +100,6 @@ def remarks(rows: Sequence[Row], published: dict | None, options: TestOptions) -
     if published:
         lines.append("published rows as their papers give them: most follow protocol promptir, "
                      "the authors' own tester is protocol baryir")
-    for row in rows:
-        if len(row.psnr) > 1:
-            best, worst = (pick(row.psnr, key=row.psnr.get) for pick in (max, min))
-            lines.append(f"{row.set}: best {best} {row.psnr[best]:.2f} dB, "
-                         f"worst {worst} {row.psnr[worst]:.2f} dB")
     return lines
 
 
@@ -134,11 +124,21 @@ def as_markdown(lines: Lines) -> str:
 def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str,
                   checkpoint: str) -> None:
     """The sets' table with full precision: empty cells where there is no ground truth."""
-    inputs = [f"{name}_in" for name in metrics]
-    lines = [["set", "images", "expected", *inputs, *metrics, "protocol", "checkpoint"]]
+    lines = [["set", "images", "expected", *columns(metrics), "protocol", "checkpoint"]]
     for row in rows:
-        lines.append([row.set, row.images, row.expected or "", *row.values(metrics), protocol, checkpoint])
+        scores = scores_of(row, metrics)
+        lines.append([row.set, row.images, row.expected or "", *scores, protocol, checkpoint])
     write_csv(path, lines)
+
+
+def write_image_csv(path: Path, lines: Sequence[Sequence], metrics: Sequence[str]) -> None:
+    """The scores of each image with full precision. lines: set, name, `scores_of` the image."""
+    write_csv(path, [["set", "image", *columns(metrics)], *lines])
+
+
+def columns(metrics: Sequence[str]) -> list[str]:
+    """What `scores_of` gives: the input's metrics, then those of what was restored."""
+    return [*(f"{name}_in" for name in metrics), *metrics]
 
 
 def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str,
