@@ -97,7 +97,10 @@ def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> 
 def growing_average(decay: float) -> Callable:
     """Average of weights whose decay at step t is min(decay, (1 + t) / (10 + t)): it forgets the first."""
     def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+        weight = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)      # stays on the device: nothing waits
+        differences = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(differences, weight)
+        torch._foreach_add_(averaged, differences)
 
     return average
 
