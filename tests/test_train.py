@@ -1,5 +1,6 @@
 """train.py end to end: the two phases, interruption and resume, errors, several processes."""
 
+import multiprocessing
 import os
 import re
 import resource
@@ -44,12 +45,14 @@ VALIDATED = {"sets": [{"name": "noise_25", "bundled": ["chessboard_RGB.png"], "d
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """Runs go to out/NAME of the test's own folder; the signal handlers are put back."""
+    """Runs go to out/NAME of the test's own folder; signal handlers are put back, processes ended."""
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def option_file(**changes) -> str:
