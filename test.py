@@ -28,7 +28,8 @@ from utils.report import Report
 
 
 def parse_arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    layout = RawDescriptionHelpFormatter
+    parser = ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     add("--opt", required=True, metavar="FILE", help="option file")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options, keys dotted")

@@ -30,12 +30,11 @@ class Report:
     """The page of one folder of results: add() each image, then write()."""
 
     def __init__(self, folder: Path, where: str = "report") -> None:
-        """Remove an earlier report's page; InputError beginning with `where` where a file is the user's."""
+        """InputError beginning with `where` where a page or folder of these names is the user's."""
         self.folder, self.page, self.images = folder, folder / "index.html", []
         if os.path.lexists(self.page):
             if not self.page.is_file() or MARK not in self.page.read_text("utf-8", "replace")[:2000]:
                 raise InputError(f"{where}: {self.page} is there and no report, expected another folder")
-            self.page.unlink()
         elif os.path.lexists(folder / "report") and not list((folder / "report").glob("000000-*.jpg")):
             raise InputError(f"{where}: {folder / 'report'} is there, no report's, expected another folder")
 
