@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     sets = open_test_sets(options.validation.sets, options.root, where, run.log, problems)
     if flags.dry_run:
         require_no_problems([*problems, *check(entries, sets)], options.file)
-    cache = decode_all(entries, run.folder / "decoded.bin") if options.cache and not flags.dry_run else None
+    cache = decode_all(entries, run.folder / "decoded") if options.cache and not flags.dry_run else None
     training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k
 

@@ -107,7 +107,7 @@ def loading(side: str, size: int, folder: str, flags: Namespace) -> Callable[[],
     if flags.opt:
         options = load_options(TrainOptions, flags.opt, flags.set)
     sources = open_sources(options)
-    cache = None if side == "plain" else decode_all(sources, Path(folder) / "decoded.bin")
+    cache = None if side == "plain" else decode_all(sources, Path(folder))
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
     batches = iter(make_loader(samples, sampler, flags.workers, torch.device("cpu")))

@@ -27,6 +27,7 @@ import hashlib
 import itertools
 import json
 import platform
+import shutil
 import signal
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -158,7 +159,7 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
         signal.signal(signal.SIGTERM, signal.SIG_DFL)           # train.py lets them wait for a step's end
         signal.signal(signal.SIGINT, signal.default_int_handler)
     write_figures(row, seed, options, folder, "averaged" if options.ema and not last else "last")
-    (folder / "decoded.bin").unlink(missing_ok=True)            # half a gigabyte
+    shutil.rmtree(folder / "decoded", ignore_errors=True)       # half a gigabyte
 
 
 def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weights: str) -> None:

@@ -1,8 +1,7 @@
-"""All images of a run decoded: once, into a file that its processes and workers map, or to check them."""
+"""All images of a run decoded: once, into files that its processes and workers map, or to check them."""
 
+import functools
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,58 +12,35 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from utils import distributed
 from utils.errors import InputError, count, printable
-from utils.files import write_atomically, write_text
+from utils.files import write_atomically
 from utils.images import read_image
 
 
-class DecodedImages:
-    """Images by path, [H,W,3] uint8, decoded one after the other in a file that all processes map."""
+def decode_all(sets: Sequence[ImageSet], folder: Path) -> dict[Path, Path]:
+    """Every image that some sets read, decoded into a file of NumPy's in `folder`: the files by image.
 
-    def __init__(self, file: Path, shapes: dict[Path, Sequence[int]]) -> None:
-        self.file, self.shapes = file, shapes
-        starts = np.cumsum([0, *map(math.prod, shapes.values())]).tolist()
-        self.starts = dict(zip(shapes, starts, strict=False))
-
-    def __contains__(self, path: Path) -> bool:
-        return path in self.shapes
-
-    def __getitem__(self, path: Path) -> np.ndarray:
-        return np.memmap(self.file, np.uint8, "r", self.starts[path], tuple(self.shapes[path]))
-
-
-def decode_all(sets: Sequence[ImageSet], file: Path) -> DecodedImages:
-    """Every image that some sets read, decoded into one memory-mapped file.
-
-    The first process decodes, the others wait. A file that an earlier run left is used again where it holds
-    the same images. InputError at the first unreadable one.
+    The first process decodes what no earlier run has left there, the others wait. InputError at the first
+    unreadable one.
     """
-    paths = sorted({path for images in sets for path in images.files})
-    index = file.with_suffix(".json")
+    places = {path: folder / f"{stamp(path)}.npy" for images in sets for path in images.files}
     if distributed.rank() == 0:
-        stamps = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in paths]
-        known = json.loads(index.read_text(encoding="utf-8")) if index.exists() and file.exists() else {}
-        if known.get("files") != stamps:
-            index.unlink(missing_ok=True)
-            write_text(index, json.dumps({"files": stamps, "shapes": _decode(paths, file)}))
+        with ThreadPoolExecutor() as pool:
+            for _ in decoding(pool.map(decode, places, places.values()), len(places)):
+                pass
     distributed.wait()
-    shapes = json.loads(index.read_text(encoding="utf-8"))["shapes"]
-    return DecodedImages(file, dict(zip(paths, shapes, strict=True)))
+    return places
 
 
-def _decode(paths: Sequence[Path], file: Path) -> list[Sequence[int]]:
-    """Write the images' pixels one after the other; returns their shapes."""
-    shapes = []
+def stamp(path: Path) -> str:
+    """A name for what a file holds now."""
+    state = path.stat()
+    return hashlib.sha256(f"{path.resolve()} {state.st_mtime_ns} {state.st_size}".encode()).hexdigest()[:32]
 
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as target, ThreadPoolExecutor() as pool:
-            batches = (paths[start:start + 64] for start in range(0, len(paths), 64))   # never all in memory
-            images = (image for batch in batches for image in pool.map(read_image, batch))
-            for image in decoding(images, len(paths)):
-                target.write(image.tobytes())
-                shapes.append(image.shape)
 
-    write_atomically(file, write)
-    return shapes
+def decode(path: Path, place: Path) -> None:
+    """Write an image's pixels, [H,W,3] uint8, to a file, if it is not there."""
+    if not place.exists():
+        write_atomically(place, functools.partial(np.save, arr=read_image(path)))
 
 
 def check(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:

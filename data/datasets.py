@@ -59,13 +59,12 @@ class ImageSet:
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
 
-    complete: number of images before some are held out. cache: decoded images by path; others are read from
-    their files.
+    complete: number of images before some are held out. cache: files of decoded images, by image.
     """
 
     def __init__(self, options: Images, root: str, where: str) -> None:
         self.name, self.options, self.root, self.where = options.name, options, Path(root), where
-        self.cache: Mapping[Path, np.ndarray] = {}
+        self.cache: Mapping[Path, Path] = {}
         degraded, clean = self._find_bundled() if options.bundled else map(self._find, ("degraded", "clean"))
         self.folder = (degraded or clean).path                  # names the images
         if self.paired:
@@ -158,7 +157,7 @@ class ImageSet:
 
     def image(self, path: Path) -> np.ndarray:
         """[H,W,3] uint8."""
-        return self.cache[path] if path in self.cache else read_image(path)
+        return np.load(self.cache[path], mmap_mode="r") if path in self.cache else read_image(path)
 
     def read(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
@@ -261,7 +260,7 @@ class TrainingSet(Dataset):
     for a clean input.
     """
 
-    def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
+    def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, Path] | None = None,
                  clean_share: float = 0.0, camera_share: float = 0.0) -> None:
         self.seed, self.clean_share, self.camera_share = seed, clean_share, camera_share
         self.names = list(dict.fromkeys(images.name for images in entries))

@@ -1,6 +1,5 @@
 """Pairs by name, what sets report and refuse, patches that repeat, what a patch gets, the sampler."""
 
-import pickle
 import zlib
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def test_an_epoch_lists_images_repeat_times_and_parts_of_a_source_are_one(tree):
 
 def test_patches_repeat_with_their_seed_workers_and_cache(tree):
     plain, cached = (TrainingSet(two_sources(tree), 7, decoded, clean_share=0.2, camera_share=0.2)
-                     for decoded in (None, decode_all(two_sources(tree), tree / "decoded.bin")))
+                     for decoded in (None, decode_all(two_sources(tree), tree / "decoded")))
 
     def batches(dataset: TrainingSet, workers: int, start: int = 0) -> list:
         sampler = EpochSampler([len(dataset)], [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
@@ -180,19 +179,17 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tree):
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
-def test_decoded_file_is_used_again_until_an_image_changes(tree):
-    sources, file = two_sources(tree), tree / "decoded.bin"
-    first = decode_all(sources, file)
-    written = file.stat().st_ino
-    again = decode_all(sources, file)
-    assert file.stat().st_ino == written
-    sent = pickle.dumps(first)                                  # to a worker that is not forked: no pixels
-    for images in (first, again, pickle.loads(sent)):
-        for path in (*tree.glob("clean/*"), *tree.glob("in/*")):
-            assert path in images and np.array_equal(images[path], read_image(path))
-    assert len(sent) < 2000 and Path("elsewhere.png") not in first
+def test_decoded_files_are_used_again_until_an_image_changes(tree):
+    sources, folder = two_sources(tree), tree / "decoded"
+    first = decode_all(sources, folder)
+    written = {place: place.stat().st_ino for place in folder.iterdir()}
+    assert decode_all(sources, folder) == first
+    assert {place: place.stat().st_ino for place in folder.iterdir()} == written
+    for path in (*tree.glob("clean/*"), *tree.glob("in/*")):
+        assert np.array_equal(np.load(first[path]), read_image(path))
     changed = write_image(tree / "in/1.png", 30, 50, seed=99)
-    assert np.array_equal(decode_all(sources, file)[changed], read_image(changed))
+    assert np.array_equal(np.load(decode_all(sources, folder)[changed]), read_image(changed))
+    assert len(list(folder.iterdir())) == len(written) + 1
 
 
 def test_depth_layers_and_degraded_images_come_from_disk(tree):
