@@ -18,6 +18,7 @@ from utils import images
 from utils.errors import InputError
 from utils.files import list_files
 from utils.images import EXTENSIONS, as_rgb, decode, read_image, save_image
+from utils.photographs import read_photograph
 
 HIGH = (DEEP >> 8).astype(np.uint8)
 HIGH[..., 3] = np.maximum(HIGH[..., 3], 1)
@@ -278,6 +279,17 @@ def test_animations_are_no_still_images(tmp_path, name):
         read_image(tmp_path / "a")
     (tmp_path / "a").write_bytes(saved(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.resize((8, 6))]))
     assert read_image(tmp_path / "a").shape == RGB.shape    # a phone adds a small copy
+
+
+def test_damage_behind_the_first_frame(tmp_path):
+    content = bytearray(saved(SMOOTH, "TIFF", save_all=True, append_images=[SMOOTH]))
+    first = int.from_bytes(content[4:8], "little")
+    link = first + 2 + 12 * int.from_bytes(content[first:first + 2], "little")
+    second = int.from_bytes(content[link:link + 4], "little")
+    content[second + 2:second + 50] = bytes(48)                     # width and height among its tags
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.asarray(SMOOTH))
+    assert np.array_equal(read_photograph(tmp_path / "a.tif")[0], np.asarray(SMOOTH))
 
 
 @pytest.mark.parametrize("block", [

@@ -40,9 +40,16 @@ EXTENSIONS |= {".heic", ".heif", ".avif", ".mpo"}
 def read_image(path: Path) -> np.ndarray:
     """A still image as RGB, [H,W,3] uint8, upright; InputError where it is none or cannot be read rightly."""
     image, pixels = decode(path, [])
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:     # MPO: a phone adds a small copy
-        raise InputError(f"{path}: {image.n_frames} frames, expected a still image")
+    if image.format != "MPO" and frames_of(image) > 1:      # MPO: a phone adds a small copy
+        raise InputError(f"{path}: {frames_of(image)} frames, expected a still image")
     return as_rgb(pixels)
+
+
+def frames_of(image: Image.Image) -> int:
+    """How many frames the file of an image has, as of `decode`; 1, too, where those behind it are damaged."""
+    with contextlib.suppress(Exception):                    # of a copy: Pillow goes there to count them
+        return getattr(Image.open(io.BytesIO(image.info["content"])), "n_frames", 1)
+    return 1
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:

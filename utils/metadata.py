@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from utils.images import PNG_XMP
+from utils.images import PNG_XMP, frames_of
 
 EXIF, GPS, ORIENTATION, EXTRA_SAMPLES, ICC_PROFILE, TIFF_XMP = 34665, 34853, 274, 338, 34675, 700      # tags
 # TIFF's tags that describe a photograph: description, make, model, software, date, artist, host, rating,
@@ -59,7 +59,7 @@ def read_metadata(image: Image.Image, pixels: np.ndarray, remarks: list[str]) ->
 def left_out(image: Image.Image) -> list[str]:
     """What a file holds that is neither restored nor kept."""
     info, tags, content = image.info, getattr(image, "tag_v2", {}), image.info["content"]
-    frames, profile = getattr(image, "n_frames", 1), info.get("icc_profile")
+    frames, profile = frames_of(image), info.get("icc_profile")
     damaged = not profile and re.search(rb"ICC_PROFILE\0|iCCP", content[:2**18])
     lost = [word for sign, word in SIGNS.items() if re.search(sign, content)]
     lost += [f"chunk {kind}" for kind, _ in info["chunks"] if kind not in PNG_KEPT + PNG_NEEDLESS]
