@@ -1,14 +1,10 @@
-"""What losses.csv tells of the transport, against loops; the inner gap, against one that is known."""
+"""What losses.csv tells of the transport, against loops."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
-from benchmarks.inner_gap import inner_gap
-from losses.barycenter import transport_cost
 from utils.options import Source, TrainOptions
 from utils.runs import LossTable, Run
 
@@ -32,35 +28,3 @@ def test_statistics_of_sources_equal_the_loop(tmp_path):
         assert means[f"potential_spread_{name}"] == pytest.approx(float(values.std(correction=0)), rel=1e-6)
     assert means["map_loss"] == 3 and math.isnan(means["cost_haze"]) and math.isnan(means["dual"])
     assert all(math.isnan(value) for value in table.take_means().values())
-
-
-class Shift(nn.Module):
-    """T(z) = z + shift."""
-
-    def __init__(self, shift: torch.Tensor) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(shift, requires_grad=False)
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return z + self.shift
-
-
-def test_inner_gap_of_a_known_problem():
-    """Cost |z - b|^2 / 2, f(b) = a.b, T(z) = z + shift: inf_T L at shift = a, the gap |shift - a|^2 / 2."""
-    a = torch.tensor([1.0, -2.0, 0.5])
-    batches = [(torch.randn(8, 3, generator=torch.Generator().manual_seed(i)),
-                torch.zeros(8, dtype=torch.long), torch.full((8,), 1 / 8)) for i in range(200)]
-
-    def cost(z: torch.Tensor, b: torch.Tensor, source: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"cost": 1.5 * transport_cost(z, b, source, "mean_square", gamma=0.0)["cost"]}
-
-    for shift in (torch.zeros(3), a + 0.3, a.clone()):
-        net = SimpleNamespace(transport_map=Shift(shift.clone()), latent_norm=nn.Identity(),
-                              encode=lambda degraded: (degraded, []))
-        random = torch.get_rng_state()
-        gap = inner_gap(net, lambda b: (b @ a)[:, None], cost, batches[:190], batches[190:],
-                        learning_rate=0.05)
-        assert gap == pytest.approx(float((shift - a).square().sum() / 2), abs=2e-3)
-        after = net.transport_map.shift                         # the run's T stays
-        assert torch.equal(after, shift) and not after.requires_grad
-        assert torch.equal(torch.get_rng_state(), random)
