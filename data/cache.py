@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from utils import distributed
 from utils.errors import InputError, count, printable
-from utils.files import write_atomically
+from utils.files import remove_partial, write_atomically
 from utils.images import read_image
 
 
@@ -22,8 +22,10 @@ def decode_all(sets: Sequence[ImageSet], folder: Path) -> dict[Path, Path]:
     The first process decodes what no earlier run has left there, the others wait. InputError at the first
     unreadable one.
     """
-    places = {path: folder / f"{stamp(path)}.npy" for images in sets for path in images.files}
+    paths = {path for images in sets for path in images.files}
+    places = {path: folder / f"{stamp(path)}.npy" for path in paths}
     if distributed.rank() == 0:
+        remove_partial(folder)
         with ThreadPoolExecutor() as pool:
             for _ in decoding(pool.map(decode, places, places.values()), len(places)):
                 pass
