@@ -67,6 +67,13 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
 
+def output_of(name: str, *arguments: object) -> str:
+    """What a script that must succeed prints."""
+    result = run_script(name, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def train_tiny(opt: str, *arguments: str, **changes: object) -> None:
     """`train.py --opt OPT ARGUMENTS --set CHANGES` with a tiny network, in this process."""
     changed = [f"{key}={value}" for key, value in changes.items()]

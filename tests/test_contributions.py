@@ -1,13 +1,10 @@
 """What b and r carry: table and strips of benchmarks.contributions against the stages called by hand."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from conftest import run_script
+from conftest import output_of, read_csv, write_yaml
 from data.datasets import bundled_folder
 from utils.checkpoint import load_network
 from utils.images import read_image
@@ -20,11 +17,9 @@ def test_table_and_strips(tmp_path, checkpoint):
     content = {"name": "small", "checkpoint": str(checkpoint), "protocol": "promptir",
                "sets": [{"name": "jpeg", "bundled": [IMAGE], "degradation": "jpeg", "levels": [20]},
                         {"name": "as_it_is", "bundled": [IMAGE]}]}
-    (tmp_path / "small.yml").write_text(yaml.safe_dump(content))
-    result = run_script("benchmarks/contributions.py", "--opt", tmp_path / "small.yml",
-                        "--out", tmp_path / "out.csv")
-    assert result.returncode == 0, result.stderr
-    jpeg, as_it_is = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    output_of("benchmarks/contributions.py", "--opt", write_yaml(tmp_path / "small.yml", content),
+              "--out", tmp_path / "out.csv")
+    jpeg, as_it_is = read_csv(tmp_path / "out.csv")
     clean = crop_for("promptir", read_image(bundled_folder() / IMAGE))
     strip = read_image(tmp_path / "out/jpeg" / IMAGE)
     assert strip.shape == (96, 6 * 96, 3)

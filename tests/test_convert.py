@@ -125,7 +125,7 @@ def test_public_backbones(tmp_path, public, backbone, dtype, wrap):
         assert torch.equal(converted[name], tensors[name].float())
 
 
-def test_prefixes_of_wrappers_go():
+def test_prefixes_of_wrappers_go(tmp_path, checkpoint):
     plain = {"output.weight": 1, "encoder.0.1.net.weight": 2}
     by_stages = {"encoder._orig_mod.0.1.net.weight": 2, "output.weight": 1}         # compiled by stages
     for prefix in ("", "module.", "_orig_mod.module.", "ema_model.module.BaryIR._orig_mod."):
@@ -133,6 +133,10 @@ def test_prefixes_of_wrappers_go():
             assert without_prefixes({prefix + name: value for name, value in tensors.items()}) == plain
     with pytest.raises(InputError, match="holds 2 tensors under 1 names, expected one network's"):
         without_prefixes({"net.output.weight": 1, "ema_model.output.weight": 2})
+    content = torch.load(checkpoint, weights_only=True)
+    content["net"] = {f"_orig_mod.{name}": tensor for name, tensor in content["net"].items()}
+    torch.save(content, tmp_path / "compiled.pth")
+    load_network(tmp_path / "compiled.pth")
 
 
 def test_forms_of_modules(tmp_path):
@@ -203,8 +207,7 @@ class Reduced:
     (os.system, "posix.system", "touch victim", "top"),
     (eval, "builtins.eval", "open('victim', 'w')", "in a module"),
     (getattr, "builtins.getattr", "victim", "in a module"),
-    (torch.hub.load, "torch.hub.load", "victim", "top"),
-    (torch.nn.functional.relu, "torch.nn.functional.relu", "victim", "top")])
+    (torch.hub.load, "torch.hub.load", "victim", "top")])
 def test_whatever_else_a_file_names_is_refused(tmp_path, monkeypatch, function, name, arguments, place):
     """The first two are real attacks: loaded the usual way, such a file does run its code."""
     monkeypatch.chdir(tmp_path)

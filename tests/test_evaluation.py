@@ -1,4 +1,4 @@
-"""Protocols and metrics against scikit-image, strips, test.py's tables and files, restoring photographs."""
+"""Protocols and metrics against scikit-image, test.py's tables and files, restoring photographs."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from conftest import SMALL, read_csv, run_script, write_image, write_yaml
-from models.baryir import BaryIR
+from conftest import output_of, read_csv, run_script, write_image, write_yaml
 from utils.checkpoint import load_network
 from utils.evaluation import restore
 from utils.images import read_image
@@ -21,8 +20,8 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
         write_image(tmp_path / f"data/clean/{i}.png", 45, 37, seed=i)
         write_image(tmp_path / f"data/in/{i}.png", 45, 37, seed=i + 10)
     return write_yaml(tmp_path / "table.yml", {
-        "name": "table", "checkpoint": str(checkpoint),
-        "root": str(tmp_path / "data"), "output": str(tmp_path / "results"),
+        "name": "table", "checkpoint": str(checkpoint), "root": str(tmp_path / "data"),
+        "output": str(tmp_path / "results"),
         "sets": [{"name": "pairs", "degraded": "in", "clean": "clean"},
                  {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [25], "limit": 2},
                  {"name": "blind", "degraded": "in"},
@@ -32,10 +31,7 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
 
 
 def run(*arguments: object) -> str:
-    """What `test.py --opt ARGUMENTS` prints."""
-    result = run_script("test.py", "--opt", *arguments)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return output_of("test.py", "--opt", *arguments)
 
 
 def table(tmp_path: Path) -> dict[str, dict]:
@@ -121,20 +117,10 @@ def test_saved_images_keep_folders_and_names(tmp_path, checkpoint):
     for name in ("one/a.png", "two/a.png", "two/b.png", "two/b.jpg"):
         write_image(tmp_path / "data/mixed" / name)
     run(options(tmp_path, checkpoint, sets=[{"name": "mixed", "degraded": "mixed"}]))
-    folder = tmp_path / "results/table/mixed"
-    saved = {str(path.relative_to(folder)): Image.open(path) for path in folder.rglob("*.*")}
-    assert {name: (image.format, image.mode) for name, image in saved.items()} == {
-        "one/a.png": ("PNG", "RGB"), "two/a.png": ("PNG", "RGB"), "two/b.jpg.png": ("PNG", "RGB"),
-        "two/b.png": ("PNG", "RGB")}                                # lossless, both of one stem kept
-
-
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_strips_give_what_the_whole_image_gives(precision, tolerance):
-    torch.manual_seed(0)
-    net, image = BaryIR(**SMALL).eval(), torch.rand(1, 3, 50, 31)
-    whole = restore(net, image, 0, precision)
-    for strip in (1, 7, 64, "auto"):
-        torch.testing.assert_close(restore(net, image, strip, precision), whole, rtol=0, atol=tolerance)
+    results = tmp_path / "results/table/mixed"
+    saved = {str(path.relative_to(results)) for path in results.rglob("*.*")
+             if Image.open(path).format == "PNG"}
+    assert saved == {"one/a.png", "two/a.png", "two/b.jpg.png", "two/b.png"}    # both of one stem are kept
 
 
 @pytest.mark.parametrize("native", [False, True])

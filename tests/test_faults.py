@@ -13,7 +13,7 @@ from benchmarks import faults
 from conftest import REPOSITORY, SMALL
 from data.pairs import PAIRINGS, Folder, match_pairs
 from models.baryir import BaryIR
-from utils.checkpoint import give_away, load_network, read_checkpoint, save_checkpoint
+from utils.checkpoint import load_network
 from utils.errors import InputError
 from utils.options import TestOptions, TrainOptions, dump, load_options, parse
 
@@ -91,15 +91,14 @@ def test_pairing_of_random_names(seed):
     files = [[Path(folder, rng.choice(["", "a", "b"]), f"{stem}{rng.choice(['.png', '.jpg'])}")
               for stem in rng.choices(stems, k=12)] for folder in ("in", "gt")]
     degraded, clean = (list(dict.fromkeys(side)) for side in files)
-    for rule, path in itertools.product(("auto", *PAIRINGS), degraded):
+    for rule, path in itertools.product(PAIRINGS, degraded):
         try:
             (pair,) = match_pairs(Folder(Path("in"), [path]), Folder(Path("gt"), clean), rule, "here")
         except InputError as error:
             assert str(path) in str(error)
         else:
             assert pair.degraded == path and pair.clean in clean
-            rules = PAIRINGS if rule == "auto" else [rule]
-            assert pair.clean.stem in [PAIRINGS[name](path.stem) for name in rules]
+            assert pair.clean.stem == PAIRINGS[rule](path.stem)
 
 
 def test_damaged_images_and_checkpoints():
@@ -139,17 +138,6 @@ def test_wrong_checkpoints(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as error:
         load_network(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-def test_checkpoints_of_compiled_networks_and_to_give_away(tmp_path, checkpoint):
-    net = load_network(checkpoint)
-    compiled = {f"_orig_mod.{name}": weight for name, weight in net.state_dict().items()}
-    save_checkpoint(tmp_path / "compiled.pth", {"net": compiled, "network": SMALL, "step": 7, "train": {}})
-    give_away(tmp_path / "compiled.pth", tmp_path / "half.pth")
-    content = read_checkpoint(tmp_path / "half.pth")
-    assert content.keys() == {"net", "network", "step"} and content["step"] == 7
-    given = load_network(tmp_path / "half.pth").state_dict()
-    assert all(torch.equal(weight.half().float(), given[name]) for name, weight in net.state_dict().items())
 
 
 def test_killed_runs_end_as_they_would_have():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.duality_gaps import duality_gaps, inner_minimiser
-from benchmarks.gaussian_barycenter import Schedule, public_files, table, train
+from benchmarks.gaussian_barycenter import Schedule, public_files, train
 from benchmarks.gaussians import MEANS, Gaussians, bw2_uvp, l2_uvp
 from utils.errors import InputError
 
@@ -76,13 +76,13 @@ def test_training_finds_the_barycenter_and_its_bound_holds(truth):
     assert torch.autograd.grad(value.sum(), best)[0].abs().max() < 1e-5     # a minimiser indeed
 
 
-@pytest.mark.parametrize("how, least", [
-    (dict(objective_lambdas=torch.full((3,), 1 / 3)), 10),      # other weights than the congruence's
-    (dict(scheme="shared"), 10),                                # one map for sources that overlap
-    (dict(cost="root_mean_square"), 10),                               # the distance, not squared
+@pytest.mark.parametrize("how", [
+    dict(objective_lambdas=torch.full((3,), 1 / 3)),            # other weights than the congruence's
+    dict(scheme="shared"),                                      # one map for sources that overlap
+    dict(cost="root_mean_square"),                              # the distance, not squared
 ])
-def test_negative_controls(truth, how, least):
-    assert not error(truth, **how)[0] < least
+def test_negative_controls(truth, how):
+    assert not error(truth, **how)[0] < 10
 
 
 def test_uniform_family_has_the_gaussian_moments_and_one_barycenter():
@@ -108,20 +108,7 @@ def test_public_instances(tmp_path):
     path.write_text(json.dumps(content))
     torch.testing.assert_close(Gaussians.read(path).maps, truth.maps)
     assert public_files(tmp_path, [2, 64]) == [path]
-    with pytest.raises(InputError, match="no file .* D found: 2"):
-        public_files(tmp_path, [64])
     content["ground_truth_sampler"]["cov"][0][0] *= 1.1
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="off the fixed point's"):
         Gaussians.read(path)
-    path.write_text("{}")
-    with pytest.raises(InputError, match="expected JSON with mean and cov"):
-        Gaussians.read(path)
-
-
-def test_published_rows_for_their_instances_alone():
-    row = {"D": 64, "sources": "sampler_stats_64", "scheme": "exact"}
-    row |= dict.fromkeys(("l2_uvp", "bw2_uvp", "gap_inner", "gap_outer", "bound", "error", "seconds"), 0.5)
-    assert table([row]).count("NOTWB") == table([row, row | {"scheme": "identity"}]).count("NOTWB") == 1
-    for other in ({"sources": "mine_64"}, {"D": 128}):
-        assert "NOTWB" not in table([row | other])

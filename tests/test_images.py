@@ -49,24 +49,16 @@ def palette() -> Image.Image:
     return Image.fromarray(RGB).quantize(16)
 
 
-def pnm(kind: int, largest: int) -> bytes:
-    values = DEEP[..., :3 if kind in (3, 6) else 1].astype(int) % (largest + 1)
-    header = b"P%d\n30 21\n%d\n" % (kind, largest)
-    if kind < 4:
-        return header + b" ".join(b"%d" % value for value in values.ravel())
-    return header + values.astype(np.uint8 if largest < 256 else ">u2").tobytes()
-
-
-def scaled(largest: int, channels: int) -> np.ndarray:
-    return DEEP[..., :channels].astype(int) % (largest + 1) * (65535 / largest) / 257
+def pnm(channels: int, largest: int) -> bytes:
+    values = DEEP[..., :channels].astype(int) % (largest + 1)
+    return b"P%d\n30 21\n%d\n" % (5 + channels // 3, largest) + values.astype(">u2").tobytes()
 
 
 RIGHT = {                       # content, picture (8 bits within 1), remarks
-    "PNG grey": (png(GREY), GREY, []), "PNG grey 16": (png(DEEP[..., :1]), HIGH[..., :1], DEEP_REMARK),
     "PNG alpha 16": (png(SEEN), HIGH, DEEP_REMARK),
+    "PNG grey 16": (png(DEEP[..., :1]), HIGH[..., :1], DEEP_REMARK),
     "PNG grey 4": (png(GREY >> 4, bits=4), (GREY >> 4) * np.uint8(17), []),
-    "TIFF white is 0": (tiff(WHITE, 0), GREY, []),
-    "TIFF bits": (BIT_TIFF, BITS * np.uint8(255), []), "TIFF": (tiff(RGB, 2), RGB, []),
+    "TIFF white is 0": (tiff(WHITE, 0), GREY, []), "TIFF bits": (BIT_TIFF, BITS * np.uint8(255), []),
     "TIFF palette": (saved(palette(), "TIFF"), np.asarray(palette().convert("RGB")), []),
     "TIFF alpha": (tiff(RGBA, 2, t338=(2,)), RGBA, []),
     "TIFF fourth channel": (tiff(RGBA, 2, t338=(0,)), RGB, []),
@@ -74,16 +66,12 @@ RIGHT = {                       # content, picture (8 bits within 1), remarks
     "TIFF 16 >": (tiff(DEEP[..., :3], 2, ">"), HIGH[..., :3], DEEP_REMARK),
     "TIFF alpha 16": (tiff(SEEN, 2, t338=(2,)), HIGH, DEEP_REMARK),
     "TIFF LAB": (saved(PLAIN.convert("LAB"), "TIFF"), np.asarray(PLAIN), []),
-    "TIFF tiles": (saved(RGB, "TIFF", tiffinfo={322: 16, 323: 16}, compression="tiff_deflate"), RGB, []),
-    "BigTIFF": (saved(RGB, "TIFF", big_tiff=True), RGB, []),
-    "BMP": (saved(RGB, "BMP"), RGB, []),
     "JPEG 2000 16": (saved(DEEP[..., 0], "JPEG2000"), HIGH[..., :1], DEEP_REMARK),
     "WebP alpha": (saved(RGBA, "WEBP", lossless=True, exact=True), RGBA, []),
     "GIF": (saved(palette(), "GIF"), np.asarray(palette().convert("RGB")), []),
     "JPEG grey": (saved(SOFT_GREY, "JPEG", quality=100), np.asarray(SOFT_GREY)[..., None], []),
-    **{f"P{kind} {largest}": (pnm(kind, largest), scaled(largest, 3 if kind in (3, 6) else 1),
-                              [f"{bits} bits a channel, of which 8 are read"] * (bits > 8))
-       for kind, largest, bits in ((2, 1, 1), (3, 255, 8), (5, 1000, 10), (5, 65535, 16), (6, 65535, 16))},
+    "PNM 10": (pnm(1, 1000), DEEP[..., :1] % 1001 * 0.255, ["10 bits a channel, of which 8 are read"]),
+    "PNM 16": (pnm(3, 65535), HIGH[..., :3], DEEP_REMARK),
 }
 
 
@@ -117,18 +105,14 @@ UNSIGNED = "expected unsigned numbers of 8 or 16 bits a channel, in one plane, b
 
 
 @pytest.mark.parametrize("content, message", [
-    (tiff(GREY.astype("f4"), 1), f"mode F, .*{UNSIGNED}"), (b"Pf\n1 1\n-1.0\n" + bytes(4), "mode F"),
-    (tiff((GREY / 2).astype("i1"), 1), "sample format 2"), (tiff(GREY.astype("i2"), 1), "sample format 2"),
+    (tiff(GREY.astype("f4"), 1), f"mode F, .*{UNSIGNED}"), (tiff(GREY.astype("i2"), 1), "sample format 2"),
     (tiff(GREY.astype("u4"), 1), "32 bits"), (tiff(65535 - DEEP[..., :1], 0), "photometric 0"),
-    (tiff(RGB, 2, planes=True), "planes=2"), (tiff(DEEP[..., :3], 2, planes=True), "planes=2"),
-    (tiff(DEEP[..., :3], 8), "does not know"),
-    (png(DEEP[..., :3], chunk(b"tRNS", bytes(6))), "16 bits, mode RGB"),
-    (png(DEEP[..., :1], chunk(b"tRNS", bytes(2))), "16 bits, mode I"),
-    (b"", "first bytes are b''"), (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "b'%!PS-Ado'"),
+    (tiff(RGB, 2, planes=True), "planes=2"), (tiff(DEEP[..., :3], 8), "does not know"),
+    (png(DEEP[..., :3], chunk(b"tRNS", bytes(6))), "16 bits, mode RGB"), (b"", "first bytes are b''"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "b'%!PS-Ado'"),
     (b"\0\0\0\x18ftypheic" + bytes(12), "HEIC, which needs a package: pip install pillow-heif|cannot"),
     (png(RGB)[:-300], "cut off"), (png(RGB)[:60] + b"xx" + png(RGB)[62:], "wrong checksum of its chunk"),
-    (saved(RGB, "TIFF")[:-9], "truncated"), (b"II*\0\x08\0\0\0\0\0", ""),
-    (saved(SMOOTH, "JPEG")[:-200], ""), (saved(SMOOTH, "JPEG")[:-6], "truncated"),
+    (saved(RGB, "TIFF")[:-9], "truncated"), (saved(SMOOTH, "JPEG")[:-6], "truncated"),
     (saved(SMOOTH, "JPEG", progressive=True)[:-2], "truncated"),
 ], ids=lambda value: str(value)[:30])
 def test_files_that_are_refused_in_one_line(tmp_path, content, message):
@@ -140,9 +124,8 @@ def test_files_that_are_refused_in_one_line(tmp_path, content, message):
     assert str(error.value).count(str(path)) == 1
 
 
-def test_bits_of_an_avif(tmp_path):
-    if "AVIF" not in Image.SAVE:
-        pytest.skip("this Pillow writes none")
+@pytest.mark.skipif("AVIF" not in Image.SAVE, reason="this Pillow writes none")
+def test_bits_of_an_avif():
     content = saved(SMOOTH, "AVIF")
     image, deep = Image.open(io.BytesIO(content)), content.replace(b"av1C\x81\0\x0c", b"av1C\x81\0\x4c")
     assert images.bits_stored(image, content) == 8 and images.bits_stored(image, deep) == 10
@@ -157,8 +140,6 @@ def test_any_size_that_the_memory_holds(tmp_path):
         read_image(tmp_path / "a.png")
 
 
-# What is missing without a loss of pixels ------------------------------------------------------------------
-
 @pytest.mark.parametrize("content, remark", [
     (saved(SMOOTH, "JPEG")[:-2], "its end mark is missing, but no pixels"),
     (png(RGB, end=False), None), (png(RGB)[:-3], None), (png(RGB) + b"more", None),
@@ -170,8 +151,6 @@ def test_a_file_whose_pixels_are_whole(tmp_path, content, remark):
     expected = RGB if content.startswith(b"\x89PNG") else np.asarray(SMOOTH)
     assert remarks == [remark] * bool(remark) and np.abs(pixels.astype(int) - expected).mean() < 3
 
-
-# What is a file --------------------------------------------------------------------------------------------
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")                        # opening it would wait for ever
@@ -202,30 +181,31 @@ def refuse_to_list(monkeypatch, folder: Path) -> None:
 
 
 def test_folders_that_are_listed(tmp_path, monkeypatch):
-    """Not those of systems, hidden ones and circles; one that is closed is named."""
+    """By links, too, but in no circle; not those of systems, and hidden ones; one that is closed is named."""
+    root, link = tmp_path / "root", tmp_path / "link"
     for name in ("a.png", "below/b.png", "closed/c.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.jpg",
                  "__MACOSX/a.png", ".thumbnails/a.png", "#recycle/a.png", "below/@eaDir/b.png", "._a.png"):
-        write_image(tmp_path / name)
-    (tmp_path / "below/again").symlink_to(tmp_path)
-    assert [path.name for path in list_files(tmp_path)] == ["a.png", "b.png", "c.png"]
-    refuse_to_list(monkeypatch, tmp_path / "closed")
+        write_image(root / name)
+    for place, target in ((link, root), (root / "below/again", root),
+                          (root / "d", write_image(tmp_path / "elsewhere/d.png").parent)):
+        place.symlink_to(target)
+    assert [path.name for path in list_files(link)] == ["a.png", "b.png", "c.png", "d.png"]
+    refuse_to_list(monkeypatch, link / "closed")
     with pytest.raises(InputError, match="/closed: a folder that cannot be read .Permission denied."):
-        list_files(tmp_path)
+        list_files(link)
     unreadable = []
-    assert [path.name for path in list_files(tmp_path, unreadable=unreadable)] == ["a.png", "b.png"]
+    assert [path.name for path in list_files(link, unreadable=unreadable)] == ["a.png", "b.png", "d.png"]
     assert len(unreadable) == 1 and "/closed: " in unreadable[0]
 
 
-# Transparency and colours ----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_a_transparent_grey_of_a_png(tmp_path, bits):
-    values = DEEP[..., :1] >> (16 - bits)
-    key = int(values[2, 3, 0])
-    pixels, _ = at_once(tmp_path / "a", png(values, chunk(b"tRNS", struct.pack(">H", key)), bits=bits))
-    seen = values != key
-    assert np.array_equal(pixels[..., 1:], np.where(seen, 255, 0))
-    assert np.array_equal(pixels[..., :1][seen], (values.astype(int) * 255 // (2**bits - 1))[seen])
+def test_a_transparent_grey_of_a_png(tmp_path):
+    for bits in (1, 2, 4, 8):
+        values = DEEP[..., :1] >> (16 - bits)
+        key = int(values[2, 3, 0])
+        pixels, _ = at_once(tmp_path / "a", png(values, chunk(b"tRNS", struct.pack(">H", key)), bits=bits))
+        seen = values != key
+        assert np.array_equal(pixels[..., 1:], np.where(seen, 255, 0))
+        assert np.array_equal(pixels[..., :1][seen], (values.astype(int) * 255 // (2**bits - 1))[seen])
 
 
 def test_a_transparent_colour_of_a_png(tmp_path):
@@ -292,13 +272,10 @@ def test_damage_behind_the_first_frame(tmp_path):
     assert np.array_equal(read_photograph(tmp_path / "a.tif")[0], np.asarray(SMOOTH))
 
 
-@pytest.mark.parametrize("block", [
-    b"Exif\0\0nonsense", exif(6)[:30], exif(6)[:-120], exif(6, ">"), exif(9), exif(0),
-    b"Exif\0\0II*\0" + b"\xff" * 40], ids=len)
-def test_exif_never_costs_the_picture(tmp_path, block):
-    path = tmp_path / "a.png"
-    pixels, _ = at_once(path, saved(RGB, "PNG", exif=block))
-    assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))
+def test_exif_never_costs_the_picture(tmp_path):
+    for block in (b"Exif\0\0nonsense", exif(6)[:30], exif(6)[:-120], exif(9), exif()[:14] + b"\xff" * 40):
+        pixels, _ = at_once(tmp_path / "a.png", saved(RGB, "PNG", exif=block))
+        assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))
 
 
 def test_formats_that_are_written(tmp_path):

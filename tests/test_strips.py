@@ -112,8 +112,11 @@ def test_strips_bound_the_memory(net, monkeypatch):
         return convolve(x, *rest, **how)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
-    restore(net.eval(), torch.rand(1, 3, 64, 40))
+    image = torch.rand(1, 3, 64, 40)
+    restored = restore(net.eval(), image)
     assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
+    for strip, precision, tolerance in ((0, "float32", 1e-5), (7, "float32", 1e-5), (7, "bfloat16", 0.02)):
+        torch.testing.assert_close(restore(net, image, strip, precision), restored, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("how", [

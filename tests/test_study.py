@@ -2,10 +2,6 @@
 
 import dataclasses
 import itertools
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +12,7 @@ import yaml
 from benchmarks import study
 from benchmarks.ablations import Bottleneck
 from benchmarks.intervals import coverage, effects, interval
-from conftest import REPOSITORY, write_image
+from conftest import REPOSITORY, write_image, write_yaml
 from models.baryir import BaryIR
 from utils.errors import InputError
 from utils.options import TrainOptions, load_options
@@ -24,8 +20,6 @@ from utils.options import TrainOptions, load_options
 OPTIONS = REPOSITORY / "options"
 NETWORK = {"width": 8, "encoder_blocks": [1, 1], "latent_blocks": 1, "transport_blocks": 1,
            "decoder_blocks": [1, 1], "residual_blocks": [1], "refinement_blocks": 0, "heads": [1, 2, 4]}
-
-
 CHANGED = {"w": {"steps"}, "frozen": set(), "reconstruction": set(), "none": set(),
            "transport": {"scheme", "map_steps"}, "dropout": {"scheme", "map_steps"},
            "oracle": {"sources", "steps"},
@@ -105,8 +99,6 @@ def test_interval_of_a_known_gain():
     assert gain > 0 and np.isnan(ends).all()                    # one seed says nothing about seeds
     difference, low, high = interval(theirs, theirs, False)
     assert difference == 0 and low < 0 < high
-
-
     once = [score for score in scores(3) if score[1] == "x"]
     twice = once + [(seed, "y", image, value) for seed, _, image, value in once]
     for of_twice, of_once in zip(effects(twice), effects(once), strict=True):
@@ -142,7 +134,7 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
     tests = {name: {"name": "some", "checkpoint": "none", "sets": of_file} for name, of_file in sets.items()}
     for name, options in (rows | tests).items():
         (tmp_path / f"options/{name}.yml").parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / f"options/{name}.yml").write_text(yaml.safe_dump(options))
+        write_yaml(tmp_path / f"options/{name}.yml", options)
     monkeypatch.setattr(study, "OPTIONS", tmp_path / "options")
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "LEFT_OUT", ("noise",))
@@ -181,24 +173,3 @@ def test_runs_and_tables(small_study, capsys):
     assert not torch.equal(nets["frozen"]["patch_embed.weight"], nets["w"]["patch_embed.weight"])
     with pytest.raises(InputError, match="no row x, expected some of w, transport"):
         study.main([*where, "--rows", "x"])
-
-
-def test_a_signal_stops_and_saves(small_study, tmp_path):
-    path = tmp_path / "options/study/b_restormer_large.yml"
-    path.write_text(yaml.safe_dump({"base": "base.yml", "steps": 100_000}))
-    driver = ("import sys; from pathlib import Path; from benchmarks import study; "
-              "from utils.errors import one_line_errors; study.RESULTS = Path(sys.argv[1]) / 'results'; "
-              "study.OPTIONS = Path(sys.argv[1]) / 'options'\n"
-              "with one_line_errors(): study.main(['--root', sys.argv[1] + '/data', '--rows', 'b', "
-              "'--output', sys.argv[1] + '/runs'])")
-    process = subprocess.Popen([sys.executable, "-c", driver, tmp_path], cwd=REPOSITORY,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    for line in process.stdout:
-        if b" parameters, " in line:
-            break
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=120)[0].decode()
-    assert process.returncode and "saved, continue with --resume" in output, output
-    assert (tmp_path / "runs/b_0/last.pth").exists()
-    assert (tmp_path / "runs/b_0/cpu_seconds.txt").exists() and "Traceback" not in output

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import REPOSITORY, read_csv, run_script, write_image
+from conftest import REPOSITORY, output_of, read_csv, write_image
 from utils.errors import InputError
 from utils.evaluation import Row
 from utils.options import TestOptions, load_options
@@ -85,43 +85,36 @@ def test_published_psnr_alone_unknown_tables_and_names_in_markdown():
 
 @pytest.fixture
 def five(tmp_path: Path, checkpoint: Path) -> list[str]:
-    """Options for a root in the public layout with a few images of each set of options/test_5d.yml.
-
-    All 15 of LOL are there.
-    """
-    for count, degraded, clean in ((2, "dehaze/input/{0:04}_1_0.2.jpg", "dehaze/target/{0:04}.png"),
-                                   (3, "derain/Rain100L/input/rain-{0:03}.png",
-                                    "derain/Rain100L/target/norain-{0:03}.png"),
-                                   (1, "deblur/input/{0}.png", "deblur/target/{0}.png"),
-                                   (15, "lowlight/low/{0}.png", "lowlight/high/{0}.png"),
-                                   (1, "denoise/bsd68/{0}.png", "denoise/other/{0}.png")):
+    """Options for a root in the public layout, with a few images of each set of the table, LOL's 15 all."""
+    for count, *sides in ((2, "dehaze/input/{0:04}_1_0.2.jpg", "dehaze/target/{0:04}.png"),
+                          (3, "derain/Rain100L/input/rain-{0}.png", "derain/Rain100L/target/norain-{0}.png"),
+                          (1, "deblur/input/{0}.png", "deblur/target/{0}.png"), (1, "denoise/bsd68/{0}.png"),
+                          (15, "lowlight/low/{0}.png", "lowlight/high/{0}.png")):
         for i in range(count):
-            write_image(tmp_path / "root/test" / degraded.format(i), 37, 45, seed=i)
-            write_image(tmp_path / "root/test" / clean.format(i), 37, 45, seed=i + 50)
+            for seed, side in enumerate(sides):
+                write_image(tmp_path / "root/test" / side.format(i), 37, 45, seed=i + 50 * seed)
     places = {"root": tmp_path / "root", "checkpoint": checkpoint, "output": tmp_path / "results"}
     return ["--set", *(f"{name}={path}" for name, path in places.items())]
 
 
 def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", *five)
-    assert result.returncode == 0, result.stderr
+    text = output_of("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", *five)
     folder = tmp_path / "results/5d"
     table = {row["set"]: row for row in read_csv(folder / "table.csv")}
     comparison = {(row["method"], row["set"]): row for row in read_csv(folder / "comparison.csv")}
     markdown = (folder / "table.md").read_text()
 
-    printed = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
+    printed = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "2 of 500*" in printed["SOTS"] and "1 of 1111*" in printed["GoPro"]
     assert " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
     assert ("* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), "
-            "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in result.stdout
+            "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in text
     images = [row for row in read_csv(folder / "images.csv") if row["set"] == "LOL"]
     assert sorted(row["image"] for row in images) == sorted(f"{i}.png" for i in range(15))
     for metric in ("psnr_in", "ssim_in", "psnr", "ssim"):
         assert np.mean([float(row[metric]) for row in images]) == pytest.approx(float(table["LOL"][metric]))
-    for text in (result.stdout, markdown):
-        assert "protocol baryir, checkpoint" in text
-        assert "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
+    for words in ("protocol baryir, checkpoint", "BaryIR (PromptIR)", "31.68 / 0.980"):
+        assert words in text and words in markdown
     made_by = {(row["protocol"], row["checkpoint"]) for row in table.values()}
     assert made_by == {("baryir", str(checkpoint))} == {
         (row["protocol"], row["checkpoint"]) for row in comparison.values() if row["method"] == "ours"}
@@ -140,13 +133,11 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
 
 def test_only_what_was_measured_is_compared(tmp_path, five):
     write_image(tmp_path / "root/test/denoise/urban100/img_001.png")        # a set that is optional
-    command = "--opt", "options/test_5d_promptir.yml", *five
-    result = run_script("test.py", *command, "metrics=[ssim]", "save=false")
-    assert result.returncode == 0, result.stderr
-    ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
+    command = "test.py", "--opt", "options/test_5d_promptir.yml", *five, "save=false"
+    text = output_of(*command, "metrics=[ssim]")
+    ours = next(line for line in text.splitlines() if line.startswith("ours "))
     assert " - / 0." in ours and (tmp_path / "results/5d_promptir/comparison.csv").exists()
-    assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in result.stdout
-    assert "ours - BaryIR (PromptIR)" in result.stdout
-    command = *command, "published=", "save=false", "sets=[{name: a, degraded: test/deblur/input}]"
-    assert run_script("test.py", *command).returncode == 0
+    assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in text
+    assert "ours - BaryIR (PromptIR)" in text
+    output_of(*command, "published=", "sets=[{name: a, degraded: test/deblur/input}]")
     assert not (tmp_path / "results/5d_promptir/comparison.csv").exists()   # it was another run's
