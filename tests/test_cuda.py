@@ -33,10 +33,9 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 @SCHEME
 @OPTIMIZER
-@pytest.mark.parametrize("how", [
-    {}, {"precision": "bfloat16", "recompute": True, "workers": 2, "cache": True}], ids=["plain", "saving"])
-def test_training(tmp_path, scheme, optimizer, how):
-    train_tiny(option_file(tmp_path, scheme=scheme, optimizer=optimizer, steps=30, clip=1.0, **how))
+def test_training_in_little_memory(tmp_path, scheme, optimizer):
+    train_tiny(option_file(tmp_path, scheme=scheme, optimizer=optimizer, steps=30, clip=1.0, workers=2,
+                           precision="bfloat16", recompute=True, cache=True))
     rows = losses(tmp_path / "run")
     assert all(math.isfinite(row["reconstruction"]) and row["skipped"] == 0 for row in rows)
     assert sum(row["reconstruction"] for row in rows[-5:]) < sum(row["reconstruction"] for row in rows[:5])
@@ -88,7 +87,6 @@ def test_no_step_along_a_gradient_that_is_not_finite(optimizer):
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_strips_equal_the_whole_image(precision, tolerance):
-    torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     net = BaryIR(**SMALL).eval().cuda().to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, 120, 92, device="cuda")

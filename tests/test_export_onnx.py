@@ -14,7 +14,6 @@ from utils.errors import InputError
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
     return BaryIR(width=8, encoder_blocks=[1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1],
                   residual_blocks=[1], refinement_blocks=0, heads=[1, 2, 4]).eval()
 

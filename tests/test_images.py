@@ -24,16 +24,14 @@ HIGH = (DEEP >> 8).astype(np.uint8)
 HIGH[..., 3] = np.maximum(HIGH[..., 3], 1)
 SEEN = DEEP.copy()
 SEEN[..., 3] = np.maximum(SEEN[..., 3], 256)                # nothing is hidden, at 8 bits either
-GREY, WHITE, BITS = RGB[..., :1], 255 - RGB[..., :1], (RGB[..., :1] > 99)
+GREY, BITS = RGB[..., :1], RGB[..., :1] > 99
 SMOOTH = Image.fromarray(RGB).resize((4, 3)).resize((30, 21), Image.Resampling.BICUBIC)
 PLAIN = Image.new("RGB", (30, 21), (200, 120, 90))
-BIT_TIFF = saved(Image.fromarray(BITS[..., 0]), "TIFF")
 SOFT_GREY = SMOOTH.convert("L")
 DEEP_REMARK = ["16 bits a channel, of which 8 are read"]
 # What a viewer does with each EXIF orientation.
-TURNS = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud,
-         5: lambda x: x.swapaxes(0, 1),
-         6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90}
+TURNS = [np.array, np.fliplr, lambda x: np.rot90(x, 2), np.flipud, lambda x: x.swapaxes(0, 1),
+         lambda x: np.rot90(x, -1), lambda x: np.rot90(x, 2).swapaxes(0, 1), np.rot90]
 
 
 def at_once(path: Path, content: bytes) -> tuple[np.ndarray, list[str]]:
@@ -58,7 +56,8 @@ RIGHT = {                       # content, picture (8 bits within 1), remarks
     "PNG alpha 16": (png(SEEN), HIGH, DEEP_REMARK),
     "PNG grey 16": (png(DEEP[..., :1]), HIGH[..., :1], DEEP_REMARK),
     "PNG grey 4": (png(GREY >> 4, bits=4), (GREY >> 4) * np.uint8(17), []),
-    "TIFF white is 0": (tiff(WHITE, 0), GREY, []), "TIFF bits": (BIT_TIFF, BITS * np.uint8(255), []),
+    "TIFF white is 0": (tiff(255 - GREY, 0), GREY, []),
+    "TIFF bits": (saved(Image.fromarray(BITS[..., 0]), "TIFF"), BITS * np.uint8(255), []),
     "TIFF palette": (saved(palette(), "TIFF"), np.asarray(palette().convert("RGB")), []),
     "TIFF alpha": (tiff(RGBA, 2, t338=(2,)), RGBA, []),
     "TIFF fourth channel": (tiff(RGBA, 2, t338=(0,)), RGB, []),
@@ -87,9 +86,12 @@ def test_files_that_are_read_rightly(tmp_path, kind):
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_each_orientation(tmp_path, name):
     how = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(name, {})
-    for orientation, turn in TURNS.items():
+    for orientation, turn in enumerate(TURNS, 1):
         pixels, _ = at_once(tmp_path / "a", saved(SMOOTH, name, exif=exif(orientation), **how))
         assert np.abs(pixels.astype(int) - turn(np.asarray(SMOOTH))).max() <= (5 if how else 0)
+    for damaged in (b"Exif\0\0nonsense", exif(6)[:30], exif(6)[:-120], exif(9), exif()[:14] + b"\xff" * 40):
+        pixels, _ = at_once(tmp_path / "a", saved(RGB, "PNG", exif=damaged))
+        assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))
 
 
 def test_alpha_that_is_multiplied_into_the_colours(tmp_path):
@@ -158,12 +160,10 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
         server.bind("socket.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "itself.png").symlink_to("itself.png")
-    (tmp_path / "nowhere.png").symlink_to("gone")
     (tmp_path / "folder.png").mkdir()
-    names = ["device.png", "itself.png", "nowhere.png", "pipe.png", "socket.png"]
-    for name in [*names, "folder.png", "gone.png"]:
-        found = "no such file" if name == "gone.png" else "no regular file"
-        with pytest.raises(InputError, match=f"{name}: {found}"):
+    names = ["device.png", "itself.png", "pipe.png", "socket.png"]
+    for name in [*names, "folder.png"]:
+        with pytest.raises(InputError, match=f"{name}: no regular file"):
             read_image(tmp_path / name)
     assert [path.name for path in list_files(tmp_path, EXTENSIONS)] == names
 
@@ -198,26 +198,16 @@ def test_folders_that_are_listed(tmp_path, monkeypatch):
     assert len(unreadable) == 1 and "/closed: " in unreadable[0]
 
 
-def test_a_transparent_grey_of_a_png(tmp_path):
-    for bits in (1, 2, 4, 8):
-        values = DEEP[..., :1] >> (16 - bits)
-        key = int(values[2, 3, 0])
-        pixels, _ = at_once(tmp_path / "a", png(values, chunk(b"tRNS", struct.pack(">H", key)), bits=bits))
-        seen = values != key
-        assert np.array_equal(pixels[..., 1:], np.where(seen, 255, 0))
-        assert np.array_equal(pixels[..., :1][seen], (values.astype(int) * 255 // (2**bits - 1))[seen])
-
-
-def test_a_transparent_colour_of_a_png(tmp_path):
-    """Two colours that differ in their last bit: only the one that the file names is transparent."""
-    stored = RGB.copy()
-    stored[5, 5], stored[5, 6] = stored[2, 3], stored[2, 3] ^ 1
-    pixels, _ = at_once(tmp_path / "a", png(stored, chunk(b"tRNS", stored[2, 3].astype(">u2").tobytes())))
-    seen = pixels[..., 3] > 0
-    assert (~seen).sum() == 2 and not seen[5, 5] and np.array_equal(pixels[seen][:, :3], stored[seen])
-
-
-def test_transparent_entries_of_a_palette(tmp_path):
+def test_transparent_colours(tmp_path):
+    """Only the one that the file names: another that differs in its last bit is seen."""
+    for values, bits in (*((DEEP[..., :1] >> (16 - bits), bits) for bits in (1, 2, 4, 8)), (RGB.copy(), 8)):
+        values[5, 5], values[5, 6] = values[2, 3], values[2, 3] ^ 1
+        transparent = chunk(b"tRNS", values[2, 3].astype(">u2").tobytes())
+        pixels, _ = at_once(tmp_path / "a", png(values, transparent, bits=bits))
+        seen = (values != values[2, 3]).any(axis=2)
+        assert np.array_equal(pixels[..., -1], np.where(seen, 255, 0))
+        assert np.array_equal(pixels[seen][:, :-1], values[seen].astype(int) * 255 // (2**bits - 1))
+    # Entries of a palette.
     entries, alpha = np.asarray(palette()), bytes(range(0, 256, 17))
     one = np.where(entries == 3, 0, 255)
     for name, transparency, expected in (("PNG", 3, one), ("GIF", 3, one),
@@ -231,37 +221,33 @@ def test_what_hides_under_full_transparency_is_the_mean_of_what_is_seen(tmp_path
     stored = RGBA.copy()
     stored[..., 3] = 255
     stored[5:9, 6:10, 3], stored[9, 9, 3] = 0, 1            # hidden, and partly transparent: as it is
-    pixels, _ = at_once(tmp_path / "a", png(stored))
-    hidden = stored[..., 3] == 0
-    assert np.array_equal(pixels[~hidden], stored[~hidden]) and np.array_equal(pixels[..., 3], stored[..., 3])
-    assert (pixels[hidden][:, :3] == np.round(stored[~hidden][:, :3].mean(axis=0))).all()
+    expected, hidden = stored.copy(), stored[..., 3] == 0
+    expected[hidden, :3] = np.round(stored[~hidden][:, :3].mean(axis=0))
+    assert np.array_equal(at_once(tmp_path / "a", png(stored))[0], expected)
     stored[..., 3] = 0
     assert (at_once(tmp_path / "a", png(stored))[0][..., :3] == 128).all()
 
 
-@pytest.mark.parametrize("adobe", [True, False])
-def test_cmyk(tmp_path, adobe):
+def test_cmyk(tmp_path):
     """Adobe stores it inverted and says so; without its mark the numbers are ink."""
-    ink = SMOOTH.convert("CMYK")
-    content = saved(ink if adobe else Image.fromarray(255 - np.asarray(ink), "CMYK"), "JPEG", quality=100)
-    at = content.index(b"\xff\xee")
-    content = content if adobe else content[:at] + content[at + 16:]
-    pixels, remarks = at_once(tmp_path / "a", content)
-    assert np.abs(pixels.astype(int) - np.asarray(SMOOTH)).mean() < 2
-    assert remarks == ["CMYK without an ICC profile that can be used: its colours are approximate"]
+    ink = np.asarray(SMOOTH.convert("CMYK"))
+    adobe, plain = (saved(Image.fromarray(of, "CMYK"), "JPEG", quality=100) for of in (ink, 255 - ink))
+    mark = plain.index(b"\xff\xee")
+    for content in (adobe, plain[:mark] + plain[mark + 16:]):
+        pixels, remarks = at_once(tmp_path / "a", content)
+        assert np.abs(pixels.astype(int) - np.asarray(SMOOTH)).mean() < 2
+        assert remarks == ["CMYK without an ICC profile that can be used: its colours are approximate"]
 
 
-@pytest.mark.parametrize("name", ["GIF", "PNG", "TIFF"])
-def test_animations_are_no_still_images(tmp_path, name):
-    (tmp_path / "a").write_bytes(saved(SMOOTH, name, save_all=True, append_images=[SMOOTH.rotate(180)]))
-    assert decode(tmp_path / "a", [])[0].n_frames == 2
-    with pytest.raises(InputError, match="a: 2 frames, expected a still image"):
-        read_image(tmp_path / "a")
+def test_animations_are_no_still_images(tmp_path):
+    for name in ("GIF", "PNG", "TIFF"):
+        (tmp_path / "a").write_bytes(saved(SMOOTH, name, save_all=True, append_images=[SMOOTH.rotate(180)]))
+        assert decode(tmp_path / "a", [])[0].n_frames == 2
+        with pytest.raises(InputError, match="a: 2 frames, expected a still image"):
+            read_image(tmp_path / "a")
     (tmp_path / "a").write_bytes(saved(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH.resize((8, 6))]))
     assert read_image(tmp_path / "a").shape == RGB.shape    # a phone adds a small copy
-
-
-def test_damage_behind_the_first_frame(tmp_path):
+    # Damage behind the first frame is no frame.
     content = bytearray(saved(SMOOTH, "TIFF", save_all=True, append_images=[SMOOTH]))
     first = int.from_bytes(content[4:8], "little")
     link = first + 2 + 12 * int.from_bytes(content[first:first + 2], "little")
@@ -272,19 +258,10 @@ def test_damage_behind_the_first_frame(tmp_path):
     assert np.array_equal(read_photograph(tmp_path / "a.tif")[0], np.asarray(SMOOTH))
 
 
-def test_exif_never_costs_the_picture(tmp_path):
-    for block in (b"Exif\0\0nonsense", exif(6)[:30], exif(6)[:-120], exif(9), exif()[:14] + b"\xff" * 40):
-        pixels, _ = at_once(tmp_path / "a.png", saved(RGB, "PNG", exif=block))
-        assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))
-
-
 def test_formats_that_are_written(tmp_path):
     for name in ("a.png", "a.JPEG", "a.webp"):
         save_image(SMOOTH, tmp_path / name)
         assert np.abs(read_image(tmp_path / name).astype(int) - np.asarray(SMOOTH)).mean() < 5
-        (tmp_path / name).unlink()
-    with pytest.raises(InputError, match="a.jpg: cannot be written as JPEG"):
-        save_image(Image.new("L", (70000, 1)), tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="a.xyz: expected .png, .jpg or .webp"):
-        save_image(Image.new("L", (7, 1)), tmp_path / "a.xyz")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="b.jpg: cannot be written as JPEG"):
+        save_image(Image.new("L", (70000, 1)), tmp_path / "b.jpg")
+    assert len(list(tmp_path.iterdir())) == 3

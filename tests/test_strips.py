@@ -1,6 +1,7 @@
 """Strips against the whole image; the network that they were made of stays as it is."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from utils.evaluation import restore
 
 @pytest.fixture(params=BACKBONES)
 def net(request) -> BaryIR:
-    torch.manual_seed(0)
     return BaryIR(**SMALL, backbone=request.param)
 
 
@@ -30,7 +30,6 @@ def state(net: torch.nn.Module) -> list:
 @torch.no_grad()
 def test_strips_give_what_the_whole_image_gives(backbone, barycenter):
     """Of any number of rows; the stages leave the input, z and the skips as they are."""
-    torch.manual_seed(0)
     net = BaryIR(**SMALL, backbone=backbone, barycenter=barycenter)
     for size, several in (((24, 40), (2, 5)), ((9, 30), (1, 3, 8)), ((1, 50), (1, 5))):
         degraded = torch.rand(2, 3, *size)
@@ -41,22 +40,19 @@ def test_strips_give_what_the_whole_image_gives(backbone, barycenter):
             assert torch.equal(degraded, before)
     twin = in_strips(net, 5)
     z, skips = twin.encode(degraded)
-    kept = [z.clone(), *(skip.clone() for skip in skips)]
-    b = twin.transport(z)
+    kept, b = [tensor.clone() for tensor in (z, *skips)], twin.transport(z)
     first, second = (twin.decode(b, z - b, skips) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(now, before) for now, before in zip([z, *skips], kept, strict=True))
 
 
-class Own(TransformerBlock):
-    """A block of another backbone, which sees the whole map."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + x.mean(dim=(2, 3), keepdim=True)
-
-
 @torch.no_grad()
 def test_blocks_of_another_backbone_are_whole(monkeypatch):
+    """Here some that see the whole map."""
+    class Own(TransformerBlock):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + x.mean(dim=(2, 3), keepdim=True)
+
     monkeypatch.setitem(BACKBONES, "own", (Own, None))
     net, degraded = BaryIR(**SMALL, backbone="own"), torch.rand(1, 3, 24, 40)
     for output, whole in zip(in_strips(net, 5)(degraded), net(degraded), strict=True):
@@ -64,31 +60,23 @@ def test_blocks_of_another_backbone_are_whole(monkeypatch):
 
 
 def test_strips_leave_no_trace(net):
-    """Also after an error inside: the network computes, learns and is copied as if they had never been.
-
-    So it does while they are computed; the twin has the network's weights.
-    """
+    """Meanwhile, and after an error: the network computes, learns, is copied; the twin has its weights."""
     net.recompute_blocks()                                      # as in training
-    called, inside, degraded, before = [], [], torch.rand(1, 3, 24, 40), state(net)
+    inside, degraded, before = [], torch.rand(1, 3, 24, 40), state(net)
     whole = net(degraded)[0]
 
     def meanwhile() -> None:
-        called.append(None)
-        if len(called) == 1:
-            with torch.enable_grad():
-                inside.extend(each(degraded)[0] for each in (net, copy.deepcopy(net)))
+        with torch.enable_grad():
+            inside.append([each(degraded)[0] for each in (net, copy.deepcopy(net))] if not inside else [])
 
     twin = in_strips(net, 5, after_block=meanwhile)
     with torch.no_grad():
         torch.testing.assert_close(twin(degraded)[0], whole, rtol=1e-4, atol=1e-5)
-    assert len(called) == sum(isinstance(module, TransformerBlock) for module in net.modules())
-    assert all(torch.equal(restored, whole) and restored.requires_grad for restored in inside)
-
-    def fail() -> None:
-        raise KeyboardInterrupt
+    assert len(inside) == sum(isinstance(module, TransformerBlock) for module in net.modules())
+    assert all(torch.equal(restored, whole) and restored.requires_grad for restored in inside[0])
 
     with pytest.raises(KeyboardInterrupt), torch.no_grad():
-        in_strips(net, 5, after_block=fail)(degraded)
+        in_strips(net, 5, after_block=mock.Mock(side_effect=KeyboardInterrupt))(degraded)
     assert state(net) == before
     for copied in (net, copy.deepcopy(net)):
         restored = copied(degraded)[0]

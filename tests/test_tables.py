@@ -21,9 +21,8 @@ def test_published_rows_are_whole():
         content = TABLES[table]
         assert content["sets"][-1] == "average" and content["reference"] in content["rows"]
         assert len(content["rows"]) == {"3d": 23, "5d": 25}[table[:2]]
-        for method, figures in content["rows"].items():
-            assert len(figures) == len(content["sets"]), method
-            *sets, average = np.array(figures)
+        for method, (*sets, average) in content["rows"].items():
+            assert len(sets) == len(content["sets"]) - 1, method
             assert np.mean(sets, axis=0) == pytest.approx(average, abs=0.025), method
 
 
@@ -52,8 +51,8 @@ def test_difference_and_marks():
     published = read_published("5d", "here")
     made = rows(SOTS=32.0, Rain100L=38.0, BSD68_25=31.0, GoPro=29.0, LOL=23.0)
     *lines, difference = comparison_table(made, published)
-    by_name = {line[0]: line for line in lines}
-    reference, ours = by_name["BaryIR (Restormer)"], by_name["ours"]
+    reference, ours = (next(line for line in lines if line[0] == name)
+                       for name in ("BaryIR (Restormer)", "ours"))
     averages = [float(line[-1].split(" / ")[0]) for line in lines[1:]]
     assert averages == sorted(averages) and lines.index(ours) < lines.index(reference)
     assert reference == ["BaryIR (Restormer)", "31.20 / 0.979", "38.10 / 0.982", "31.43 / 0.891",
@@ -63,10 +62,7 @@ def test_difference_and_marks():
     assert difference == ["ours - BaryIR (Restormer)", "+0.80 / -0.079*", "-0.10 / -0.082", "-0.43 / +0.009",
                           "-0.51 / +0.011", "-0.37 / +0.046", "-0.12 / -0.019*"]
     assert set_table(made, ["psnr", "ssim"])[1] == ["SOTS", "480 of 500*", "20.00 / 0.5000", "32.00 / 0.9000"]
-
-
-def test_average_only_beside_the_same_sets():
-    published = read_published("5d", "here")
+    # An average only beside the same sets.
     assert set(comparable(rows(SOTS=32.0, LOL=23.0), published)) == {"SOTS", "LOL"}
     six = comparable(rows(Kodak=9, SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=2), published)
     assert list(six) == published["sets"] and six["average"].scores["psnr"] == pytest.approx(1.2)
@@ -119,14 +115,12 @@ def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
     assert made_by == {("baryir", str(checkpoint))} == {
         (row["protocol"], row["checkpoint"]) for row in comparison.values() if row["method"] == "ours"}
     assert len(comparison) == (len(TABLES["5d"]["rows"]) + 1) * 6
-    for name, row in table.items():
+    for (name, row), adair in zip(table.items(), TABLES["5d"]["rows"]["AdaIR"], strict=True):
         ours, theirs = comparison["ours", name], comparison["AdaIR", name]
         assert (ours["psnr"], ours["ssim"], ours["expected"]) == (row["psnr"], row["ssim"], row["expected"])
-        adair = TABLES["5d"]["rows"]["AdaIR"][TABLES["5d"]["sets"].index(name)]
-        for metric, value in zip(("psnr", "ssim"), adair, strict=True):
-            assert float(theirs[metric]) == value
-            delta = float(theirs[f"{metric}_difference"])
-            assert delta == pytest.approx(float(row[metric]) - value, abs=1e-12)
+        assert [float(theirs[metric]) for metric in ("psnr", "ssim")] == adair
+        differences = [float(theirs[f"{metric}_difference"]) for metric in ("psnr", "ssim")]
+        assert differences == pytest.approx([float(row["psnr"]) - adair[0], float(row["ssim"]) - adair[1]])
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.3f}" in printed["ours"]
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in markdown
 
