@@ -14,11 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.cache import check, require_no_problems
-from data.datasets import ImageSet, open_test_sets
+from data.datasets import open_test_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Restored, Row, average_row, evaluate, precision_on, scores_of
+from utils.evaluation import Restored, Row, average_row, precision_on, restore_set, row_of, scores_of
 from utils.files import write_text
 from utils.images import save_image, to_image
 from utils.metrics import Metrics
@@ -76,25 +76,31 @@ def main() -> None:
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
     page = Report(folder) if options.save else None
-    names = {images.name: png_names([images.name_of(i) for i in range(len(images))]) for images in sets}
-    lines = []
+    how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
+    lines, rows = [], []
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
-        def each(images: ImageSet, result: Restored) -> None:
-            bar.update()
-            lines.append([images.name, images.name_of(result.index), *scores_of(result, options.metrics)])
-            if page:
-                name = names[images.name][result.index]
-                path, pictures = folder / images.name / name, (result.degraded, result.restored, result.clean)
-                save_image(to_image(result.restored), path)
-                page.add(images.name, str(name), path, pictures, (result.scores_in, result.scores))
-
-        how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
-        rows = evaluate(net, sets, options.protocol, metrics, each, **how)
+        for images in sets:
+            names, scores = png_names([images.name_of(i) for i in range(len(images))]), []
+            for result in restore_set(net, images, options.protocol, metrics, **how):
+                lines.append([images.name, images.name_of(result.index), *scores_of(result, options.metrics)])
+                scores.append((result.scores_in, result.scores))
+                if page:
+                    save_result(result, images.name, folder / images.name / names[result.index], page)
+                bar.update()
+            rows.append(row_of(images, scores))
     tables.write_image_csv(folder / "images.csv", lines, options.metrics)
     shown = write_tables(folder, rows, published, options)
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:
         print(f"look at them: {page.write(options.name, *shown)}")
+
+
+def save_result(result: Restored, group: str, path: Path, page: Report) -> None:
+    """Write a restored image of the set `group`, and add it to the page."""
+    save_image(to_image(result.restored), path)
+    pictures = result.degraded, result.restored, result.clean
+    page.add(group, str(path.relative_to(page.folder / group)), path, pictures,
+             (result.scores_in, result.scores))
 
 
 def write_tables(folder: Path, rows: list[Row], published: dict | None,

@@ -53,7 +53,7 @@ from models.potentials import Potentials
 from utils import distributed
 from utils.checkpoint import load_weights, read_checkpoint
 from utils.errors import naming, one_line_errors
-from utils.evaluation import evaluate, precision_on
+from utils.evaluation import precision_on, validate
 from utils.graphs import Recorded
 from utils.memory import keep_freed_memory
 from utils.options import TrainOptions, load_options
@@ -81,8 +81,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                         help="override options, keys dotted")
     parser.add_argument("--resume", nargs="?", const="", metavar="PATH",
                         help="continue the run, from its newest readable checkpoint or from PATH")
-    parser.add_argument("--allow-changes", action="store_true",
-                        help="with --resume: other sources, seed or objective than before, too")
     parser.add_argument("--dry-run", action="store_true",
                         help="print options, data and one step's losses, decode every image")
     return parser.parse_args(arguments)
@@ -111,7 +109,7 @@ def autocast(tensor: Tensor, options: TrainOptions) -> torch.autocast:
 
 # Map step: encoder, T and decoder descend, the potentials are frozen.
 def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
-             options: TrainOptions) -> tuple[Terms, Terms]:
+             options: TrainOptions) -> Terms:
     degraded, source, weights = batch.degraded, batch.source, batch.weights
     objective = options.objective
     side.thaw()
@@ -128,8 +126,8 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
     side.optimizer.step()
     side.freeze()
-    terms, samples = dual_terms(dual, costs, f, source, weights)
-    return {"map_loss": loss.detach(), **terms, "reconstruction": error, "gradient_norm": norm}, samples
+    return {"map_loss": loss.detach(), **dual_terms(dual, costs, f, source, weights),
+            "reconstruction": error, "gradient_norm": norm}
 
 
 # Potential step: the potentials descend on b of the updated T, the network is frozen.
@@ -153,7 +151,7 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
 
 # Transport step (scheme separate): T alone descends; z and the potentials are frozen.
 def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch, options: TrainOptions,
-                   z: Tensor) -> tuple[Terms, Terms]:
+                   z: Tensor) -> Terms:
     objective = options.objective
     side.thaw()
     with autocast(z, options):
@@ -167,8 +165,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
-    terms, samples = dual_terms(loss, costs, f, batch.source, batch.weights)
-    return {**terms, "transport_gradient_norm": norm}, samples
+    return {**dual_terms(loss, costs, f, batch.source, batch.weights), "transport_gradient_norm": norm}
 
 
 # Restoration step (scheme separate): encoder and decoder descend; the gradient passes through the frozen T.
@@ -188,14 +185,14 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
 
 
 def joint_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
-                batch: Batch) -> tuple[Terms, Terms]:
+                batch: Batch) -> Terms:
     """Scheme joint, the paper's: a map step and a potential step."""
-    terms, samples = map_step(net, potentials, sides["map"], batch, options)
-    return terms | potential_step(net, potentials, sides["potential"], batch, options), samples
+    terms = map_step(net, potentials, sides["map"], batch, options)
+    return terms | potential_step(net, potentials, sides["potential"], batch, options)
 
 
 def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], options: TrainOptions,
-                   batch: Batch) -> tuple[Terms, Terms]:
+                   batch: Batch) -> Terms:
     """Scheme separate: `map_steps` transport steps and a potential step on z, then a restoration step.
 
     In scheme reconstruction there is the last one alone.
@@ -204,15 +201,14 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
     with autocast(batch.degraded, options):
         z, skips = net.encode(batch.degraded)
     sides["restoration"].freeze()               # z keeps its graph; T must not move the layer norm
-    terms, samples = {}, {}
+    terms = {}
     if options.scheme == "separate":
         latents = z.detach()
         potentials.standardize.update(latents)
         for _ in range(options.map_steps):
-            terms, samples = transport_step(net, potentials, sides["transport"], batch, options, latents)
+            terms = transport_step(net, potentials, sides["transport"], batch, options, latents)
         terms |= potential_step(net, potentials, sides["potential"], batch, options, latents)
-    terms |= restoration_step(net, sides["restoration"], batch, options, z, skips)
-    return terms, samples
+    return terms | restoration_step(net, sides["restoration"], batch, options, z, skips)
 
 
 def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
@@ -284,11 +280,11 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     state = {"net": net, "potentials": potentials, "ema": ema}
     state |= {f"{name}_optimizer": side.optimizer for name, side in sides.items()}
     sampling = {"samples_per_step": options.batch * processes, "samples_per_epoch": counts}
-    step = run.resume(state, sampling, flags.allow_changes)
+    step = run.resume(state, sampling)
     sampler = EpochSampler.of_run(options, counts, step, rank, processes)
     steps = sampler.steps
     loader = make_loader(training_set, sampler, 0 if flags.dry_run else options.workers, device)
-    losses = LossTable(run, training_set.names, sides.values())
+    losses = LossTable(run, sides.values())
     samples, epochs = sampler.samples_before(steps), sampler.epochs_before(steps)
     run.log_plan([*training_set.describe(lambdas.tolist()),
                   *(f"validation {images.name}: {images.describe()}" for images in sets),
@@ -310,10 +306,10 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
             batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn), low_weight)
 
             step += 1
-            terms, samples = alternate(batch)
+            terms = alternate(batch)
             if ema:
                 ema.update_parameters(net)
-            losses.add(terms, samples, source)
+            losses.add(terms)
             bar.update()
 
             if flags.dry_run:
@@ -323,7 +319,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
                 shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")
                 bar.set_postfix({name: f"{values[name]:.3g}" for name in shown})
             if sets and rank == 0 and (step % options.validation.every == 0 or step == steps):
-                run.add_validation(step, evaluate(deployed, sets, protocol="promptir"), deployed)
+                run.add_validation(step, validate(deployed, sets), deployed)
             stop = run.stop_requested(step)
             if step % options.save_every == 0 or step == steps or stop:
                 run.save(step, deployed)

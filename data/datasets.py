@@ -24,9 +24,9 @@ from data.degradations import (
     smooth_field,
 )
 from data.drawings import clean_pair
-from data.pairs import Folder, Pair, by_stem, composed, find_images, match_pairs, matches, places
+from data.pairs import Folder, Pair, composed, find_images, match_pairs, matches, places
 from data.transforms import random_crop, random_dihedral
-from utils.errors import InputError, first_few
+from utils.errors import InputError
 from utils.images import read_image
 from utils.options import Images, TestSet, TrainOptions
 
@@ -76,7 +76,7 @@ class ImageSet:
         if options.holdout:
             names = [self.name_of(index).as_posix() for index in range(len(self))]
             self.pairs = self._held(self.pairs, names, "holdout")
-        self.layers, self.depths = self._find_layers(), self._find_depths()
+        self.layers, self.depths = self._find_layers(), self._find_depths(clean or degraded)
 
     @property
     def paired(self) -> bool:
@@ -113,17 +113,12 @@ class ImageSet:
             return layers
         return self._held(layers, [path.name for path in layers], "holdout_layers")
 
-    def _find_depths(self) -> dict[Path, Path]:
+    def _find_depths(self, images: Folder) -> dict[Path, Path]:
         """The depth image of each clean one, where the options name a folder of them."""
-        folder = self._find("depth")
+        folder, clean = self._find("depth"), [pair.clean or pair.degraded for pair in self.pairs]
         if not folder:
             return {}
-        there = by_stem(folder)
-        absent = [str(pair.clean) for pair in self.pairs if composed(pair.clean.stem) not in there]
-        if absent:
-            raise InputError(f"{self.where}.depth: {folder.path} has none for {len(absent)} of {len(self)} "
-                             f"images: {first_few(absent)}")
-        return {pair.clean: there[composed(pair.clean.stem)] for pair in self.pairs}
+        return dict(match_pairs(Folder(images.path, clean), folder, "same", f"{self.where}.depth"))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -177,9 +172,10 @@ class ImageSet:
             return None
         if self.options.bundled and (depth := bundled_depth(pair.path.name)) is not None:
             return depth
-        if pair.clean not in self.depths:
+        place = self.depths.get(pair.clean or pair.degraded)
+        if not place:
             return smooth_field(shape, rng)
-        recorded = Image.fromarray(self.image(self.depths[pair.clean])[..., 0])
+        recorded = Image.fromarray(self.image(place)[..., 0])
         return np.asarray(recorded.resize((width, height), Image.Resampling.BILINEAR)) / np.float32(255)
 
     def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,

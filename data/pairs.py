@@ -76,11 +76,6 @@ def matches(name: str | Path, patterns: list[str]) -> bool:
     return any(fnmatch(composed(name), composed(pattern)) for pattern in patterns)
 
 
-def by_stem(folder: Folder) -> dict[str, Path]:
-    """A folder's files by their names without extension."""
-    return {composed(path.stem): path for path in folder.files}
-
-
 def match_pairs(degraded: Folder, clean: Folder, pairing: str, where: str) -> list[Pair]:
     """Pair every degraded file with its clean one: by name, and by sub-folder where the clean folder has any.
 
@@ -109,8 +104,7 @@ def match_pairs(degraded: Folder, clean: Folder, pairing: str, where: str) -> li
         wanted = ((path, key(path, degraded, rule)) for path in missing[:4])
         names = first_few(f"{path} (expected {clean.path / name}.*{did_you_mean(name, stems)})"
                           for path, name in wanted)
-        raise InputError(f"{where}: {len(missing)} of {len(degraded.files)} degraded images have no clean "
-                         f"partner: {names}")
+        raise InputError(f"{where}: {len(missing)} of {len(degraded.files)} images have no partner: {names}")
     pairs = []
     for path in degraded.files:
         found = partners[key(path, degraded, rule)]

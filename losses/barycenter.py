@@ -82,14 +82,14 @@ def dual_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> 
 
 
 def dual_terms(dual: Tensor, costs: dict[str, Tensor], f: Tensor, source: Tensor,
-               weights: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """For the log, detached: dual_objective and its terms, and C_i and f_{k_i}(b_i) of each sample, [B].
+               weights: Tensor) -> dict[str, Tensor]:
+    """For the log, detached: dual_objective and its terms, weighted sums over the batch.
 
     dual: of dual_objective. costs: of transport_cost. The rest: as in dual_objective.
     """
-    samples = {name: value.detach() for name, value in {**costs, "potential": of_source(f, source)}.items()}
-    terms = {name: (weights * value).sum() for name, value in samples.items() if name != "cost"}
-    return {"dual": dual.detach(), **terms}, {name: samples[name] for name in ("cost", "potential")}
+    samples = {**costs, "potential": of_source(f, source)}
+    terms = {name: (weights * value).sum().detach() for name, value in samples.items()}
+    return {"dual": dual.detach(), **terms}
 
 
 def reconstruction_loss(restored: Tensor, clean: Tensor,

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,13 +32,13 @@ BACKBONES = {
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad [B,C,H,W] at the bottom and right to multiples of `multiple`: reflected, or else replicated."""
-    for axis in (3, 2):
+    for axis in (2, 3):                                         # by indices, which ONNX has for any size
         size = x.shape[axis]
-        pad = -size % multiple
-        if pad:
-            amounts = (0, pad, 0, 0) if axis == 3 else (0, 0, 0, pad)
-            x = F.pad(x, amounts, mode="reflect" if pad < size else "replicate")
-    return x
+        index = torch.arange((size + multiple - 1) // multiple * multiple, device=x.device)
+        reflected = 2 * (size - 1) - index
+        beyond = torch.where(reflected[-1] >= 0, reflected, size - 1)
+        x = x.index_select(axis, torch.where(index < size, index, beyond))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Blocks(nn.Sequential):

@@ -7,7 +7,7 @@ On a CPU, strips that stay in the cache are the fastest, too.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +19,20 @@ from models.restormer import TransformerBlock, Up, gelu_times, mix_channels, wor
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
 
 
-def in_strips(net: nn.Module, rows: int, after_block: Callable[[], object] = lambda: None) -> nn.Module:
+def in_strips(net: nn.Module, rows: int) -> nn.Module:
     """A twin of the network, with its weights, that computes about `rows` rows at a time, without gradients.
 
     The network stays as it is, so that other threads may use it. The twin's blocks overwrite the maps that
-    they are given, which must not be used again. `after_block` is called after each block.
+    they are given, which must not be used again.
     """
     if isinstance(net, Blocks) and any(type(block) is not TransformerBlock for block in net):
         return net                                              # of another backbone: they see the whole map
     if isinstance(net, TransformerBlock):
-        return BlockInStrips(net, rows, after_block)
+        return BlockInStrips(net, rows)
     if isinstance(net, Up) or isinstance(net, nn.Conv2d) and sees_one_row_more(net):
         return ConvolutionInStrips(net, rows)
     twin = copy.copy(net)                                       # the same parameters, other modules inside
-    twin._modules = {name: in_strips(child, rows, after_block) for name, child in net._modules.items()}
+    twin._modules = {name: in_strips(child, rows) for name, child in net._modules.items()}
     return twin
 
 
@@ -45,15 +45,14 @@ def sees_one_row_more(net: nn.Conv2d) -> bool:
 class BlockInStrips(nn.Module):
     """A transformer block, in place."""
 
-    def __init__(self, block: TransformerBlock, rows: int, after_block: Callable[[], object]) -> None:
+    def __init__(self, block: TransformerBlock, rows: int) -> None:
         super().__init__()
-        self.block, self.rows, self.after_block = block, rows, after_block
+        self.block, self.rows = block, rows
 
     def forward(self, x: Tensor) -> Tensor:
         for sample in x.split(1):
             self.add_attention(sample)
             self.add_feed_forward(sample)
-        self.after_block()
         return x
 
     def add_attention(self, x: Tensor) -> None:

@@ -92,7 +92,7 @@ def test_every_problem_is_listed_at_once(option_file, public_tree):
     (train / "lowlight/high").rename(train / "lowlight/high_images")
     found = problems(dry_run(option_file, "sources.0.expected=5"))
     for message, text in zip(found, (
-        r"sources\[1\] derain: 1 of 3 degraded images have no clean partner: .*rain-2.png \(expected",
+        r"sources\[1\] derain: 1 of 3 images have no partner: .*rain-2.png \(expected",
         f"sources\\[4\\] lowlight.clean: no folder {train}/lowlight/high, did you mean ",
         f"sets\\[0\\] LOL.clean: no folder {public_tree}/test/lowlight/high, did you mean ",
         f"{broken}: cannot be read as an image", r"sources\[0\] denoise: 4 images, expected 5",

@@ -24,21 +24,12 @@ def test_any_size_is_restored_as_in_pytorch(net, tmp_path):
     images = [torch.rand(1, 3, *size) for size in ((40, 52), (41, 39), (3, 9))]
     with torch.inference_mode():
         expected = [net(image)[0] for image in images]
-    assert export_onnx.export(net, tmp_path / "net.onnx") < 1e-5
+    export_onnx.export(net, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
     assert [part.name for part in (*session.get_inputs(), *session.get_outputs())] == ["image", "restored"]
     for image, wanted in zip(images, expected, strict=True):
         restored, = session.run(["restored"], {"image": image.numpy()})
         torch.testing.assert_close(torch.from_numpy(restored), wanted, atol=1e-5, rtol=0)
-
-
-def test_padding_is_that_of_the_network(net):
-    images = [torch.rand(1, 3, *size) for size in ((8, 8), (6, 13), (1, 2), (5, 3))]
-    with torch.inference_mode():
-        expected = [net(image)[0] for image in images]
-        padded, net.multiple = export_onnx.Padded(net), 1
-        for image, wanted in zip(images, expected, strict=True):
-            torch.testing.assert_close(padded(image), wanted)
 
 
 def test_a_file_that_restores_otherwise_is_not_kept(net, tmp_path, monkeypatch):

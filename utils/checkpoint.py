@@ -4,12 +4,9 @@
     network   arguments of BaryIR
     step      training steps done (epoch instead, in one converted from the authors' release)
     train     last.pth and previous.pth only: what a run needs to continue exactly
-
-    python -m utils.checkpoint IN.pth OUT.pth     makes one to give away: net in half precision, network, step
 """
 
 import re
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.errors import InputError, first_few, naming, one_line_errors
+from utils.errors import InputError, first_few, naming
 from utils.files import write_atomically
 from utils.options import Network, parse
 
@@ -118,20 +115,3 @@ def require_fit(weights: dict[str, Tensor], wanted: dict[str, Tensor], network: 
         few = first_few(f"{name}: {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
                         for name in wrong)
         raise InputError(f"{len(wrong)} of {len(wanted)} tensors do not fit {network} ({few})")
-
-
-def give_away(path: Path, out: Path) -> None:
-    """Write a checkpoint's weights in half precision, without its run."""
-    load_network(path)                                          # its checks
-    content = read_checkpoint(path)
-    weights = {name: weight.half() for name, weight in content["net"].items()}
-    step = content.get("step", 0)
-    save_checkpoint(out, {"net": weights, "network": network_arguments(content, path), "step": step})
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, step {step}")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        if len(sys.argv) != 3:
-            raise InputError("expected: python -m utils.checkpoint IN.pth OUT.pth")
-        give_away(*map(Path, sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Restore the images of test sets and measure them: validation in train.py, tables in test.py."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
-from tqdm import tqdm
 
 from models.baryir import BaryIR
-from models.restormer import TransformerBlock
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
 from utils.images import require_memory, to_tensor
@@ -22,7 +20,6 @@ ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
 MAPS = 12                       # of the network's width and the image's size are in memory at least
-PATIENCE = 5                    # seconds after which an image has a progress bar of its own
 
 
 @dataclass
@@ -94,12 +91,9 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
         return restore(net, degraded, strip, precision)[..., border:-border, border:-border]
     if strip == "auto":
         strip = strip_rows(net, height, width, element, degraded.device)
-    blocks = sum(isinstance(module, TransformerBlock) for module in net.modules())
     try:
-        with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16), \
-                tqdm(total=blocks, desc=f"{width}x{height}", leave=False, delay=PATIENCE) as bar:
-            network = in_strips(net, strip, after_block=bar.update) if strip else net
-            return network(degraded)[0].float()
+        with torch.autocast(degraded.device.type, torch.bfloat16, enabled=bfloat16):
+            return (in_strips(net, strip) if strip else net)(degraded)[0].float()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -151,22 +145,17 @@ def average_row(rows: Sequence[Row]) -> Row | None:
                means([row.scores_in for row in measured]), means([row.scores for row in measured]))
 
 
-def evaluate(net: BaryIR, sets: Sequence[ImageSet], protocol: str, metrics: Metrics | None = None,
-             each: Callable[[ImageSet, Restored], None] = lambda *_: None, **how) -> list[Row]:
-    """Restore and measure all sets; `each` sees every restored image. Returns a row for each set."""
-    metrics = metrics or Metrics()
-    was_training = net.training
+def row_of(images: ImageSet, scores: Sequence[tuple[dict[str, float], dict[str, float]]]) -> Row:
+    """A set's line in the table. scores: of each image, metrics of the input and of what was restored."""
+    scores_in, restored = (means([pair[side] for pair in scores if pair[side]]) for side in (0, 1))
+    return Row(images.name, len(scores), images.options.expected, scores_in, restored, images.options.average)
+
+
+def validate(net: BaryIR, sets: Sequence[ImageSet]) -> list[Row]:
+    """Restore and measure all sets under protocol promptir: a row for each."""
+    was_training, metrics = net.training, Metrics()
     net.eval()
-    rows = []
-    for images in sets:
-        row = Row(images.name, 0, images.options.expected, {}, {}, images.options.average)
-        scores_in, scores = [], []
-        for row.images, result in enumerate(restore_set(net, images, protocol, metrics, **how), start=1):
-            each(images, result)
-            if result.scores:
-                scores_in.append(result.scores_in)
-                scores.append(result.scores)
-        row.scores_in, row.scores = means(scores_in), means(scores)
-        rows.append(row)
+    results = ((images, restore_set(net, images, "promptir", metrics)) for images in sets)
+    rows = [row_of(images, [(one.scores_in, one.scores) for one in restored]) for images, restored in results]
     net.train(was_training)
     return rows

@@ -1,7 +1,6 @@
 """A training run's folder: its lock, log, tables and checkpoints, and the signals that end it."""
 
 import dataclasses
-import functools
 import math
 import os
 import re
@@ -24,13 +23,13 @@ from utils.options import TrainOptions, dump
 from utils.sides import Side
 
 CHECKPOINTS = ("last.pth", "previous.pth")
-TERMS = ("map_loss", "reconstruction", "dual", "distance", "contrastive", "orthogonality", "potential",
-         "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
+TERMS = ("map_loss", "reconstruction", "dual", "cost", "distance", "contrastive", "orthogonality",
+         "potential", "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
          "potential_gradient_norm")                             # columns of losses.csv
 VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")    # columns of validation.csv
-# Options that a run must keep, as its networks and optimizers go on; and those that make it another run.
-FIXED = ("network", "optimizer", "ema", "scheme")
-SAME_RUN = ("sources", "seed", "objective", "clean_share", "camera_share", "progressive", "samples_per_step")
+# Options that a run must keep: with others it would be another run, or its state would not fit.
+FIXED = ("network", "optimizer", "ema", "scheme", "sources", "seed", "objective", "clean_share",
+         "camera_share", "progressive", "samples_per_step")
 NOT_APPLIED = 10            # so many steps in a row whose loss or gradient is not finite end a run
 AGREE_EVERY = 5             # steps between GPU processes' exchanges of signals: torchrun kills after 30 s
 
@@ -51,13 +50,10 @@ class Run:
         self.dry, self.writes = dry, distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0    # torchrun --max-restarts
-        if restarted and (holds_run or resume is None):
-            resume = ""
         if holds_run and not dry and resume != "" and not (resume and self.owns(resume)):
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
-        if resume == "" and not self.folder.exists() and not restarted:
+        if resume == "" and not self.folder.exists():
             raise InputError(f"--resume: no run {self.folder}, expected the name of one that was started")
         if resume:
             self.checkpoint = Path(resume), read_checkpoint(resume)
@@ -81,7 +77,7 @@ class Run:
         if self.writes:
             append_text(self.folder / "train.log", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
-    def resume(self, state: Mapping, sampling: dict, allow_changes: bool) -> int:
+    def resume(self, state: Mapping, sampling: dict) -> int:
         """Put networks and optimizers into the checkpoint's state, if any, and the tables back to its step.
 
         state: by name, what has a state_dict and is needed to go on exactly; None for what the run lacks.
@@ -90,20 +86,20 @@ class Run:
         """
         self.state, self.described = state, {**dataclasses.asdict(self.options), **sampling}
         if self.checkpoint:
-            self._load(*self.checkpoint, allow_changes)
+            self._load(*self.checkpoint)
             self.checkpoint = None                              # frees its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
         self.begin_table("validation.csv", VALIDATION)
         return 0 if self.dry else self.step
 
-    def _load(self, path: Path, content: dict, allow_changes: bool) -> None:
+    def _load(self, path: Path, content: dict) -> None:
         if "train" not in content:
             raise InputError(f"{path}: has no 'train', expected a checkpoint of train.py to resume from, "
                              "not weights only")
         self.step, saved = content["step"], content["train"]
         with naming(f"{self.options.file}, since {path}"):
-            changed = [*changes(saved["options"], self.described, allow_changes)]
+            changed = [*changes(saved["options"], self.described)]
         try:
             for name, part in self.state.items():
                 if part:
@@ -204,21 +200,18 @@ def lock(folder: Path, log: Callable[[str], None]) -> None:
         log(f"{folder} cannot be locked ({error}): do not train there twice at a time")
 
 
-def changes(then: dict, now: dict, allowed: bool) -> Iterator[str]:
+def changes(then: dict, now: dict) -> Iterator[str]:
     """What differs between two runs' options, "name: then -> now"; options that only one has do not count.
 
-    InputError where the run would not be the same: at one of FIXED or, unless `allowed`, of SAME_RUN (how
-    often a source is listed may change).
+    InputError at one of FIXED.
     """
     then, now = dict(leaves(then)), dict(leaves(now))
     for name in now:
         if then.get(name, now[name]) == now[name]:
             continue
-        option, text = re.split(r"[.[]", name)[0], f"{name}: {then[name]} -> {now[name]}"
-        if option in FIXED:
-            raise InputError(f"{text}; a run cannot continue with it")
-        if option in SAME_RUN and not name.endswith(".repeat") and not allowed:
-            raise InputError(f"{text}; it would be another run; --allow-changes continues nevertheless")
+        text = f"{name}: {then[name]} -> {now[name]}"
+        if re.split(r"[.[]", name)[0] in FIXED:
+            raise InputError(f"{text}; it would be another run: start one, with pretrained: CHECKPOINT")
         yield text
 
 
@@ -238,40 +231,28 @@ def leaves(options: object, name: str = "") -> Iterator[tuple[str, object]]:
 class LossTable:
     """losses.csv: a row of the means since the last one.
 
-    Beside TERMS it has the mean of C_i, mean and spread of f_{k_i}(b_i) of each source, and how many steps
-    the sides skipped. All is summed on the device: nothing waits for it until a row is written.
+    Beside TERMS it has how many steps the sides skipped. All is summed on the device: nothing waits for it
+    until a row is written.
     """
 
-    def __init__(self, run: Run, sources: Sequence[str], sides: Iterable[Side]) -> None:
+    def __init__(self, run: Run, sides: Iterable[Side]) -> None:
         self.run, self.sides, self.skipped, self.start = run, list(sides), 0, time.monotonic()
-        self.means = [*TERMS, *(f"{quantity}_{name}" for name in sources
-                                for quantity in ("cost", "potential_mean", "potential_spread"))]
-        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=run.device)
-        self.terms = zeros(2, len(TERMS))                       # sums, and of how many finite values
-        self.samples = zeros(len(sources), 4)                   # sums of 1, C, f, f^2 by source
+        # Sums, and of how many finite values.
+        self.terms = torch.zeros(2, len(TERMS), dtype=torch.float64, device=run.device)
         self.absent = torch.tensor(math.nan, device=run.device)
-        run.begin_table("losses.csv", ("step", "seconds", "learning_rate", *self.means, "skipped"))
+        run.begin_table("losses.csv", ("step", "seconds", "learning_rate", *TERMS, "skipped"))
 
-    def add(self, terms: Mapping[str, Tensor], samples: Mapping[str, Tensor], source: Tensor) -> None:
-        """A step's terms; if any, cost and potential [B] of its samples of a source, [B] int, -1 for none."""
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """A step's terms, by their names in TERMS."""
         values = torch.stack([terms.get(name, self.absent) for name in TERMS])
         finite = values.isfinite()
         self.terms += torch.stack([values.where(finite, 0.0), finite])
-        if samples:
-            cost, f = samples["cost"].double(), samples["potential"].double()
-            rows = torch.stack([torch.ones_like(f), cost, f, f.square()], dim=1)
-            counts = rows.isfinite().all(dim=1, keepdim=True) & (source >= 0)[:, None]
-            self.samples.index_add_(0, source.clamp(min=0), torch.where(counts, rows, 0.0))
 
     def take_means(self) -> dict[str, float]:
-        """Means over steps, samples and processes since the last call, nan without a finite value."""
+        """Means over steps and processes since the last call, nan without a finite value."""
         total, steps = distributed.average_(self.terms)
-        count, cost, f, square = distributed.average_(self.samples).unbind(dim=1)
-        spread = (square / count - (f / count).square()).clamp(min=0).sqrt()
-        by_source = torch.stack([cost / count, f / count, spread], dim=1).flatten()
-        means = dict(zip(self.means, torch.cat([total / steps, by_source]).tolist(), strict=True))
+        means = dict(zip(TERMS, (total / steps).tolist(), strict=True))
         self.terms.zero_()
-        self.samples.zero_()
         return means
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
