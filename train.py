@@ -79,8 +79,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
                         help="override options, keys dotted")
-    parser.add_argument("--resume", nargs="?", const="", metavar="PATH",
-                        help="continue the run, from its newest readable checkpoint or from PATH")
+    parser.add_argument("--resume", action="store_true",
+                        help="continue the run from its newest checkpoint that can be read")
     parser.add_argument("--dry-run", action="store_true",
                         help="print options, data and one step's losses, decode every image")
     return parser.parse_args(arguments)

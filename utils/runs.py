@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils import distributed
-from utils.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
+from utils.checkpoint import newest_checkpoint, save_checkpoint
 from utils.errors import InputError, naming, one_line
 from utils.evaluation import Row, average_row, scores_of
 from utils.files import append_row, append_text, cut_table, remove_partial, write_text
@@ -39,36 +39,29 @@ class Run:
 
     It holds options.yml, train.log, losses.csv, validation.csv, last.pth, previous.pth (the one before,
     should the last be damaged) and best.pth. Of several processes the first one writes; in a dry run none.
-    resume: None for a new run, "" for the newest checkpoint of the folder, or a checkpoint's path.
+    resume: go on from the folder's newest checkpoint that can be read.
 
-    InputError where the folder holds another run, is in use, or has nothing to resume from.
+    InputError where the folder holds another run, is in use, or is not there to resume from.
     """
 
-    def __init__(self, options: TrainOptions, resume: str | None, device: torch.device,
-                 dry: bool = False) -> None:
+    def __init__(self, options: TrainOptions, resume: bool, device: torch.device, dry: bool = False) -> None:
         self.options, self.device, self.folder = options, device, Path(options.output) / options.name
         self.dry, self.writes = dry, distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
-        if holds_run and not dry and resume != "" and not (resume and self.owns(resume)):
+        if holds_run and not dry and not resume:
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
-        if resume == "" and not self.folder.exists():
+        if resume and not self.folder.exists():
             raise InputError(f"--resume: no run {self.folder}, expected the name of one that was started")
-        if resume:
-            self.checkpoint = Path(resume), read_checkpoint(resume)
         if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock(self.folder, self.log)
             remove_partial(self.folder)
-        if resume == "":
+        if resume:
             self.checkpoint = newest_checkpoint(self.folder, self.log)
             if not self.checkpoint:
                 self.log(f"{self.folder} holds no checkpoint yet: the run begins anew")
-
-    def owns(self, path: str | Path) -> bool:
-        """Whether a file is one of the run's folder."""
-        return Path(path).resolve().parent == self.folder.resolve()
 
     def log(self, message: str) -> None:
         """Print a message, and add it to train.log."""
@@ -110,8 +103,8 @@ class Run:
         torch.set_rng_state(saved["random"])
         if self.device.type == "cuda" and saved["random_cuda"] is not None:
             torch.cuda.set_rng_state(saved["random_cuda"], self.device)
-        if self.owns(path) and saved["options"]["validation"]["sets"] == self.described["validation"]["sets"]:
-            self.best = saved["best"]                           # else it is not this run's, or of other sets
+        if saved["options"]["validation"]["sets"] == self.described["validation"]["sets"]:
+            self.best = saved["best"]                           # else it is of other sets
         self.log("; ".join([f"resumed {path} at step {self.step}", *(f"changed {text}" for text in changed)]))
         if self.writes and path.name == "previous.pth" and (last := self.folder / "last.pth").exists():
             os.replace(last, self.folder / "damaged.pth")       # not previous.pth, at the next save
