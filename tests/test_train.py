@@ -239,6 +239,8 @@ def test_resume_with_other_options():
     run(opt, "--resume", **{"steps": 2, "validation.every": 100, "learning_rate": 0.5})
     assert state()["best"] == best > 0                              # a worse network is no new best one
     assert "; changed steps: 1 -> 2; changed" in log() and "; changed learning_rate: 0.001 -> 0.5" in log()
+    run(opt, "--resume", steps=3, **{"validation.sets.0.levels": [90]})
+    assert 0 < state()["best"] < best                               # that was of other sets
 
 
 def test_resume_takes_the_newest_checkpoint_that_can_be_read():
@@ -260,29 +262,25 @@ def test_resume_takes_the_newest_checkpoint_that_can_be_read():
     refused("previous.pth: cannot be read as a checkpoint", opt, "--resume")
 
 
-def test_a_run_neither_overwrites_another_nor_takes_its_score(checkpoint):
-    """--resume PATH starts another run; so does a run without a checkpoint, with its pretrained weights."""
-    opt = option_file(steps=1, validation={"every": 1, **VALIDATED})
+def test_a_run_neither_overwrites_another_nor_goes_on_from_none(checkpoint):
+    """Without a checkpoint it begins anew, with its pretrained weights."""
+    opt, first = option_file(steps=1), Path("out/first/last.pth")
     run(opt, name="first")
-    run(opt, name="second", seed=1)
-    first, kept = "out/first/last.pth", contents("second")
-    refused("second holds a run already: continue it with --resume, or give", opt, name="second")
-    refused("second holds a run already: c", opt, "--resume", first, name="second", steps=2)
+    kept, content = contents("first"), saved("first")
+    refused("first holds a run already: continue it with --resume, or give", opt, name="first")
     refused("--resume: no run .*other, expected the name of one that was", opt, "--resume", name="other")
-    refused("net.pth: has no 'train', expected a checkpoint of train.py to resume from", opt, "--resume",
-            str(checkpoint), name="third")
-    assert contents("second") == kept
-    run(opt, "--resume", first, name="third", steps=2, learning_rate=0.5, **{"validation.every": 100})
-    assert saved("third", "best.pth")["step"] == 2                  # though the first run's score was better
+    assert contents("first") == kept
     Path("out/run").mkdir()                                         # killed before its first checkpoint
     run(opt, "--resume", pretrained=first, learning_rate=1e-30)
     assert "holds no checkpoint yet: the run begins anew" in log()
     assert torch.equal(*(saved(name)["net"]["patch_embed.weight"] for name in ("first", "run")))
-    content = saved("first")
     content["train"]["potentials"] = {"g": torch.zeros(3)}
     torch.save(content, first)
     refused(r"last.pth: cannot be resumed from \(Error\(s\) in loading state_dict for Potentials", opt,
             "--resume", name="first", steps=2)
+    first.write_bytes(checkpoint.read_bytes())
+    refused("last.pth: has no 'train', expected a checkpoint of train.py to resume from", opt, "--resume",
+            name="first")
 
 
 def test_a_folder_is_locked_before_anything_is_written(monkeypatch):
