@@ -67,6 +67,13 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(name, code, out.getvalue(), err.getvalue())
 
 
+def output_of(name: str, *arguments: object) -> str:
+    """What a script that must succeed prints."""
+    result = run_script(name, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def train_tiny(opt: str, *arguments: str, **changes: object) -> None:
     """`train.py --opt OPT ARGUMENTS --set CHANGES` with a tiny network, in this process."""
     changed = [f"{key}={value}" for key, value in changes.items()]
@@ -80,6 +87,11 @@ def take_step(side: Side, loss: torch.Tensor, clip: float = 0.0) -> torch.Tensor
     norm = side.average_and_clip(loss, clip)
     side.optimizer.step()
     return norm
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -103,10 +115,10 @@ def public_tree(tmp_path: Path) -> Path:
     for side in ("blur", "sharp"):
         files += [f"Train/Deblur/{side}/GOPR0372_07_00-00004{n}.png" for n in (7, 8)]
     files += ["Train/lowlight/low/2.png", "Train/lowlight/high/2.png"]
-    files += ["test/dehaze/input/0001_0.8_0.2.jpg", "test/dehaze/target/0001.png",
-              "test/derain/Rain100L/input/rain-001.png", "test/derain/Rain100L/target/norain-001.png",
-              "test/deblur/input/a.png", "test/deblur/target/a.png", "test/lowlight/low/1.png",
-              "test/lowlight/high/1.png", "test/denoise/bsd68/101085.png"]
+    files += [f"test/{name}" for name in (
+        "dehaze/input/0001_0.8_0.2.jpg", "dehaze/target/0001.png", "derain/Rain100L/input/rain-001.png",
+        "derain/Rain100L/target/norain-001.png", "deblur/input/a.png", "deblur/target/a.png",
+        "lowlight/low/1.png", "lowlight/high/1.png", "denoise/bsd68/101085.png")]
     for seed, file in enumerate(files):
         write_image(root / file, seed=seed)
     return root

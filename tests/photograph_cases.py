@@ -74,10 +74,8 @@ def tiff(pixels: np.ndarray, photometric: int, order: str = "<", planes: bool = 
     return head + data + out + struct.pack(order + "I", 0) + behind
 
 
-def segment(marker: int, content: bytes) -> bytes:
-    """Of a JPEG, to insert behind its first two bytes."""
-    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
-
-
-def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
-    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+def with_segments(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """A JPEG with further segments, marker and content, behind its first two bytes."""
+    parts = [bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+             for marker, content in segments]
+    return jpeg[:2] + b"".join(parts) + jpeg[2:]

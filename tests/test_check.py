@@ -19,14 +19,14 @@ patch: 16
 workers: 0
 sources:
 - {name: denoise, clean: Train/Denoise, degradation: noise, levels: [25], expected: 3}
-- {name: derain, degraded: Train/Derain/rainy, clean: Train/Derain/gt, expected: 3}
+- {name: derain, degraded: Train/Derain/rainy, clean: Train/Derain/gt, pairing: rain, expected: 3}
 - {name: dehaze, degraded: Train/Dehaze/synthetic, clean: Train/Dehaze/original, pairing: haze, expected: 4}
 - {name: deblur, degraded: Train/Deblur/blur, clean: Train/Deblur/sharp, expected: 2}
 - {name: lowlight, degraded: Train/lowlight/low, clean: Train/lowlight/high}
 validation:
   sets:
   - {name: LOL, degraded: test/lowlight/low, clean: test/lowlight/high, expected: 1}
-  - {name: haze, degraded: test/dehaze/input, clean: test/dehaze/target}
+  - {name: haze, degraded: test/dehaze/input, clean: test/dehaze/target, pairing: haze}
   - {name: gone, degraded: test/gone, optional: true}
 """
 
@@ -34,8 +34,7 @@ validation:
 @pytest.fixture
 def option_file(public_tree: Path) -> Path:
     places = {"network": SMALL, "root": str(public_tree), "output": str(public_tree / "out")}
-    write_yaml(public_tree / "check.yml", yaml.safe_load(OPTIONS) | places)
-    return public_tree / "check.yml"
+    return Path(write_yaml(public_tree / "check.yml", yaml.safe_load(OPTIONS) | places))
 
 
 def dry_run(option_file: Path, *changes: str, script: str = "train.py"):
@@ -60,8 +59,8 @@ def test_complete_data_pass(option_file, public_tree):
                      "sources.4.levels=[25]")
     assert result.returncode == 0, result.stdout + result.stderr
     for line in (f"source denoise: 3 clean images in {named.parent}, noise 25 on the fly; x 1 = 3",
-                 "source derain: 3 pairs", "source dehaze: 4 pairs", "validation LOL: 1 pairs",
-                 "left out (optional): ", "one step: map_loss", "no problems; a dry run saves nothing"):
+                 "source dehaze: 4 pairs", "validation LOL: 1 pairs", "left out (optional): ",
+                 "one step: map_loss", "no problems; a dry run saves nothing"):
         assert line in result.stdout, line
 
 
@@ -74,10 +73,9 @@ def test_the_public_layout_is_what_option_files_name(public_tree):
 
 
 def test_every_problem_is_listed_at_once(option_file, public_tree):
-    """Of folders in two sets, of a partner, a number, a file, sizes; pairs of which nothing is degraded.
+    """Folders, a partner, a number, a file, sizes; pairs of one file or of equal pixels in another format.
 
-    The same file on both sides, or equal pixels in another format, would be an infinite PSNR in the table. A
-    test image may not be a training image, in whatever format; the sources may share theirs.
+    A test image may not be a training image, in whatever format; the sources may share theirs.
     """
     train = public_tree / "Train"
     (public_tree / "test/lowlight/high").rename(public_tree / "test/lowlight/high_images")
@@ -94,15 +92,14 @@ def test_every_problem_is_listed_at_once(option_file, public_tree):
     (train / "lowlight/high").rename(train / "lowlight/high_images")
     found = problems(dry_run(option_file, "sources.0.expected=5"))
     for message, text in zip(found, (
-        "sources[1] derain: 1 of 3 images have no partner: ",
-        f"sources[4] lowlight.clean: no folder {train}/lowlight/high, did you mean ",
-        f"validation.sets[0] LOL.clean: no folder {public_tree}/test/lowlight/high, did you mean ",
-        f"{broken}: cannot be read as an image", "sources[0] denoise: 4 images, expected 5",
-        "0031_0.8_0.1.jpg is 40x32 but ", "0031_1_0.2.jpg is 40x32 but ",
+        r"sources\[1\] derain: 1 of 3 images have no partner: .*rain-2.png \(expected",
+        f"sources\\[4\\] lowlight.clean: no folder {train}/lowlight/high, did you mean ",
+        f"sets\\[0\\] LOL.clean: no folder {public_tree}/test/lowlight/high, did you mean ",
+        f"{broken}: cannot be read as an image", r"sources\[0\] denoise: 4 images, expected 5",
+        "0031_0.8_0.1.jpg is 40x32 but ", "0031_1_0.2.jpg is 40x32 but .*0031.jpg is 41x32, expected the",
         f"{first} are equal, expected a degraded and a clean image", f"{second} are equal, expected",
         "dehaze/target/0001.png is among the training images, "), strict=True):
-        assert text in message
-    assert "rain-2.png (expected" in found[0] and "0031.jpg is 41x32, expected the same size" in found[6]
+        assert re.search(text, message)
 
 
 def test_dry_run_of_test_py(tmp_path, checkpoint):

@@ -46,14 +46,6 @@ def test_each_repeats_by_its_generator_and_degrades(kind):
     assert np.array_equal(target, clean) == (kind != "camera")
 
 
-def test_noise_is_that_of_the_fields_test_sets():
-    clean = photograph()
-    expected = np.clip(clean + np.random.default_rng(5).standard_normal(clean.shape) * 25, 0, 255)
-    assert np.array_equal(degrade("noise", clean, 25, 5)[0], expected.astype(np.uint8))
-    names = "\udce9.png", "\udce8.png"                          # of bytes that are no text
-    assert len({degradations.file_rng(name, 25).random() for name in names}) == 2
-
-
 def test_shot_noise_gaussian_blur_the_underwater_cast_and_the_colours_of_jpeg():
     shot = degrade("poisson", flat(128), 30)[0]
     assert abs(shot.mean() - 128) < 1.5 and abs(shot.std() - 255 * (128 / 255 / 30) ** 0.5) < 2

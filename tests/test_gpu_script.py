@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, dry, on a CPU: it ends in time, with every file that it promises, whatever fails."""
+"""benchmarks/gpu.sh, dry, on a CPU: it ends in time, with every file that it promises."""
 
 import json
 import os
@@ -6,8 +6,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-
-import torch
 
 from benchmarks.pack import chosen
 from conftest import REPOSITORY, TINY_NETWORK, write_image
@@ -19,7 +17,7 @@ SOURCES = [{"name": name, "bundled": ["coffee.png"], "degradation": name, "range
            for name, ends in (("noise", [5, 50]), ("lowlight", [2, 5]))]
 
 
-def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+def test_dry_run(tmp_path):
     with tarfile.open(tmp_path / "data.tar", "w") as archive:
         archive.add(write_image(tmp_path / "a.png"), "a.png")
     train = ["sources=" + json.dumps(SOURCES, separators=(",", ":")), "validation.sets=[]", "patch=16",
@@ -28,29 +26,16 @@ def script(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.Compl
                    "SPEED": "--help", "TESTS": "tests/test_cuda.py", "TRAIN": " ".join(train),
                    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment, **settings},
-                          capture_output=True, text=True, timeout=300)
-
-
-def test_dry_run(tmp_path):
-    result = script(tmp_path)
+    command = ["bash", "benchmarks/gpu.sh", tmp_path / "out", tmp_path / "data.tar"]
+    result = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True,
+                            text=True, timeout=300)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert result.returncode == 0, result.stdout + result.stderr
+    weights, = (tmp_path / "out").glob("*.pth")
     assert files == {"summary.txt", "tests.txt", "speed.txt", "train.txt", "losses.csv", "validation.csv",
-                     "options.yml", "weights.pth"}
-    path = tmp_path / "out/weights.pth"
-    assert all(weight.isfinite().all() for weight in load_network(path).state_dict().values())
-    assert torch.load(path, weights_only=True)["net"]["patch_embed.weight"].dtype == torch.float16
+                     "options.yml", weights.name}
+    assert all(weight.isfinite().all() for weight in load_network(weights).state_dict().values())
     assert "skipped" in (tmp_path / "out/tests.txt").read_text()
-
-
-def test_a_failure_is_told_and_does_not_end_the_rest(tmp_path):
-    path = write_image(tmp_path / "no_checkpoint.png")
-    result = script(tmp_path, str(path), TESTS="tests/nowhere.py")
-    summary = (tmp_path / "out/summary.txt").read_text()
-    assert result.returncode == 1 and "failed: 1" in summary and "training" in summary
-    assert "no_checkpoint.png: cannot be read as a checkpoint" in (tmp_path / "out/train.txt").read_text()
 
 
 def test_a_pack_keeps_what_belongs_together(tmp_path):

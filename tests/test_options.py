@@ -17,9 +17,10 @@ NOISE = {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [2
 MINIMAL = {"name": "x", "steps": 10, "sources": [NOISE]}
 
 
-def load(tmp_path: Path, content: dict | str, *overrides: str) -> options.TrainOptions:
+def load(tmp_path: Path, content: dict | str | bytes, *overrides: str) -> options.TrainOptions:
     path = tmp_path / "some.yml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    text = yaml.safe_dump(content) if isinstance(content, dict) else content
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
     return load_options(options.TrainOptions, str(path), list(overrides))
 
 
@@ -45,11 +46,6 @@ def test_defaults_are_the_papers_and_the_networks_arguments(tmp_path):
     arguments = inspect.signature(BaryIR).parameters
     for name, value in dataclasses.asdict(loaded.network).items():
         assert arguments[name].default == (tuple(value) if isinstance(value, list) else value)
-
-
-def test_dumped_options_load_to_the_same(tmp_path):
-    loaded = load(tmp_path, MINIMAL, "name=1e3", "root=010")
-    assert load(tmp_path, dump(loaded)) == loaded
 
 
 def test_a_file_over_its_base(tmp_path):
@@ -79,7 +75,8 @@ def test_numbers_and_text_are_told_apart_by_the_option(tmp_path):
     assert (loaded.sources[0].levels, loaded.cache) == ([15, 25], True)
     assert (loaded.schedule, loaded.precision) == ("constant", "")
     for text in ("/data/set #2", "no", "010", "2024-11-29", "a: b", "'a'", "~", " a "):             # as it is
-        assert load(tmp_path, MINIMAL, f"sources.0.degraded={text}").sources[0].degraded == text
+        loaded = load(tmp_path, MINIMAL, f"sources.0.degraded={text}", "name=1e3")
+        assert loaded.sources[0].degraded == text and load(tmp_path, dump(loaded)) == loaded
 
 
 def source(**changes) -> dict:
@@ -96,6 +93,7 @@ def validation(**entry) -> dict:
     ("steps: 10\nsources: []", "name: missing"), ("name: [a]\nsources: []", "name: ['a'], expected text"),
     ("name: a\nsources: [{name: a, name: b}]", "not valid YAML: a key is given twice"),
     ("name: a\nepochs: 1:30.5\nsources: []", "epochs: '1:30.5', expected a number"),
+    ("name: Gr\u00fc\u00df".encode("cp1252"), "not valid YAML in UTF-8 or UTF-16: "),
     # Overrides.
     (["width"], "--set width: expected key=value"), (["sources.3.repeat=1"], "no such entry"),
     (["netwrok.width=3"], "netwrok: unknown option, did you mean network"), (["name.x=1"], "no such entry"),
@@ -113,8 +111,7 @@ def validation(**entry) -> dict:
     ({"sources": NOISE}, ", expected a list"), ({"epochs": 3}, "steps: 10 with epochs: 3, expected"),
     ({"progressive": [[10, 4, 64]]}, "all its stages to begin below steps"),
     ({"balanced": True, "sources": [NOISE, {**NOISE, "name": "b"}]}, "balanced: batches of [3], exp"),
-    ({"map_steps": 2}, "map_steps: 2 with scheme joint, expected 1"),
-    ({"network": {"barycenter": False}}, "joint with network.barycenter: false"),
+    ({"map_steps": 2}, "map_steps: 2 with scheme j"), ({"network": {"barycenter": False}}, "joint with netw"),
     ({"validation": {"sets": 2 * [{"name": "a", "degraded": "b"}]}}, ", expected a different name for"),
     (source(levels=[]), "[0].levels: none given for degradation"), (source(offset=[1, 1]), ".offset: unkn"),
     (source(levels=[], range=[50, 5]), "sources[0].range: ['50', '5'], expected [low, high], from 0"),
@@ -132,12 +129,6 @@ def test_what_is_refused(tmp_path, content, message):
         if isinstance(content, list):
             load(tmp_path, MINIMAL, *content)
         else:
-            load(tmp_path, content if isinstance(content, str) else {**MINIMAL, **content})
+            load(tmp_path, {**MINIMAL, **content} if isinstance(content, dict) else content)
     assert message in str(error.value) and str(error.value).startswith(str(tmp_path / "some.yml"))
     assert "\n" not in str(error.value)
-
-
-def test_an_option_file_in_another_encoding(tmp_path):
-    (tmp_path / "some.yml").write_bytes("name: Gr\u00fc\u00df".encode("cp1252"))
-    with pytest.raises(InputError, match="some.yml: not valid YAML in UTF-8 or UTF-16: .*"):
-        read_file(str(tmp_path / "some.yml"))

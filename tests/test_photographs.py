@@ -20,29 +20,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from conftest import run_script, write_image
-from photograph_cases import (
-    ARTIST,
-    DEEP,
-    GREY_PROFILE,
-    PROFILE,
-    RGB,
-    RGBA,
-    TAKEN,
-    XMP,
-    chunk,
-    exif,
-    png,
-    saved,
-    segment,
-    tiff,
-    with_segments,
-)
+import photograph_cases as cases
+from conftest import run_script, write_image, write_yaml
+from photograph_cases import DEEP, RGB, RGBA, XMP, chunk, exif, png, saved, tiff, with_segments
 from test_images import SMOOTH, refuse_to_list
-from utils import files, photographs
+from utils import photographs
 from utils.checkpoint import load_network
 from utils.evaluation import BORDER, restore
 from utils.files import partial_start, write_text
@@ -56,14 +40,10 @@ UPRIGHT_XMP = XMP.replace(b'Orientation="6"', b'Orientation="1"')
 @pytest.fixture
 def run(tmp_path, checkpoint):
     """`test.py --input SOURCE --output TARGET`, with further arguments."""
-    (tmp_path / "options.yml").write_text(yaml.safe_dump(
-        {"name": "x", "checkpoint": str(checkpoint), "precision": "float32", "sets": []}))
-
-    def run(source: object, target: object, *arguments: object):
-        return run_script("test.py", "--opt", tmp_path / "options.yml", "--input", tmp_path / source,
-                          "--output", tmp_path / target, *arguments)
-
-    return run
+    content = {"name": "x", "checkpoint": str(checkpoint), "precision": "float32", "sets": []}
+    opt = write_yaml(tmp_path / "options.yml", content)
+    return lambda source, target, *arguments: run_script(
+        "test.py", "--opt", opt, "--input", tmp_path / source, "--output", tmp_path / target, *arguments)
 
 
 @pytest.fixture
@@ -97,31 +77,27 @@ def test_a_photograph_is_restored_by_the_network(tmp_path, run, checkpoint):
 
 # Of content, name of the result: its mode, and what is said of it.
 KINDS = {
-    "phone.jpg": (with_segments(JPEG, segment(0xE1, exif(6))), "phone.png", "RGB", ""),
+    "phone.jpg": (with_segments(JPEG, (0xE1, exif(6))), "phone.png", "RGB", ""),
     "alpha.png": (png(RGBA), "alpha.png", "RGBA", ""),
     "grey.pgm": (saved(RGB[..., 0], "PPM"), "grey.png", "L", ""),
     "deep.tif": (tiff(DEEP[..., :3], 2), "deep.png", "RGB", "16 bits a channel, of which 8 are read"),
     "palette.gif": (saved(PALETTE, "GIF", transparency=3), "palette.png", "RGBA", ""),
-    "print.jpg": (saved(SMOOTH.convert("CMYK"), "JPEG"), "print.png", "RGB", "CMYK without an ICC profile"),
-    "dot.bmp": (saved(RGB[:1, :1], "BMP"), "dot.png", "RGB", ""), "b.JPE": (JPEG, "b.png", "RGB", ""),
+    "dot.BMP": (saved(RGB[:1, :1], "BMP"), "dot.png", "RGB", ""),
     "sub/Ä 写真.webp": (saved(RGB, "WEBP", lossless=True), "sub/Ä 写真.png", "RGB", ""),
     "jpeg.heic": (JPEG, "jpeg.png", "RGB", ""),
     # Not restored:
-    "cut.jpg": (JPEG[:-40], None, None, "truncated"), "empty.png": (b"", None, None, "first bytes are b''"),
-    "text.jpg": (b"not an image", None, None, "not an i"),
-    "planes.tif": (tiff(RGB, 2, planes=True), None, None, "planes=2"),
+    "cut.jpg": (JPEG[:-40], None, None, "truncated"), "text.png": (b"not an image", None, None, "not an i"),
 }
 
 
 def test_every_kind_of_photograph(tmp_path, run, same):
-    for name, (content, *_) in KINDS.items():
+    for name, (content, *_) in {**KINDS, "notes.txt": [b"not an image"]}.items():
         put(tmp_path / "in" / name, content)
-    put(tmp_path / "in/notes.txt", b"not an image")
     result = run("in", "out")
-    assert result.returncode == 3 and f"{len(KINDS) - 4} of {len(KINDS)} images restored" in result.stdout
+    assert result.returncode == 3 and f"{len(KINDS) - 2} of {len(KINDS)} images restored" in result.stdout
     assert "notes.txt, no photograph by its name" in result.stdout
     final = result.stderr.splitlines()[-1]
-    assert final.startswith(f"error: 4 of {len(KINDS)} images not restored: ")
+    assert final.startswith(f"error: 2 of {len(KINDS)} images not restored: ")
     for name, (content, place, mode, said) in KINDS.items():
         line = next((line for line in result.stdout.splitlines() if f"/in/{name}: " in line), "")
         assert said in line and bool(said) == bool(line)
@@ -134,8 +110,6 @@ def test_every_kind_of_photograph(tmp_path, run, same):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/alpha.png")), RGBA)
 
 
-# What a file says beside its pixels ------------------------------------------------------------------------
-
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("name, target", [("JPEG", "a.png"), ("PNG", "a.jpg"), ("WEBP", "a.webp")])
 def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
@@ -145,7 +119,7 @@ def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
         assert not copied(saved(RGB, name, exif=before), tmp_path / target)
         found = b"Exif\0\0" + Image.open(tmp_path / target).info["exif"].removeprefix(b"Exif\0\0")
         changed = [place for place in range(len(before)) if found[place] != before[place]]
-        assert len(found) == len(before) and ARTIST.encode() in found
+        assert len(found) == len(before) and cases.ARTIST.encode() in found
         assert len(changed) == (orientation != 1) + 4 * turned  # and a byte of each of the two pairs
         block = Image.Exif()
         block.load(found)
@@ -154,34 +128,30 @@ def test_exif_is_kept_byte_for_byte(tmp_path, name, target, order):
         assert (entries[0xA002], entries[0xA003]) == ((21, 30) if turned else (30, 21))
 
 
-@pytest.mark.parametrize("order", "<>")
-def test_what_a_tiff_says_becomes_exif(tmp_path, order):
+def test_what_a_tiff_says_becomes_exif(tmp_path):
     """Its text as it is, the camera's part, the place; not how its pixels were stored."""
-    content = saved(RGB, "TIFF", exif=exif()) if order == "<" else \
-        tiff(RGB, 2, order, t315=ARTIST.encode() + b"\0", t271=b"camera\0")
-    assert not copied(content, tmp_path / "a.png")
-    found = Image.open(tmp_path / "a.png").getexif()
-    assert found[0x010F] == "camera" and {256, 258, 273, 279}.isdisjoint(found)
-    if order == "<":
-        assert found.get_ifd(0x8769)[0x9003] == TAKEN and found.get_ifd(0x8825)[1] == "N"
-    else:
-        assert found[0x013B].encode("latin-1") == ARTIST.encode()
+    found = []
+    for content in (saved(RGB, "TIFF", exif=exif()),
+                    tiff(RGB, 2, ">", t315=cases.ARTIST.encode() + b"\0", t271=b"camera\0")):
+        assert not copied(content, tmp_path / "a.png")
+        found.append(Image.open(tmp_path / "a.png").getexif())
+        assert found[-1][0x010F] == "camera" and {256, 258, 273, 279}.isdisjoint(found[-1])
+    assert found[0].get_ifd(0x8769)[0x9003] == cases.TAKEN and found[0].get_ifd(0x8825)[1] == "N"
+    assert found[1][0x013B].encode("latin-1") == cases.ARTIST.encode()
 
 
 XMP_PNG = png(RGB, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP))
-XMP_JPEG = with_segments(JPEG, segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
+XMP_JPEG = with_segments(JPEG, (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
 MUCH = with_segments(
-    JPEG, segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0"), segment(0xEB, b"jumdc2pa"),
-    segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="), segment(0xFE, b"page 3"),
-    segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\0"))
-TWO = {"save_all": True, "append_images": [SMOOTH]}
+    JPEG, (0xE1, b"http://ns.adobe.com/xmp/extension/\0"), (0xEB, b"jumdc2pa"), (0xFE, b"page 3"),
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="), (0xED, b"Photoshop 3.0\x008BIM" + bytes(8)))
 OTHER, UNMEANT = "left out: an ICC profile for other colours", "left out: a channel without a stated meaning"
+GAMMA, HDR = chunk(b"gAMA", b"\0\1\x86\xa0"), chunk(b"cICP", b"\x09\x10\0\1")
+TEXT = chunk(b"tEXt", b"parameters\0steps"), chunk(b"iTXt", b"x\0\0\0\0\0y")
 SAID = {        # content, target, and what is said; empty: nothing may be said, as all is kept
-    "gamma": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0"), chunk(b"cHRM", bytes(range(32)))), "a.png", ""),
-    "gamma to JPEG": (png(RGB, chunk(b"gAMA", b"\0\1\x86\xa0")), "a.jpg", "PNG's text or colours: .jpg"),
-    "HDR of a PNG": (png(RGB, chunk(b"cICP", b"\x09\x10\0\1")), "a.png", ""),
+    "chunks": (png(RGB, GAMMA, chunk(b"cHRM", bytes(range(32))), HDR, *TEXT), "a.png", ""),
+    "gamma to JPEG": (png(RGB, GAMMA), "a.jpg", "PNG's text or colours: .jpg"),
     "light levels": (png(RGB, chunk(b"cLLI", bytes(8))), "a.png", "left out: chunk b'cLLI'"),
-    "text": (png(RGB, chunk(b"tEXt", b"parameters\0steps"), chunk(b"iTXt", b"x\0\0\0\0\0y")), "a.png", ""),
     "text of 80 MB": (png(RGB, chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(80_000_000), 1))), "a.png", ""),
     "XMP of a PNG": (XMP_PNG, "a.png", ""), "XMP to JPEG": (XMP_PNG, "a.jpg", ""),
     "XMP of a JPEG": (XMP_JPEG, "a.png", ""), "XMP of a TIFF": (tiff(RGB, 2, t700=XMP), "a.png", ""),
@@ -190,25 +160,20 @@ SAID = {        # content, target, and what is said; empty: nothing may be said,
     "much of a JPEG": (MUCH, "a.png", "left out: a gain map (HDR), extended XMP, content credentials, "
                                       "IPTC or Photoshop's data, a comment"),
     "film": (JPEG + b"\0\0\0\x18ftypmp42" + bytes(4000), "a.png", "left out: a film"),
-    "stereo": (saved(SMOOTH, "MPO", **TWO), "a.png", "all but the first of 2 frames"),
-    "pages": (saved(SMOOTH, "TIFF", **TWO), "a.png", "all but the first of 2 frames"),
+    "stereo": (saved(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH]), "a.png", "all but the first of"),
     "fifth channel": (tiff(np.dstack([RGBA, RGBA[..., :1]]), 2, t338=(2, 0)), "a.png", UNMEANT),
     "other tags": (tiff(RGB, 2, t33723=b"IPTC"), "a.png", "left out: tag 33723"),
     "profile of JPEG 2000": (saved(RGB, "JPEG2000") + b"colr\2", "a.png", "left out: an ICC profile"),
-    "profile": (saved(SMOOTH, "JPEG", icc_profile=PROFILE), "a.png", ""),
-    "profile of 1.2 MB": (saved(RGB, "PNG", icc_profile=PROFILE + bytes(1_200_000)), "a.png", ""),
-    "profile, a piece missing": (with_segments(JPEG, segment(0xE2, b"ICC_PROFILE\0\2\3" + PROFILE)), "a.png",
+    "profile": (saved(SMOOTH, "JPEG", icc_profile=cases.PROFILE), "a.png", ""),
+    "profile of 1.2 MB": (saved(RGB, "PNG", icc_profile=cases.PROFILE + bytes(1_200_000)), "a.png", ""),
+    "profile, a piece missing": (with_segments(JPEG, (0xE2, b"ICC_PROFILE\0\2\3" + cases.PROFILE)), "a.png",
                                  "left out: a damaged ICC profile"),
     "profile, no zlib": (png(RGB, chunk(b"iCCP", b"a\0\0nonsense")), "a.png", "a damaged ICC profile"),
-    "no profile": (saved(RGB, "PNG", icc_profile=b"not a profile"), "a.png", OTHER),
-    "grey profile": (saved(SMOOTH, "JPEG", icc_profile=GREY_PROFILE), "a.png", OTHER),
-    "RGB profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=PROFILE), "a.png", OTHER),
-    "grey profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=GREY_PROFILE), "a.png", ""),
+    "grey profile": (saved(SMOOTH, "JPEG", icc_profile=cases.GREY_PROFILE), "a.png", OTHER),
+    "RGB profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=cases.PROFILE), "a.png", OTHER),
+    "grey profile of grey": (saved(SMOOTH.convert("L"), "JPEG", icc_profile=cases.GREY_PROFILE), "a.png", ""),
     "EXIF of 70 KB": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.jpg", "EXIF: .jpg cannot hold"),
-    "EXIF of 70 KB to PNG": (saved(RGB, "PNG", exif=exif(note=bytes(70_000))), "a.png", ""),
     "nonsense as EXIF": (saved(RGB, "PNG", exif=b"Exif\0\0nonsense"), "a.png", "left out: damaged EXIF"),
-    "wrong checksum": (png(RGB, chunk(b"tEXt", b"a\0b", error=1)), "a.png", "b'tEXt' has a wrong checksum"),
-    "no end mark": (JPEG[:-2], "a.png", "its end mark is missing, but no pixels"),
     "resolution": (saved(RGB, "PNG", dpi=(300, 300)), "a.jpg", ""),
     "resolution to WebP": (saved(RGB, "PNG", dpi=(300, 300)), "a.webp", "resolution: .webp cannot hold that"),
     "resolution 0": (tiff(RGB, 2, t282=(0,), t283=(0,)), "a.png", ""),
@@ -222,7 +187,7 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
     after, _ = decode(tmp_path / target, [])
     if said:
         return
-    if kind[:4] in ("gamm", "HDR ", "text"):                # the chunks, as they were
+    if kind in ("chunks", "text of 80 MB"):                 # as they were
         assert content[33:content.index(b"IDAT") - 4] in (tmp_path / target).read_bytes()
     if b"http://ns.adobe.com/xap" in content or b"com.adobe.xmp" in content:
         assert after.info["xmp"] == UPRIGHT_XMP
@@ -233,17 +198,15 @@ def test_what_is_lost_is_said_and_the_rest_is_kept(tmp_path, kind):
         assert round(after.info["dpi"][0]) == 300
 
 
-@pytest.mark.parametrize("content, shape", [
-    (bytes(JPEG[:13]) + b"\0\0\1\0\2" + JPEG[18:], (1, 2)),
-    (png(RGB, chunk(b"pHYs", b"\0\0\0\2\0\0\0\1\0")), (2, 1)),
-    (tiff(RGB, 2, t282=(2,), t283=(1,), t296=(1,)), (2, 1)),
-    (saved(RGB, "PNG", dpi=(300, 200), exif=exif(6)), (2, 3)),             # turned
-], ids=["JPEG", "PNG", "TIFF", "turned"])
 @pytest.mark.parametrize("target", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("content, shape", [
+    (JPEG[:13] + b"\0\0\1\0\2" + JPEG[18:], 0.5), (png(RGB, chunk(b"pHYs", b"\0\0\0\2\0\0\0\1\0")), 2),
+    (tiff(RGB, 2, t282=(2,), t283=(1,), t296=(1,)), 2), (saved(RGB, "PNG", dpi=(3, 2), exif=exif(6)), 2 / 3),
+], ids=["JPEG", "PNG", "TIFF", "turned"])
 def test_pixels_that_are_not_square_stay_so(tmp_path, content, shape, target):
     assert not copied(content, tmp_path / target)
-    dpi = [float(side) for side in Image.open(tmp_path / target).info["dpi"]]
-    assert abs(dpi[0] / dpi[1] - shape[0] / shape[1]) < 0.01
+    across, down = map(float, Image.open(tmp_path / target).info["dpi"])
+    assert across / down == pytest.approx(shape, abs=0.01)
 
 
 def test_transparency_becomes_white_where_a_format_has_none(tmp_path):
@@ -258,16 +221,11 @@ def test_transparency_becomes_white_where_a_format_has_none(tmp_path):
 def test_formats_are_kept_where_that_is_asked_for(tmp_path, run, same):
     for name in ("a.jpg", "b.JPE", "c.webp", "d.tiff"):
         write_image(tmp_path / "in" / name)
-    for folder, arguments, formats in (("out", [], ["PNG", "PNG", "PNG", "PNG"]),
-                                       ("kept", ["--keep-format"], ["JPEG", "JPEG", "WEBP", "PNG"])):
-        assert run("in", folder, *arguments).returncode == 0
-        assert [Image.open(path).format for path in sorted((tmp_path / folder).iterdir())] == formats
-    Image.new("L", (17000, 2)).save(tmp_path / "wide.png")
-    result = run("wide.png", "wide.webp")
-    assert result.returncode == 3 and "wide.webp: cannot be written as WEBP" in result.stderr
+    for arguments, formats in (([], ["PNG"] * 4), (["--keep-format"], ["JPEG", "JPEG", "WEBP", "PNG"])):
+        assert run("in", f"out{len(arguments)}", *arguments).returncode == 0
+        results = sorted((tmp_path / f"out{len(arguments)}").iterdir())
+        assert [Image.open(path).format for path in results] == formats
 
-
-# Places ----------------------------------------------------------------------------------------------------
 
 def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkpoint, monkeypatch):
     for i in range(4):
@@ -291,30 +249,25 @@ def test_interrupted_folder_goes_on_where_it_stopped(tmp_path, run, same, checkp
     # A photograph that changed, or newer weights, give another result: nothing is replaced unasked.
     ahead = time.time() + 9
     os.utime(write_image(tmp_path / "in/1.png", 50, 50), (ahead, ahead))
-    before = (tmp_path / "out/1.png").read_bytes()
     message = "1 file there already: .*out/1.png; expected --overwrite or another place"
     assert re.search(message, run("in", "out").stderr)
     os.utime(shutil.copy(checkpoint, tmp_path / "newer.pth"), (ahead, ahead))
     assert "4 files there already: " in run("in", "out", "--set", f"checkpoint={tmp_path}/newer.pth").stderr
-    assert (tmp_path / "out/1.png").read_bytes() == before
+    assert Image.open(tmp_path / "out/1.png").size == (40, 32)
     run("in", "out", "--overwrite")
     assert Image.open(tmp_path / "out/1.png").size == (50, 50) and len(seen) == 9
 
 
 @pytest.mark.parametrize("source, target, message", [
-    ("in", "in", "1 file there already"), ("in/a.png", "in/a.png", "1 file there already"),
-    ("gone", "out", "no such file or folder"), ("empty", "out", "no image"),
-    ("in", "out.png", "expected a folder"), ("in/a.png", "out.xyz", "or an image's name"),
-    ("in/a.png", "there.png", "1 file there already"), ("in", "there", "1 file there already"),
-    ("nested/in", "nested", "1 file there already"), ("there/notes.txt", "out", "no image by its name"),
-    ("in/a.png", "out.tif", "out.tif: expected .png, .jpg or .webp"), ("pipe.png", "out", "no such file"),
-    ("in", "there/notes.txt", "notes.txt: expected a folder"),
+    ("in", "in", "1 file there already"), ("in/a.png", "there.png", "1 file there already"),
+    ("pipe.png", "out", "no such file"), ("empty", "out", "no image"), ("in", "out.png", "expected a folder"),
+    ("in", "there/notes.txt", "notes.txt: expected a folder"), ("in/a.png", "out.xyz", "or an image's name"),
+    ("there/notes.txt", "out", "no image by its name"), ("in/a.png", "out.tif", "expected .png, .jpg or"),
 ])
 def test_wrong_input_and_output(tmp_path, run, source, target, message):
     image = write_image(tmp_path / "in/a.png")
-    for name in ("there.png", "there/a.png", "nested/in/a.png", "nested/in/in/a.png"):
-        os.utime(write_image(tmp_path / name), (0, 0))      # older than the photograph
-    (tmp_path / "there/notes.txt").write_text("not an image")
+    os.utime(write_image(tmp_path / "there.png"), (0, 0))   # older than the photograph
+    put(tmp_path / "there/notes.txt", b"not an image")
     os.mkfifo(tmp_path / "pipe.png")
     before = image.read_bytes()
     (tmp_path / "empty").mkdir()
@@ -324,16 +277,23 @@ def test_wrong_input_and_output(tmp_path, run, source, target, message):
 
 
 @pytest.mark.parametrize("source, target", [
-    ("in", "in"), ("in", "link"), ("in/a.png", "link.png"), ("in/a.png", "hard.png")])
+    ("in", "in"), ("in", "link"), ("in/a.png", "link.png"), ("in/a.png", "hard.png"), ("two", "links")])
 def test_a_photograph_is_never_overwritten(tmp_path, run, same, source, target):
+    """Nor a result by another one's, which a link makes one file, or what a share makes of names."""
     image = write_image(tmp_path / "in/a.png")
     before = image.read_bytes()
     (tmp_path / "link.png").symlink_to(image)
     (tmp_path / "link").symlink_to(tmp_path / "in")
     os.link(image, tmp_path / "hard.png")
+    for seed, name in enumerate(("two/a/1.png", "two/b/1.png", "links/a/old.png")):
+        write_image(tmp_path / name, seed=seed)
+    (tmp_path / "links/b").symlink_to("a")
     result = run(source, target, "--overwrite")
     assert result.returncode == 3 and "is a photograph or another one's result" in result.stderr
     assert image.read_bytes() == before
+    if target == "links":
+        assert "two/b/1.png: " in result.stderr and "1 of 2 images" in result.stdout
+        assert np.array_equal(Image.open(tmp_path / "links/a/1.png"), Image.open(tmp_path / "two/a/1.png"))
 
 
 def test_input_and_output_inside_each_other_and_links_in_circles(tmp_path, run, same):
@@ -353,16 +313,14 @@ def test_only_what_cannot_be_read_stays_behind(tmp_path, run, same, monkeypatch)
     write_image(folder / f"{'x' * 251}.jpg")                # would become xxx.jpg.png
     os.mkfifo(folder / "pipe.png")
     (folder / "itself.png").symlink_to("itself.png")
-    (folder / "itself").symlink_to("itself")
     refuse_to_list(monkeypatch, folder / "closed")
     result = run("in", "out")
     assert result.returncode == 3 and "3 of 6 images restored" in result.stdout
     final = result.stderr.splitlines()[-1]
-    assert final.startswith("error: 3 of 6 images not restored, 1 folder not read: ")
-    for line in ("in/closed: a folder that cannot be read (Permission denied)",
-                 "in/pipe.png: no regular file", "in/itself.png: no regular file",
-                 ".jpg.png: File name too long"):
-        assert line in final
+    for words in ("error: 3 of 6 images not restored, 1 folder not read: ", "in/pipe.png: no regular file",
+                  "in/closed: a folder that cannot be read (Permission denied)", "in/itself.png: no regular",
+                  ".jpg.png: File name too long"):
+        assert words in final
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {"a.png", "c.png", f"{'x' * 251}.png"}
 
 
@@ -381,16 +339,12 @@ def test_keep_tones(tmp_path, run, monkeypatch):
 def test_the_page_of_photographs(tmp_path, run, same):
     write_image(tmp_path / "in/<img src=x>.png")
     write_image(tmp_path / "in/b.tif", seed=1)
-    put(tmp_path / "in/c.jpg", saved(SMOOTH.convert("L"), "JPEG", icc_profile=GREY_PROFILE))
+    put(tmp_path / "in/c.jpg", saved(SMOOTH.convert("L"), "JPEG", icc_profile=cases.GREY_PROFILE))
     put(tmp_path / "in/broken.png", b"no image")
     for _ in range(2):                                      # again: all of them, also those restored before
         result = run("in", "out", "--report")
         assert result.returncode == 3 and f"look at them: {tmp_path / 'out/index.html'}" in result.stdout
         assert (tmp_path / "out/index.html").read_text("utf-8").count('"thumbnail"') == 3
-    put(tmp_path / "out/index.html", b"mine")
-    result = run("in", "out", "--report", "--overwrite")
-    assert result.returncode == 1 and "error: --report: " in result.stderr
-    assert (tmp_path / "out/index.html").read_text() == "mine"
 
 
 def test_an_output_that_lacks_letters_of_a_name(tmp_path, run, same):
@@ -408,8 +362,6 @@ def test_an_output_that_lacks_letters_of_a_name(tmp_path, run, same):
     assert r"\u5199\u771f 2.png: cannot be read" in text and len(list((tmp_path / "out").iterdir())) == 5
 
 
-# File systems ----------------------------------------------------------------------------------------------
-
 def test_names_that_a_file_system_does_not_tell_apart(tmp_path, run, same):
     """Case and Unicode forms: each has a result of another name."""
     names = ["IMG_1.JPG", "img_1.webp", "A.png", "a.png", "a.png.png", "sub/b.png", "SUB/b.png", "c.jpg",
@@ -418,47 +370,33 @@ def test_names_that_a_file_system_does_not_tell_apart(tmp_path, run, same):
         write_image(tmp_path / "in" / name, seed=seed)
     assert run("in", "out").returncode == 0
     assert f"{len(names)} there already" in run("in", "out").stdout
-    files = [path for path in (tmp_path / "out").rglob("*.*")]
-    folded = {unicodedata.normalize("NFC", str(path)).casefold() for path in files}
-    assert len(files) == len(folded) == len(names)
+    files = [str(path) for path in (tmp_path / "out").rglob("*.*")]
+    assert len(files) == len({unicodedata.normalize("NFC", path).casefold() for path in files}) == len(names)
 
 
-def test_two_results_that_are_one_file(tmp_path, run, same):
-    """The first is kept, the second named: here by a link, elsewhere by what a share makes of names."""
-    write_image(tmp_path / "in/a/1.png", seed=1)
-    write_image(tmp_path / "in/b/1.png", seed=2)
-    (tmp_path / "out/a").mkdir(parents=True)
-    (tmp_path / "out/b").symlink_to("a")
-    result = run("in", "out")
-    assert result.returncode == 3 and "in/b/1.png: " in result.stderr and "1 of 2 images" in result.stdout
-    assert "out/b/1.png is a photograph or another one's result" in result.stderr
-    assert np.array_equal(Image.open(tmp_path / "out/a/1.png"), Image.open(tmp_path / "in/a/1.png"))
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EEXIST])
-def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch, number):
-    for name in ("a.png", "sub/b.png", "c.png"):
+def test_a_name_that_the_target_refuses(tmp_path, run, same, monkeypatch):
+    """The file system does, or a file is where a folder must be."""
+    for name in ("a.png", "sub/b.png", "taken/c.png"):
         write_image(tmp_path / "in" / name)
-    if number == errno.EEXIST:                              # a file where a folder must be
-        put(tmp_path / "out/sub", b"mine")
+    put(tmp_path / "out/taken", b"mine")
     replace = os.replace
 
     def refused(source, target):
         if "/sub/" in str(target):
-            raise OSError(number, os.strerror(number), str(source))
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(source))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refused)
     result = run("in", "out")
-    assert result.returncode == 3 and "2 of 3 images restored" in result.stdout
-    assert f"in/sub/b.png: {tmp_path}/out/sub/b.png: {os.strerror(number)}" in result.stderr
+    assert result.returncode == 3 and "1 of 3 images restored" in result.stdout
+    for name, number in (("sub/b.png", errno.EINVAL), ("taken/c.png", errno.EEXIST)):
+        assert f"in/{name}: {tmp_path}/out/{name}: {os.strerror(number)}" in result.stderr
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
 def test_no_place_for_any_result(tmp_path, run, same, monkeypatch):
     """One line that names the file, and nothing half."""
-    for name in ("a.png", "b.png"):
-        write_image(tmp_path / "in" / name)
+    write_image(tmp_path / "in/a.png")
 
     def full(path, content):
         path.touch()
@@ -466,7 +404,7 @@ def test_no_place_for_any_result(tmp_path, run, same, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     result = run("in", "out")
-    assert result.returncode == 1
+    assert result.returncode == 1               # one that fails for itself: 3
     assert result.stderr.splitlines()[-1] == f"error: {tmp_path}/out/a.png: No space left on device"
     assert not list((tmp_path / "out").iterdir())
 
@@ -487,8 +425,8 @@ def test_clocks_that_are_ahead(tmp_path, run, same, monkeypatch):
 def test_what_a_kill_left_is_removed(tmp_path, run, same):
     """Of its own files alone: another command may be writing beside it."""
     write_image(tmp_path / "in/a.png")
-    left = put(tmp_path / "out" / f"{partial_start(Path('a.png'))}0123abcd.png", b"half")
-    other = put(tmp_path / "out" / f"{partial_start(Path('b.png'))}0123abcd.png", b"half")
+    left, other = (put(tmp_path / "out" / f"{partial_start(Path(name))}0123abcd.png", b"half")
+                   for name in ("a.png", "b.png"))
     assert run("in", "out").returncode == 0
     assert not left.exists() and other.exists() and (tmp_path / "out/a.png").exists()
 
@@ -505,16 +443,3 @@ def test_shares_that_cannot_be_asked_when_a_file_is_safe(tmp_path, monkeypatch, 
     with pytest.raises(OSError, match=f"{tmp_path}/a.txt") if raised else contextlib.nullcontext():
         write_text(tmp_path / "a.txt", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] * (not raised or not of_file)
-
-
-def test_a_full_disk_that_torch_hides(tmp_path, monkeypatch):
-    """torch.save says "unexpected pos 704 vs 598": what the file system says is asked again."""
-    def torch_save(temporary: str) -> None:
-        raise RuntimeError("unexpected pos 704 vs 598")
-
-    with pytest.raises(RuntimeError, match="unexpected pos"):           # no full disk
-        files.write_atomically(tmp_path / "a.pth", torch_save)
-    monkeypatch.setattr(files, "append_text", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
-    with pytest.raises(OSError, match="No space left: '.*/a.pth'"):
-        files.write_atomically(tmp_path / "a.pth", torch_save)
-    assert not list(tmp_path.iterdir())

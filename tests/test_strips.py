@@ -16,7 +16,6 @@ from utils.evaluation import restore
 
 @pytest.fixture(params=BACKBONES)
 def net(request) -> BaryIR:
-    torch.manual_seed(0)
     return BaryIR(**SMALL, backbone=request.param)
 
 
@@ -31,7 +30,6 @@ def state(net: torch.nn.Module) -> list:
 @torch.no_grad()
 def test_strips_give_what_the_whole_image_gives(backbone, barycenter):
     """Of any number of rows; the stages leave the input, z and the skips as they are."""
-    torch.manual_seed(0)
     net = BaryIR(**SMALL, backbone=backbone, barycenter=barycenter)
     for size, several in (((24, 40), (2, 5)), ((9, 30), (1, 3, 8)), ((1, 50), (1, 5))):
         degraded = torch.rand(2, 3, *size)
@@ -42,22 +40,19 @@ def test_strips_give_what_the_whole_image_gives(backbone, barycenter):
             assert torch.equal(degraded, before)
     twin = in_strips(net, 5)
     z, skips = twin.encode(degraded)
-    kept = [z.clone(), *(skip.clone() for skip in skips)]
-    b = twin.transport(z)
+    kept, b = [tensor.clone() for tensor in (z, *skips)], twin.transport(z)
     first, second = (twin.decode(b, z - b, skips) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(now, before) for now, before in zip([z, *skips], kept, strict=True))
 
 
-class Own(TransformerBlock):
-    """A block of another backbone, which sees the whole map."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + x.mean(dim=(2, 3), keepdim=True)
-
-
 @torch.no_grad()
 def test_blocks_of_another_backbone_are_whole(monkeypatch):
+    """Here some that see the whole map."""
+    class Own(TransformerBlock):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + x.mean(dim=(2, 3), keepdim=True)
+
     monkeypatch.setitem(BACKBONES, "own", (Own, None))
     net, degraded = BaryIR(**SMALL, backbone="own"), torch.rand(1, 3, 24, 40)
     for output, whole in zip(in_strips(net, 5)(degraded), net(degraded), strict=True):
@@ -65,27 +60,22 @@ def test_blocks_of_another_backbone_are_whole(monkeypatch):
 
 
 def test_strips_leave_no_trace(net, monkeypatch):
-    """Also after an error inside: the network computes, learns and is copied as if they had never been.
-
-    So it does while they are computed; the twin has the network's weights.
-    """
+    """Meanwhile, and after an error: the network computes, learns, is copied; the twin has its weights."""
     net.recompute_blocks()                                      # as in training
-    called, inside, degraded, before = [], [], torch.rand(1, 3, 24, 40), state(net)
+    inside, degraded, before = [], torch.rand(1, 3, 24, 40), state(net)
     whole = net(degraded)[0]
 
     def meanwhile(block: strips.BlockInStrips, x: torch.Tensor) -> torch.Tensor:
-        called.append(block)
-        if len(called) == 1:
-            with torch.enable_grad():
-                inside.extend(each(degraded)[0] for each in (net, copy.deepcopy(net)))
+        with torch.enable_grad():
+            inside.append([each(degraded)[0] for each in (net, copy.deepcopy(net))] if not inside else [])
         return forward(block, x)
 
     twin, forward = in_strips(net, 5), strips.BlockInStrips.forward
     monkeypatch.setattr(strips.BlockInStrips, "forward", meanwhile)
     with torch.no_grad():
         torch.testing.assert_close(twin(degraded)[0], whole, rtol=1e-4, atol=1e-5)
-    assert len(called) == sum(isinstance(module, TransformerBlock) for module in net.modules())
-    assert all(torch.equal(restored, whole) and restored.requires_grad for restored in inside)
+    assert len(inside) == sum(isinstance(module, TransformerBlock) for module in net.modules())
+    assert all(torch.equal(restored, whole) and restored.requires_grad for restored in inside[0])
 
     monkeypatch.setattr(strips.BlockInStrips, "forward", mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt), torch.no_grad():
@@ -114,8 +104,11 @@ def test_strips_bound_the_memory(net, monkeypatch):
         return convolve(x, *rest, **how)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
-    restore(net.eval(), torch.rand(1, 3, 64, 40))
+    image = torch.rand(1, 3, 64, 40)
+    restored = restore(net.eval(), image)
     assert max(seen) == 8 + 3                                    # two rows seen before, one of padding
+    for strip, precision, tolerance in ((0, "float32", 1e-5), (7, "float32", 1e-5), (7, "bfloat16", 0.02)):
+        torch.testing.assert_close(restore(net, image, strip, precision), restored, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("how", [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import REPOSITORY, read_csv, run_script, write_image
+from conftest import REPOSITORY, output_of, read_csv, write_image
 from utils.errors import InputError
 from utils.evaluation import Row
 from utils.options import TestOptions, load_options
@@ -21,9 +21,8 @@ def test_published_rows_are_whole():
         content = TABLES[table]
         assert content["sets"][-1] == "average" and content["reference"] in content["rows"]
         assert len(content["rows"]) == {"3d": 23, "5d": 25}[table[:2]]
-        for method, figures in content["rows"].items():
-            assert len(figures) == len(content["sets"]), method
-            *sets, average = np.array(figures)
+        for method, (*sets, average) in content["rows"].items():
+            assert len(sets) == len(content["sets"]) - 1, method
             assert np.mean(sets, axis=0) == pytest.approx(average, abs=0.025), method
 
 
@@ -52,8 +51,8 @@ def test_difference_and_marks():
     published = read_published("5d", "here")
     made = rows(SOTS=32.0, Rain100L=38.0, BSD68_25=31.0, GoPro=29.0, LOL=23.0)
     *lines, difference = comparison_table(made, published)
-    by_name = {line[0]: line for line in lines}
-    reference, ours = by_name["BaryIR (Restormer)"], by_name["ours"]
+    reference, ours = (next(line for line in lines if line[0] == name)
+                       for name in ("BaryIR (Restormer)", "ours"))
     averages = [float(line[-1].split(" / ")[0]) for line in lines[1:]]
     assert averages == sorted(averages) and lines.index(ours) < lines.index(reference)
     assert reference == ["BaryIR (Restormer)", "31.20 / 0.979", "38.10 / 0.982", "31.43 / 0.891",
@@ -63,10 +62,7 @@ def test_difference_and_marks():
     assert difference == ["ours - BaryIR (Restormer)", "+0.80 / -0.079*", "-0.10 / -0.082", "-0.43 / +0.009",
                           "-0.51 / +0.011", "-0.37 / +0.046", "-0.12 / -0.019*"]
     assert set_table(made, ["psnr", "ssim"])[1] == ["SOTS", "480 of 500*", "20.00 / 0.5000", "32.00 / 0.9000"]
-
-
-def test_average_only_beside_the_same_sets():
-    published = read_published("5d", "here")
+    # An average only beside the same sets.
     assert set(comparable(rows(SOTS=32.0, LOL=23.0), published)) == {"SOTS", "LOL"}
     six = comparable(rows(Kodak=9, SOTS=1, Rain100L=1, BSD68_25=1, GoPro=1, LOL=2), published)
     assert list(six) == published["sets"] and six["average"].scores["psnr"] == pytest.approx(1.2)
@@ -85,68 +81,57 @@ def test_published_psnr_alone_unknown_tables_and_names_in_markdown():
 
 @pytest.fixture
 def five(tmp_path: Path, checkpoint: Path) -> list[str]:
-    """Options for a root in the public layout with a few images of each set of options/test_5d.yml.
-
-    All 15 of LOL are there.
-    """
-    for count, degraded, clean in ((2, "dehaze/input/{0:04}_1_0.2.jpg", "dehaze/target/{0:04}.png"),
-                                   (3, "derain/Rain100L/input/rain-{0:03}.png",
-                                    "derain/Rain100L/target/norain-{0:03}.png"),
-                                   (1, "deblur/input/{0}.png", "deblur/target/{0}.png"),
-                                   (15, "lowlight/low/{0}.png", "lowlight/high/{0}.png"),
-                                   (1, "denoise/bsd68/{0}.png", "denoise/other/{0}.png")):
+    """Options for a root in the public layout, with a few images of each set of the table, LOL's 15 all."""
+    for count, *sides in ((2, "dehaze/input/{0:04}_1_0.2.jpg", "dehaze/target/{0:04}.png"),
+                          (3, "derain/Rain100L/input/rain-{0}.png", "derain/Rain100L/target/norain-{0}.png"),
+                          (1, "deblur/input/{0}.png", "deblur/target/{0}.png"), (1, "denoise/bsd68/{0}.png"),
+                          (15, "lowlight/low/{0}.png", "lowlight/high/{0}.png")):
         for i in range(count):
-            write_image(tmp_path / "root/test" / degraded.format(i), 37, 45, seed=i)
-            write_image(tmp_path / "root/test" / clean.format(i), 37, 45, seed=i + 50)
+            for seed, side in enumerate(sides):
+                write_image(tmp_path / "root/test" / side.format(i), 37, 45, seed=i + 50 * seed)
     places = {"root": tmp_path / "root", "checkpoint": checkpoint, "output": tmp_path / "results"}
     return ["--set", *(f"{name}={path}" for name, path in places.items())]
 
 
 def test_five_degradations_in_one_command(tmp_path, five, checkpoint):
-    result = run_script("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", *five)
-    assert result.returncode == 0, result.stderr
+    text = output_of("test.py", "--opt", "options/test_5d.yml", "--protocol", "baryir", *five)
     folder = tmp_path / "results/5d"
     table = {row["set"]: row for row in read_csv(folder / "table.csv")}
     comparison = {(row["method"], row["set"]): row for row in read_csv(folder / "comparison.csv")}
     markdown = (folder / "table.md").read_text()
 
-    printed = {line.split("  ")[0]: line for line in result.stdout.splitlines()}
+    printed = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "2 of 500*" in printed["SOTS"] and "1 of 1111*" in printed["GoPro"]
     assert " 15 " in printed["LOL"] and "15 of" not in printed["LOL"]
     assert ("* not the published test set: SOTS (2 of 500 images), Rain100L (3 of 100 images), "
-            "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in result.stdout
+            "BSD68_25 (1 of 68 images), GoPro (1 of 1111 images)") in text
     images = [row for row in read_csv(folder / "images.csv") if row["set"] == "LOL"]
     assert sorted(row["image"] for row in images) == sorted(f"{i}.png" for i in range(15))
     for metric in ("psnr_in", "ssim_in", "psnr", "ssim"):
         assert np.mean([float(row[metric]) for row in images]) == pytest.approx(float(table["LOL"][metric]))
-    for text in (result.stdout, markdown):
-        assert "protocol baryir, checkpoint" in text
-        assert "BaryIR (PromptIR)" in text and "31.68 / 0.980" in text
+    for words in ("protocol baryir, checkpoint", "BaryIR (PromptIR)", "31.68 / 0.980"):
+        assert words in text and words in markdown
     made_by = {(row["protocol"], row["checkpoint"]) for row in table.values()}
     assert made_by == {("baryir", str(checkpoint))} == {
         (row["protocol"], row["checkpoint"]) for row in comparison.values() if row["method"] == "ours"}
     assert len(comparison) == (len(TABLES["5d"]["rows"]) + 1) * 6
-    for name, row in table.items():
+    for (name, row), adair in zip(table.items(), TABLES["5d"]["rows"]["AdaIR"], strict=True):
         ours, theirs = comparison["ours", name], comparison["AdaIR", name]
         assert (ours["psnr"], ours["ssim"], ours["expected"]) == (row["psnr"], row["ssim"], row["expected"])
-        adair = TABLES["5d"]["rows"]["AdaIR"][TABLES["5d"]["sets"].index(name)]
-        for metric, value in zip(("psnr", "ssim"), adair, strict=True):
-            assert float(theirs[metric]) == value
-            delta = float(theirs[f"{metric}_difference"])
-            assert delta == pytest.approx(float(row[metric]) - value, abs=1e-12)
+        assert [float(theirs[metric]) for metric in ("psnr", "ssim")] == adair
+        differences = [float(theirs[f"{metric}_difference"]) for metric in ("psnr", "ssim")]
+        assert differences == pytest.approx([float(row["psnr"]) - adair[0], float(row["ssim"]) - adair[1]])
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.3f}" in printed["ours"]
         assert f"{float(row['psnr']):.2f} / {float(row['ssim']):.4f}" in markdown
 
 
 def test_only_what_was_measured_is_compared(tmp_path, five):
     write_image(tmp_path / "root/test/denoise/urban100/img_001.png")        # a set that is optional
-    command = "--opt", "options/test_5d_promptir.yml", *five
-    result = run_script("test.py", *command, "metrics=[ssim]", "save=false")
-    assert result.returncode == 0, result.stderr
-    ours = next(line for line in result.stdout.splitlines() if line.startswith("ours "))
+    command = "test.py", "--opt", "options/test_5d_promptir.yml", *five, "save=false"
+    text = output_of(*command, "metrics=[ssim]")
+    ours = next(line for line in text.splitlines() if line.startswith("ours "))
     assert " - / 0." in ours and (tmp_path / "results/5d_promptir/comparison.csv").exists()
-    assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in result.stdout
-    assert "ours - BaryIR (PromptIR)" in result.stdout
-    command = *command, "published=", "save=false", "sets=[{name: a, degraded: test/deblur/input}]"
-    assert run_script("test.py", *command).returncode == 0
+    assert "left out (optional): options/test_5d_promptir.yml: sets[5] Kodak24_25.clean" in text
+    assert "ours - BaryIR (PromptIR)" in text
+    output_of(*command, "published=", "sets=[{name: a, degraded: test/deblur/input}]")
     assert not (tmp_path / "results/5d_promptir/comparison.csv").exists()   # it was another run's
