@@ -55,7 +55,7 @@ def pairs_of(pairing: str, degraded: list[str], clean: list[str]) -> list[str]:
 @pytest.mark.parametrize("pairing, degraded, clean", [
     ("same", ["b.png", "a.png"], ["b.jpg", "a.png"]),                                           # same stem
     ("same", ["a.png"], ["a.png", "a.jpg"]),                                        # the name before the stem
-    ("rain", ["rain-10.png", "rain-2.png"], ["norain-10.png", "norain-2.png"]),
+    *((rule, ["rain-10.png", "rain-2.png"], ["norain-10.png", "norain-2.png"]) for rule in ("rain", "auto")),
     ("haze", ["10_1_0.1.jpg", "1_1_0.2.jpg"], ["10.png", "1.png"]),
     ("o_haze", ["01_outdoor_hazy.jpg"], ["01_outdoor_GT.jpg"]), ("spa", ["000.png"], ["000gt.png"]),
     ("same", ["x/1.png", "y/1.png"], ["x/1.png", "y/1.png"]),                       # mirrored sub-folders
