@@ -266,8 +266,8 @@ def test_balanced_batches_hold_every_source_equally():
     assert all(sum(index < 3 for index, _, _ in batch) == 2 for batch in batches)
     drawn = [index for batch in batches for index, _, _ in batch]
     for of_source, size in (([i for i in drawn if i < 3], 3), ([i - 3 for i in drawn if i >= 3], 7)):
-        for first in range(0, 14 - size + 1, size):
-            assert sorted(of_source[first:first + size]) == list(range(size))
+        epochs = [of_source[first:first + size] for first in range(0, 14 - size + 1, size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs) and epochs[0] != epochs[1]
     assert [position for batch in batches for _, position, _ in batch] == [*range(28)]
     assert list(EpochSampler([3, 7], [(0, 4, 8)], steps=7, seed=3, start=4)) == batches[4:]
 

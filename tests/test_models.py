@@ -158,8 +158,8 @@ def test_any_size_is_padded_and_cropped_again(network):
         assert restored.isfinite().all() and z.shape[-2:] == tuple(-(-n // 8) for n in size)
         padded = net(pad_to_multiple(degraded, 8))[0]               # the padded image as an input of its own
         torch.testing.assert_close(restored, padded[..., :size[0], :size[1]])
-    padded = pad_to_multiple(torch.arange(6.0).expand(1, 3, 1, 6), 8)
-    assert padded[0, 0].tolist() == 8 * [[0, 1, 2, 3, 4, 5, 4, 3]]
+    for size, row in ((6, [0, 1, 2, 3, 4, 5, 4, 3]), (3, [0, 1, 2, 2, 2, 2, 2, 2])):
+        assert pad_to_multiple(torch.arange(float(size)).expand(1, 3, 1, size), 8)[0, 0].tolist() == 8 * [row]
 
 
 def test_other_depth_and_wrong_arguments():
