@@ -45,13 +45,14 @@ from torch import Tensor
 
 import train
 from benchmarks import latent_report
-from benchmarks.ablations import Bottleneck, OneLatent, load_as
+from benchmarks.ablations import Bottleneck, OneLatent
 from benchmarks.intervals import effects, interval
 from data.datasets import ImageSet, TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler
 from models.baryir import BaryIR
+from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.files import write_csv
+from utils.files import append_text, write_csv
 from utils.images import save_image, to_tensor
 from utils.metrics import Metrics, crop_for
 from utils.options import TestOptions, TrainOptions, load_options
@@ -105,17 +106,6 @@ MADE = 256                                      # pixels: sides of the images of
 CLAIMED, TREATED = 0.15, 0.5                    # dB, distance in b / z: rule of options/decide/base.yml
 
 
-def design_of(row: str) -> str:
-    """The design of a row, of which a colon may say more ("transport: T off")."""
-    return ROWS[row.partition(":")[0]].design
-
-
-def label(row: str, weights: str) -> str:
-    """A row in the tables: its name and, in options/study, the weights where they are the last ones."""
-    name, colon, given = row.partition(":")
-    return name + ", last" * (weights == "last" and design_of(row) == "study") + colon + given
-
-
 def left_out(row: str, seed: int) -> str:
     """The degradation on which a run is not trained, if any."""
     return LEFT_OUT[seed % len(LEFT_OUT)] if row in ("w", *ARMS) else ""
@@ -130,11 +120,8 @@ def group(images: str, absent: str) -> str:
 # Runs.
 
 
-def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> None:
-    """Train a row with a seed, or continue it, and write its figures beside its checkpoint.
-
-    last: measure the last weights where the run averages, too.
-    """
+def run(row: str, seed: int, root: Path, output: Path) -> None:
+    """Train a row with a seed, or continue it, and write its figures beside its checkpoint."""
     folder, absent, (design, file, _, network) = output / f"{row}_{seed}", left_out(row, seed), ROWS[row]
     file = str(OPTIONS / design / file)
     if design == "decide":
@@ -154,23 +141,22 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
         train.main(["--opt", file, "--set", *overrides, *resume], network)
     finally:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "cpu_seconds.txt", "a", encoding="utf-8") as times:
-            times.write(f"{time.process_time() - begin:.0f}\n")
+        append_text(folder / "cpu_seconds.txt", f"{time.process_time() - begin:.0f}\n")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)           # train.py lets them wait for a step's end
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    write_figures(row, seed, options, folder, "averaged" if options.ema and not last else "last")
+    write_figures(row, seed, options, folder)
     shutil.rmtree(folder / "decoded", ignore_errors=True)       # half a gigabyte
 
 
-def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weights: str) -> None:
+def write_figures(row: str, seed: int, options: TrainOptions, folder: Path) -> None:
     """Measure a finished run: the four tables in its folder."""
     absent = left_out(row, seed)
-    net = load_as(ROWS[row].network, folder / "last.pth", weights == "last")
+    net = load_network(folder / "last.pth", kind=ROWS[row].network)
     tests, matched = (load_options(TestOptions, str(path), [f"root={options.root}"])
                       for path in map(Path(options.file).with_name, ("test.yml", "matched.yml")))
     samples = TrainingSet(open_sources(options), options.seed)
     sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
-    this = [seed, len(samples.names), weights]
+    this = [seed, len(samples.names), "averaged" if options.ema else "last"]
 
     sets, images, elsewhere = [], [], None
     for of_set in open_test_sets(tests.sets, tests.root, f"{tests.file}: sets", print):
@@ -245,7 +231,6 @@ def make_images(root: Path, folder: Path) -> Path:
         for index in range(images.selected):
             path = folder / "made" / images.name / images.name_of(index).with_suffix(".png").name
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 degraded, _ = images.degraded_and_clean(index)
                 top, left = (max(0, size - MADE) // 2 for size in degraded.shape[:2])
                 save_image(Image.fromarray(degraded[top:top + MADE, left:left + MADE]), path)
@@ -267,10 +252,7 @@ def write(folder: Path, table: str, rows: list) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.exists() else []
 
 
 def collect(output: Path) -> None:
@@ -287,15 +269,16 @@ def collect(output: Path) -> None:
 
 
 class Figures:
-    """What the files in benchmarks/study say of a design; rows: the labels of its runs."""
+    """What the files in benchmarks/study say of a design."""
 
     def __init__(self, design: str) -> None:
         self.design = DESIGNS[design]
+        its = {row for row in ROWS if ROWS[row].design == design}
         self.sets, self.images, self.latents = (
-            [line | {"row": label(line["row"], line["weights"])} for line in read(RESULTS / f"{table}.csv")
-             if design_of(line["row"]) == design] for table in ("sets", "images", "latents"))
-        labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
-        self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
+            [line for line in read(RESULTS / f"{table}.csv") if line["row"].partition(":")[0] in its]
+            for table in ("sets", "images", "latents"))
+        rows, groups = ({line[column] for line in self.images} for column in ("row", "group"))
+        self.rows = [row for row in ROWS if row in rows]
         self.groups = [name for name in GROUPS if name in groups]
         self.oracle = defaultdict(list)                         # gains by set
         for (_, of_set), gain in self.above("oracle", "oracle: input", *GROUPS).items():
@@ -317,10 +300,6 @@ class Figures:
         gain, possible = mean(gains.values()), mean(mean(self.oracle[of_set]) for _, of_set in gains)
         share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
         return f"{mean(self.psnr(row, name).values()):.2f} {gain:+.2f}{share}" if gains else "-"
-
-    def change(self, changed: str, name: str) -> str:
-        """Of a group: what the decoder does with other latents."""
-        return f"{mean(self.above(changed, changed.partition(':')[0], name).values()):+.2f}"
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
         """Mean difference in PSNR over the sets of some groups, and its interval."""
@@ -378,7 +357,8 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
         grid("PSNR in dB, of the trained", sets, trained, lambda name, row:
              f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
         grid("change in dB by what the decoder is given",
-             [name for name in given if not name.endswith(": input")], groups, figures.change),
+             [name for name in given if not name.endswith(": input")], groups, lambda row, name:
+             f"{mean(figures.above(row, row.partition(':')[0], name).values()):+.2f}"),
         grid("matched scenes: z / b / r", rows, QUANTITIES, lambda row, quantity:
              " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
     ]
@@ -414,23 +394,17 @@ def verdict(figures: Figures) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("datasets/mini5d"), help="folder of the images")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of these alone")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], help="of these alone")
     parser.add_argument("--seeds", type=int, default=8, help="at most so many of each row")
-    parser.add_argument("--last", action="store_true", help="measure the last weights where the runs average")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
     flags = parser.parse_args(arguments)
-    rows = flags.rows or list(ROWS)
-    for row in rows:
-        if row not in ROWS:
-            raise InputError(f"no row {row}, expected some of {', '.join(ROWS)}")
     collect(flags.output)
-    done = {(label(line["row"], line["weights"]), line["seed"]) for line in read(RESULTS / "runs.csv")}
+    done = {(line["row"], line["seed"]) for line in read(RESULTS / "runs.csv")}
     for seed in range(0 if flags.tables else flags.seeds):
-        for row in rows:
-            name = label(row, "last" if flags.last else "")
-            if seed < ROWS[row].seeds and (name, str(seed)) not in done:
-                run(row, seed, flags.root, flags.output, flags.last)
+        for row in flags.rows:
+            if seed < ROWS[row].seeds and (row, str(seed)) not in done:
+                run(row, seed, flags.root, flags.output)
                 collect(flags.output)
     print(tables())
 
