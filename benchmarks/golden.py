@@ -1,12 +1,11 @@
 """Compare the paper-size networks with reference outputs of the authors' and of the public ones.
 
-    python -m benchmarks.golden PATH/official_forward.npz [--checkpoint CONVERTED.pth]
-    python -m benchmarks.golden PATH/baselines_forward.npz [--checkpoint CONVERTED.pth]
+    python -m benchmarks.golden PATH/FILE.npz [--checkpoint CONVERTED.pth]
 
-The files hold the arrays restored, z and b of BaryIR, and the images restormer and promptir of the backbones,
-for the input `np.random.default_rng(0).random((2,3,64,96))`, all parameters filled by `fill_reference`; a
-checkpoint is what utils.convert_official made of a file so filled. Exits non-zero if a relative error reaches
-1e-4.
+The files, official_forward.npz and baselines_forward.npz, hold the arrays restored, z and b of BaryIR, and
+the images restormer and promptir of the backbones, for the input
+`np.random.default_rng(0).random((2,3,64,96))`, all parameters filled by `fill_reference`; a checkpoint is
+what utils.convert_official made of a file so filled. Exits non-zero if a relative error reaches 1e-4.
 """
 
 import argparse
