@@ -1,13 +1,9 @@
 """BaryIR with parts changed, to ask what they are worth. Weights keep their names and shapes."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from models.baryir import BaryIR
-from utils.checkpoint import load_network, read_checkpoint
 
 
 class OneLatent(BaryIR):
@@ -58,11 +54,3 @@ def freeze(stage: nn.Module) -> None:
         for name, weight in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, weight.detach())
-
-
-def load_as(make: Callable[..., BaryIR], path: str | Path, last: bool = False) -> BaryIR:
-    """The network of a checkpoint as `make` changes it, in eval mode. last: not the averaged weights."""
-    net = load_network(path, kind=make)
-    if last:
-        net.load_state_dict(read_checkpoint(path)["train"]["net"])
-    return net

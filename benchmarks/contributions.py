@@ -5,11 +5,10 @@
 The experiment of the journal version (arXiv 2602.23169): R1 is restored with the barycenter latent b set
 to zero, R2 with the residual latent r set to zero, R3 with both. R3 - R1 shows what b carries (structure that
 all degradations share), R3 - R2 what r carries (where the degradation was). Prints PSNR of the three for each
-set, and writes it as CSV and, of the first images of each set, a strip beside it:
+set, and writes it as CSV (--out) and, of the first images of each set, a strip beside it, differences as
+0.5 + difference / 2:
 
     input | r = 0 (R2) | b = 0 (R1) | both (R3) | R3 - R1 | R3 - R2
-
-Differences are drawn around grey, 0.5 + difference / 2, the same for all.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -27,29 +26,26 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import precision_on, restore_set
 from utils.files import write_csv
-from utils.images import save_image
+from utils.images import save_image, to_image
 from utils.metrics import Metrics, means
 from utils.options import TestOptions, load_options
 from utils.tables import as_text
 
 SIDES = {"r = 0": "barycenter", "b = 0": "residual", "both": "both"}    # what the decoder gets
+STRIPS = 2                                                              # of each set
 
 
 def strip(degraded: np.ndarray, restored: dict[str, np.ndarray]) -> Image.Image:
     """Input, the three restored images and the two differences side by side; all [H,W,3] in [0, 1]."""
     differences = [0.5 + (restored["both"] - restored[side]) / 2 for side in ("b = 0", "r = 0")]
-    row = np.concatenate([degraded, *restored.values(), *differences], axis=1)
-    return Image.fromarray((255 * row.clip(0, 1) + 0.5).astype(np.uint8))
+    return to_image(np.concatenate([degraded, *restored.values(), *differences], axis=1))
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="override options, keys dotted")
-    parser.add_argument("--strips", type=int, default=2, help="of each set")
-    parser.add_argument("--out", type=Path, default=Path("results/contributions.csv"),
-                        help="CSV file to write; the strips go into a folder beside it")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
+    parser.add_argument("--out", type=Path, default=Path("results/contributions.csv"))
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
@@ -65,17 +61,15 @@ def main() -> None:
         each = (restore_set(net, images, options.protocol, metrics, strip=options.strip, precision=precision)
                 for net in nets)
         for results in zip(*each, strict=True):                 # of an image, from the three networks
-            first = results[0]
-            restored = dict(zip(SIDES, (result.restored for result in results), strict=True))
+            first, by_side = results[0], dict(zip(SIDES, results, strict=True))
             if first.scores:
-                psnr = [result.scores["psnr"] for result in results]
-                scores.append(dict(zip(SIDES, psnr, strict=True), input=first.scores_in["psnr"]))
-            if first.index < flags.strips:
+                psnr = {side: result.scores["psnr"] for side, result in by_side.items()}
+                scores.append({"input": first.scores_in["psnr"], **psnr})
+            if first.index < STRIPS:
+                restored = {side: result.restored for side, result in by_side.items()}
                 path = folder / images.name / images.name_of(first.index).with_suffix(".png").name
-                path.parent.mkdir(parents=True, exist_ok=True)
                 save_image(strip(first.degraded, restored), path)
-        mean = means(scores) if scores else {}
-        rows.append([images.name, images.selected, *(mean.get(name, "") for name in ("input", *SIDES))])
+        rows.append([images.name, images.selected, *(means(scores).values() or [""] * (1 + len(SIDES)))])
     write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])
     cells = [[name, str(count), *(f"{value:.2f}" if value != "" else "-" for value in values)]
              for name, count, *values in rows]

@@ -1,13 +1,12 @@
 """What damage does: training runs that are killed, images and checkpoints with wrong bytes (seed 0).
 
-    python -m benchmarks.faults             50 kills, 300 images, 100 checkpoints; about a quarter of an hour
-    python -m benchmarks.faults --kills 0   damaged files only
+    python -m benchmarks.faults     50 kills, 300 images, 100 checkpoints; about a quarter of an hour
 
-kills         A training run of a small network, on one CPU thread, that writes a checkpoint after every step
-              is killed (SIGKILL) at a random moment and continued with --resume. Its last checkpoint must
-              equal that of the run that was left alone, bit by bit.
-images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read.
-checkpoints   The same damage to checkpoints.
+kills         A training run, on one CPU thread, that writes a checkpoint after every step is killed (SIGKILL)
+              at a random moment and continued with --resume. Its last checkpoint must equal, bit by bit,
+              that of the run that was left alone.
+images        Files of every format, cut, with flipped bits, zeroed or foreign bytes, are read;
+checkpoints   likewise.
 
 A damaged file must give one line, or load as it was. JPEG, WebP, TIFF, BMP, PPM and NumPy's arrays have no
 checksum: there, changed pixels cannot be told from other pixels by anyone; they are counted by themselves.
@@ -20,9 +19,8 @@ import random
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import partial
@@ -38,12 +36,12 @@ from models.baryir import BaryIR
 from utils.checkpoint import load_network, read_checkpoint, save_checkpoint
 from utils.errors import InputError, one_line_errors
 from utils.images import read_image
+from utils.options import TrainOptions, load_options
 from utils.tables import as_text
 
-SMALL = dict(width=8, encoder_blocks=[1, 1, 1], latent_blocks=1, transport_blocks=1, decoder_blocks=[1, 1, 1],
-             residual_blocks=[1, 1], refinement_blocks=0)
-RUN = ["--opt", str(Path(__file__).parent.parent / "options/train_tiny.yml"), "--set", "validation.sets=[]",
-       "batch=2", "patch=16", "workers=1", "cache=false", "warmup=2", "log_every=1", "save_every=1"]
+TINY = str(Path(__file__).parent.parent / "options/train_tiny.yml")
+RUN = ["--opt", TINY, "--set", "validation.sets=[]", "batch=2", "patch=16", "workers=1", "cache=false",
+       "warmup=2", "log_every=1", "save_every=1"]
 SERVER = multiprocessing.get_context("forkserver")          # imports torch once for all training runs
 SERVER.set_forkserver_preload(["train", "torch._dynamo"])
 ERROR, SAME, OTHER = "one line", "as it was", "other values, no checksum"
@@ -79,9 +77,20 @@ def outcome(read: Callable[[], object], same: Callable[[object], bool], checksum
     return SAME if same(result) else SILENT if checksum else OTHER
 
 
+def readings(files: Iterable[Path], read: Callable[[Path], object], same: Callable[..., bool], count: int,
+             seed: int) -> Counter:
+    """Outcomes of reading `count` times one of some files, damaged."""
+    rng, found = random.Random(seed), Counter()
+    whole = [(path, path.read_bytes(), read(path)) for path in sorted(files)]
+    for _ in tqdm(range(count), "damaged files", leave=False):
+        path, content, right = rng.choice(whole)
+        path.write_bytes(damaged(content, rng))
+        found[outcome(partial(read, path), partial(same, right), path.suffix in (".png", ".pth"))] += 1
+    return found
+
+
 def images(count: int, seed: int) -> Counter:
     """Outcomes of reading `count` damaged images."""
-    rng, found = random.Random(seed), Counter()
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     with tempfile.TemporaryDirectory() as parent:
@@ -94,32 +103,23 @@ def images(count: int, seed: int) -> Counter:
         image.quantize(16).save(folder / "palette.png")
         for name in ("deep.png", "deep.tif"):
             Image.fromarray(pixels[..., 0] * np.uint16(250)).save(folder / name, icc_profile=bytes(100))
-        whole = [(path, path.read_bytes(), read_image(path)) for path in sorted(folder.iterdir())]
-        for _ in tqdm(range(count), "images", leave=False):
-            path, content, right = rng.choice(whole)
-            path.write_bytes(damaged(content, rng))
-            found[outcome(partial(read_image, path), partial(np.array_equal, right),
-                          checksum=path.suffix == ".png")] += 1
-    return found
+        return readings(folder.iterdir(), read_image, np.array_equal, count, seed)
 
 
 def checkpoints(count: int, seed: int) -> Counter:
     """Outcomes of reading `count` damaged checkpoints."""
     torch.manual_seed(seed)
-    rng, net, found = random.Random(seed), BaryIR(**SMALL), Counter()
+    network = vars(load_options(TrainOptions, TINY).network)
+
+    def read(path: Path) -> dict:
+        load_network(path)
+        return read_checkpoint(path)
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.pth"
-        save_checkpoint(path, {"net": net.state_dict(), "network": SMALL, "step": 1, "train": {"best": 1.0}})
-        content, right = path.read_bytes(), read_checkpoint(path)
-
-        def read() -> object:
-            load_network(path)
-            return read_checkpoint(path)
-
-        for _ in tqdm(range(count), "checkpoints", leave=False):
-            path.write_bytes(damaged(content, rng))
-            found[outcome(read, partial(same_state, right), checksum=True)] += 1
-    return found
+        state = BaryIR(**network).state_dict()
+        save_checkpoint(path, {"net": state, "network": network, "step": 1, "train": {"best": 1.0}})
+        return readings([path], read, same_state, count, seed)
 
 
 def same_state(a: object, b: object) -> bool:
@@ -154,8 +154,11 @@ def _train(arguments: list[str], output: Path, environment: dict[str, str]) -> N
         train.main(arguments)
 
 
-def train_until(folder: Path, steps: int, *arguments: str, seconds: float | None = None) -> bool:
-    """Train in a folder, killed so long after the log begins; returns whether it came to its end before."""
+def train_until(folder: Path, steps: int, *arguments: str, seconds: float | None = None) -> dict | None:
+    """Train in a folder; returns the last checkpoint without the options, which name the folder.
+
+    None where the run was killed before its end, so long after its log began.
+    """
     process = start_training([*RUN, f"output={folder}", f"steps={steps}", *arguments], folder / "output.txt")
     while process.is_alive() and not (folder / "tiny/train.log").exists():
         time.sleep(0.01)
@@ -163,15 +166,10 @@ def train_until(folder: Path, steps: int, *arguments: str, seconds: float | None
     if process.is_alive():
         process.kill()
         process.join()
-        return False
+        return None
     if process.exitcode:
         last = (folder / "output.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
         raise InputError(f"a run that was not killed ended with {process.exitcode}: {last}")
-    return True
-
-
-def result(folder: Path) -> dict:
-    """The last checkpoint of a run, without the options, which name its folder."""
     content = read_checkpoint(folder / "tiny/last.pth")
     del content["train"]["options"]
     return content
@@ -184,11 +182,11 @@ def kill(parent: Path, steps: int, right: dict, seconds: float) -> list[str]:
         return kill(parent, steps, right, seconds / 2)
     half_written = list((folder / "tiny").glob(".partial*"))
     try:
-        train_until(folder, steps, "--resume")
+        resumed = train_until(folder, steps, "--resume")
+        outcome = "identical" if same_state(resumed, right) else "different"
     except InputError as error:
         tqdm.write(str(error))
         return ["lost"]
-    outcome = "identical" if same_state(result(folder), right) else "different"
     return [outcome] + ["while a checkpoint was written"] * bool(half_written)
 
 
@@ -196,27 +194,20 @@ def kills(count: int, seed: int, jobs: int, steps: int = 40) -> Counter:
     """Kill `count` training runs at random moments, continue them, compare with one that was left alone."""
     rng, found = random.Random(seed), Counter()
     with tempfile.TemporaryDirectory() as parent, ThreadPoolExecutor(jobs) as pool:
-        alone, start = Path(tempfile.mkdtemp(dir=parent)), time.monotonic()
-        train_until(alone, steps)
+        start = time.monotonic()
+        alone = train_until(Path(tempfile.mkdtemp(dir=parent)), steps)
         length = time.monotonic() - start
-        one = partial(kill, Path(parent), steps, result(alone))
+        one = partial(kill, Path(parent), steps, alone)
         for outcomes in tqdm(pool.map(one, [rng.uniform(0, length) for _ in range(count)]), "kills", count):
             found.update(outcomes)
     return found
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--checkpoints", type=int, default=100)
-    flags = parser.parse_args()
-    rows = [["damage", "outcome", "count"]]
-    for damage, found in (("images", images(flags.images, seed=0)),
-                          ("checkpoints", checkpoints(flags.checkpoints, seed=0)),
-                          ("kills", kills(flags.kills, seed=0, jobs=2) if flags.kills > 0 else Counter())):
-        rows += [[damage, outcome, str(number)] for outcome, number in found.items()]
-    print(as_text(rows))
+    found = {"images": images(300, 0), "checkpoints": checkpoints(100, 0), "kills": kills(50, 0, jobs=2)}
+    rows = [[damage, outcome, str(number)] for damage, of_damage in found.items()
+            for outcome, number in of_damage.items()]
+    print(as_text([["damage", "outcome", "count"], *rows]))
     print(f"{platform.machine()}, torch {torch.__version__}, {date.today()}")
     if bad := [row for row in rows if row[1] in (*FAILURES, "different", "lost")]:
         raise InputError(f"{sum(int(row[2]) for row in bad)} of them ended as none should")

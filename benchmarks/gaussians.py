@@ -141,7 +141,6 @@ def l2_uvp(truth: Gaussians, transported: Tensor, x: Tensor) -> float:
 
 def bw2_uvp(truth: Gaussians, transported: Tensor) -> float:
     """100 sum_k lambda_k BW_2^2(T_k#P_k, Q) / tr S, percent, by samples' moments; transported: [K,N,D]."""
-    found = (squared_bures_wasserstein(*moments(points), truth.mean, truth.covariance)
-             for points in transported)
-    distance = torch.stack([*found])
+    distance = torch.stack([squared_bures_wasserstein(*moments(points), truth.mean, truth.covariance)
+                            for points in transported])
     return float(100 * (truth.lambdas * distance).sum() / truth.covariance.trace())

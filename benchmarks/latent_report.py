@@ -2,9 +2,10 @@
 
     python -m benchmarks.latent_report --opt options/study/matched.yml [--set root=PATH checkpoint=PATH]
 
-Each test set of the option file is a source. As many patches of each, spread over its images, go through
-encoder and barycenter map. Of the source latents z, the barycenter latents b and the residuals r = z - b, and
-of z of the *clean* patches:
+Each test set of the option file is a source. The sets are *matched scenes*, the same clean photographs
+degraded in different ways, so that content cannot tell the source. As many patches of each, spread over its
+images, go through encoder and barycenter map. Of the source latents z, the barycenter latents b and the
+residuals r = z - b, and of z of the *clean* patches:
 
     distance    squared Bures-Wasserstein distance between two sources' latent pixels (vectors of 8C channels,
                 by mean and covariance), divided by the variance of all pixels: 0 = same Gaussian. Beside the
@@ -12,20 +13,14 @@ of z of the *clean* patches:
     variance    of all latent pixels, divided by that of z
     probe       accuracy of a linear classifier that guesses the source from the mean of a
                 patch's pixels, on images that it was not fitted to (five folds); chance is 1 / sources
-    |cos(b,r)|  between flattened latents of one patch, mean; |r| / |z| likewise
-    L_ctr       the paper's contrastive term of r over all patches, and the same without j = i. With j = i it
-                is near 0 as soon as residuals are orthogonal, as e^(1/0.07) stands in its numerator. Without,
-                residuals that know nothing of their source have about log(sources)
-
-Where the sets are *matched scenes*, the same clean photographs degraded in different ways, content cannot
-tell the source, and two more figures say whether b is shared and still holds the content:
-
     same scene  mean distance between two sources' latents of one patch, ||b_j - b_k||, divided by that of z
     retrieval   share of patches whose nearest latent in another source is of the same scene
+    L_ctr       the paper's contrastive term, meant for r, over all patches, and the same without j = i. With
+                j = i it is near 0 as soon as latents are orthogonal, as e^(1/0.07) stands in its numerator;
+                without, latents that know nothing of their source have about log(sources)
 
-With other sets, the sources differ in their scenes, too, as z of the clean patches shows. Writes the figures
-as CSV and, with matplotlib, a picture: the first two principal components of the patches' mean latents, lines
-between those of one scene.
+Writes the figures as CSV (--out) and, with matplotlib, a picture beside it: the first two principal
+components of the patches' mean latents, lines between those of one scene.
 """
 
 import itertools
@@ -58,8 +53,7 @@ FOLDS = 5
 
 
 @torch.inference_mode()
-def latents(net: BaryIR, images: ImageSet, count: int, size: int,
-            progress: tqdm) -> tuple[dict[str, Tensor], Tensor]:
+def latents(net: BaryIR, images: ImageSet, count: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
     """Of seeded patches, spread evenly over a set's images: latents [count,pixels,8C] and image [count]."""
     device = next(net.parameters()).device
     groups = (torch.arange(count) % images.selected).sort().values
@@ -73,7 +67,6 @@ def latents(net: BaryIR, images: ImageSet, count: int, size: int,
             clean_z, _ = net.encode(clean)
             for space, latent in zip(SPACES, (z, b, z - b, clean_z), strict=True):
                 found[space].append(latent[0].flatten(1).T.cpu())
-            progress.update()
     return {space: torch.stack(of_space) for space, of_space in found.items()}, groups
 
 
@@ -102,8 +95,7 @@ def fit_probe(x: Tensor, source: Tensor, sources: int, decay: float) -> tuple[Te
 
 def probe_accuracy(features: Tensor, source: Tensor, fold: Tensor, decay: float = 1e-3) -> float:
     """Share of features [P,C] whose source [P] a linear classifier fitted to the other folds [P] guesses."""
-    sources = int(source.max()) + 1
-    correct = 0
+    sources, correct = int(source.max()) + 1, 0
     for held_out in fold.unique():
         test = fold == held_out
         x = (features - features[~test].mean(0)) / (features[~test].std(0) + 1e-9)
@@ -131,78 +123,57 @@ def apart(sources: list[Tensor]) -> float:
     return fmean([float((a - b).norm(dim=1).mean()) for a, b in itertools.combinations(sources, 2)])
 
 
-def are_matched(sets: list[ImageSet]) -> bool:
-    """Whether the sets show the same clean photographs, in one order."""
-    return len({tuple(pair.clean for pair in images.pairs[:images.selected]) for images in sets}) == 1
-
-
 def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[list[list], dict[str, Tensor]]:
-    """Rows [quantity, of z, b, r, z of clean], "" where there is none, and the mean latents, [K*count,8C]."""
-    with tqdm(total=len(sets) * count, desc="latents", leave=False, dynamic_ncols=True) as progress:
-        found, groups = zip(*(latents(net, images, count, size, progress) for images in sets), strict=True)
-    source = torch.arange(len(sets)).repeat_interleave(count)
-    fold = torch.cat(groups) % FOLDS
-    by_space = {space: [of_source[space] for of_source in found] for space in SPACES}
-    pooled = {space: torch.cat([of_source.mean(1) for of_source in by_space[space]]) for space in SPACES}
-    flat = {space: [of_source.flatten(1) for of_source in by_space[space]] for space in SPACES}
-    variance = {space: float(moments(torch.cat(by_space[space]))[1].trace()) for space in SPACES}
-    between = {space: [distance / variance[space] for distance in distances(by_space[space])]
-               for space in SPACES}
-    halves = {space: fmean(within(by_space[space], groups)) / variance[space] for space in SPACES}
-    z, b, r = (torch.cat(flat[space]) for space in "zbr")
-    rows = [["distance between sources", *(fmean(between[space]) for space in SPACES)],
-            ["distance within a source", *halves.values()],
-            ["variance", *(variance[space] / variance["z"] for space in SPACES)],
-            ["probe accuracy", *(probe_accuracy(pooled[space], source, fold) for space in SPACES)],
-            ["|cos(b, r)|", "", "", float(F.cosine_similarity(b, r).abs().mean()), ""],
-            ["|r| / |z|", "", "", float((r.norm(dim=1) / z.norm(dim=1)).mean()), ""],
-            ["L_ctr", "", "", float(contrastive(r, source).mean()), ""],
-            ["L_ctr without j = i", "", "", float(contrastive_of_others(r, source).mean()), ""]]
-    if are_matched(sets):
-        unit = apart(flat["z"])
-        rows += [["same scene", *(apart(flat[space]) / unit for space in "zbr"), ""],
-                 ["retrieval", *(retrieval(flat[space]) for space in "zbr"), ""]]
-    pairs = itertools.combinations([images.name for images in sets], 2)
-    rows += [[f"distance {' - '.join(pair)}", *(between[space][i] for space in SPACES)]
-             for i, pair in enumerate(pairs)]
-    return rows, pooled
+    """Rows [quantity, of z, b, r, z of clean] of matched sets, and the mean latents, [K*count,8C]."""
+    bar = tqdm(sets, "latents", leave=False, dynamic_ncols=True)
+    found, groups = zip(*(latents(net, images, count, size) for images in bar), strict=True)
+    source, fold = torch.arange(len(sets)).repeat_interleave(count), torch.cat(groups) % FOLDS
+    figures, pooled = {}, {}
+    for space in SPACES:
+        sources = [of_source[space] for of_source in found]                     # [count,pixels,8C] each
+        flat = [of_source.flatten(1) for of_source in sources]
+        pooled[space] = torch.cat([of_source.mean(1) for of_source in sources])
+        variance = float(moments(torch.cat(sources))[1].trace())
+        figures[space] = {"distance between sources": fmean(distances(sources)) / variance,
+                          "distance within a source": fmean(within(sources, groups)) / variance,
+                          "variance": variance, "probe accuracy": probe_accuracy(pooled[space], source, fold),
+                          "same scene": apart(flat), "retrieval": retrieval(flat),
+                          "L_ctr": float(contrastive(torch.cat(flat), source).mean()),
+                          "L_ctr without j = i": float(contrastive_of_others(torch.cat(flat), source).mean())}
+    for name in ("variance", "same scene"):
+        unit = figures["z"][name]
+        for of_space in figures.values():
+            of_space[name] /= unit
+    return [[name, *(of_space[name] for of_space in figures.values())] for name in figures["z"]], pooled
 
 
-def plot(path: Path, features: dict[str, Tensor], names: list[str], matched: bool) -> str:
+def plot(path: Path, features: dict[str, Tensor], names: list[str]) -> str:
     """Draw the patches' mean latents [K*P,C] of each space, a colour a source, a line a scene; says so."""
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ImportError:
         return "no picture: it needs matplotlib"
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, len(features), figsize=(13.6, 3.6), layout="constrained")
     for axis, (space, of_space) in zip(axes, features.items(), strict=True):
         centred = of_space - of_space.mean(0)
         points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
         by_source = points.unflatten(0, (len(names), -1))                       # [K,P,2]
-        if matched:
-            axis.plot(*by_source.permute(2, 0, 1), color="0.8", linewidth=0.4, zorder=0)
+        axis.plot(*by_source.permute(2, 0, 1), color="0.8", linewidth=0.4, zorder=0)
         for name, of_source in zip(names, by_source, strict=True):
             axis.scatter(*of_source.T, s=8, label=name)
         axis.set(title=SPACES[space], xticks=[], yticks=[])
     axes[0].legend(fontsize="x-small")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return f"principal components of the patches' mean latents: {path}"
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--opt", required=True, metavar="FILE",
-                        help="option file of test.py: each test set is a source")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="override options, keys dotted")
+    parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
     parser.add_argument("--patches", type=int, default=90, help="of each source")
     parser.add_argument("--size", type=int, default=128, help="sides of the square patches in pixels")
-    parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"),
-                        help="CSV file to write; the picture goes beside it")
+    parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"))
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
@@ -210,17 +181,18 @@ def main() -> None:
     if len(sets) < 2 or min(flags.patches, *counts) < FOLDS:
         raise InputError(f"{options.file}: sets of {counts} images and --patches {flags.patches}, "
                          f"expected two sets or more, {FOLDS} of each or more")
-    if any(not images.pairs[0].clean for images in sets):
-        raise InputError(f"{options.file}: a set without ground truth, expected the folders clean")
+    photographs = {tuple(pair.clean for pair in images.pairs[:images.selected]) for images in sets}
+    if len(photographs) > 1 or None in min(photographs):
+        raise InputError(f"{options.file}: expected sets of the same clean photographs, in one order")
     net = load_network(options.checkpoint, distributed.setup()[2])
 
     rows, pooled = measure(net, sets, flags.patches, flags.size)
     write_csv(flags.out, [["quantity", *SPACES], *rows])
-    cells = [[name, *(f"{value:.3f}" if value != "" else "-" for value in values)] for name, *values in rows]
+    cells = [[name, *(f"{value:.3f}" for value in values)] for name, *values in rows]
     print(as_text([["", *SPACES.values()], *cells]))
     print(f"chance {1 / len(sets):.3f}; {flags.patches} patches of {flags.size} x {flags.size} of each "
           f"source, checkpoint {options.checkpoint}, option file {options.file}, {date.today()}; {flags.out}")
-    print(plot(flags.out.with_suffix(".png"), pooled, [images.name for images in sets], are_matched(sets)))
+    print(plot(flags.out.with_suffix(".png"), pooled, [images.name for images in sets]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tarfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from data.datasets import ImageSet, open_sources
+from data.datasets import ImageSet, open_sources, open_test_sets
 from utils.errors import InputError, count, one_line_errors
 from utils.options import TrainOptions, load_options
 
@@ -35,8 +35,7 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, [f"root={flags.root}"])
     sources = open_sources(options)
-    held_out = [ImageSet(entry, options.root, f"{options.file}: validation.sets[{i}]")
-                for i, entry in enumerate(options.validation.sets)]
+    held_out = open_test_sets(options.validation.sets, options.root, f"{options.file}: validation.sets")
     for every in range(1, 1 + max(map(len, sources))):
         files = chosen(sources, every) | chosen(held_out, 1)
         if sum(path.stat().st_size + 1024 for path in files) <= flags.megabytes * 1e6:

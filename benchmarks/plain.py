@@ -123,31 +123,25 @@ def transport_cost(z: Tensor, b: Tensor, source: Tensor, gamma: float, tau: floa
     return torch.stack(costs)
 
 
-def map_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor,
-             clean: Tensor, source: Tensor, weights: Tensor,
-             w_rec: float = 1e4, gamma: float = 0.05, tau: float = 0.07) -> Tensor:
-    """Encoder, T and decoder descend; the potentials' gradients are computed, too. Returns the loss."""
+def training_step(net: BaryIR, potentials: Potentials, optimizers: list[torch.optim.Optimizer],
+                  degraded: Tensor, clean: Tensor, source: Tensor, weights: Tensor,
+                  w_rec: float = 1e4, gamma: float = 0.05, tau: float = 0.07) -> None:
+    """Encoder, T and decoder descend; then the potentials, on b of the whole network, run anew."""
     restored, z, b = network(net, degraded)
     costs = transport_cost(z, b, source, gamma, tau)
     loss = w_rec * (restored - clean).abs().mean()
     for i in range(len(degraded)):
         loss = loss + weights[i] * (costs[i] - potentials(b[i:i + 1])[0, source[i]])
-    optimizer.zero_grad()
-    potentials.zero_grad()
+    optimizers[0].zero_grad()
+    potentials.zero_grad()                                      # whose gradients are computed, too
     loss.backward()
-    optimizer.step()
-    return loss.detach()
+    optimizers[0].step()
 
-
-def potential_step(net: BaryIR, potentials: Potentials, optimizer: torch.optim.Optimizer, degraded: Tensor,
-                   source: Tensor, weights: Tensor) -> Tensor:
-    """The potentials descend on b of the whole network, run anew. Returns the loss."""
     with torch.no_grad():
         _, _, b = network(net, degraded)
     loss = torch.zeros((), device=degraded.device)
     for i in range(len(degraded)):
         loss = loss + weights[i] * potentials(b[i:i + 1])[0, source[i]]
-    optimizer.zero_grad()
+    optimizers[1].zero_grad()
     loss.backward()
-    optimizer.step()
-    return loss.detach()
+    optimizers[1].step()

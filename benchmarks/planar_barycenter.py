@@ -12,8 +12,8 @@ plans: a fixed point (ot.lp.free_support_barycenter). Needs POT and matplotlib (
 """
 
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from utils.errors import InputError, one_line_errors
 from utils.tables import as_text
 
 NAMES = ("ring", "moons", "grid")
+PICTURE = Path("results/planar.png")
 SPREAD = 28             # the ring's radius: ten times the length over which potentials and maps vary
 SAMPLES = 1000          # of each set, for POT and the figures
 NOISE = 0.08            # deviation from the circle, the half circles, the points of the grid; the radius is 1
@@ -63,7 +64,7 @@ def exact_barycenter(x: np.ndarray) -> np.ndarray:
     return ot.lp.free_support_barycenter(list(x), masses, x.mean(0), numItermax=50, stopThr=1e-6)
 
 
-def draw(x: np.ndarray, q: np.ndarray, learned: np.ndarray, path: Path) -> None:
+def draw(x: np.ndarray, q: np.ndarray, learned: np.ndarray) -> None:
     """The three sets, the exact barycenter and, in the colour of its source, the learned one."""
     from matplotlib import pyplot
 
@@ -75,20 +76,13 @@ def draw(x: np.ndarray, q: np.ndarray, learned: np.ndarray, path: Path) -> None:
         axes[k].scatter(*points.T, s=2, color=f"C{k}", linewidths=0)
         axes[4].scatter(*learned[k, ::3].T, s=2, color=f"C{k}", linewidths=0)
     axes[3].scatter(*q.T, s=2, color="black", linewidths=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, bbox_inches="tight")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=80, bbox_inches="tight")
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/planar.png"), help="picture to write")
-    flags = parser.parse_args()
-    try:
-        import matplotlib
-        import ot  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error}: pip install pot matplotlib") from None
-    matplotlib.use("Agg")
+    if not (find_spec("ot") and find_spec("matplotlib")):
+        raise InputError("expected after: pip install pot matplotlib")
     torch.set_num_threads(1)
     generator, start = torch.Generator().manual_seed(1), time.process_time()
     x, others = (Planar().sample(SAMPLES, generator).numpy().astype(np.float64) for _ in range(2))
@@ -96,13 +90,12 @@ def main() -> None:
     with torch.no_grad():
         learned = maps(torch.from_numpy(x).float()).numpy().astype(np.float64)
     q = exact_barycenter(x)
-    draw(x, q, learned, flags.out)
+    draw(x, q, learned)
     percent = 100 / q.var(0).sum()
     rows = [[f"{percent * squared_wasserstein(points, q):.3g}" for points in sets] for sets in (learned, x)]
     print(as_text([["W2^2, %", *NAMES], ["learned", *rows[0]], ["identity", *rows[1]]]))
     sampling = percent * squared_wasserstein(exact_barycenter(others), q)
-    seconds = time.process_time() - start
-    print(f"sampling {sampling:.3g} %, {seconds:.0f} CPU seconds, {date.today()}; {flags.out}")
+    print(f"sampling {sampling:.3g} %, {time.process_time() - start:.0f} CPU s, {date.today()}; {PICTURE}")
 
 
 if __name__ == "__main__":

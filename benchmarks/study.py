@@ -45,13 +45,14 @@ from torch import Tensor
 
 import train
 from benchmarks import latent_report
-from benchmarks.ablations import Bottleneck, OneLatent, load_as
+from benchmarks.ablations import Bottleneck, OneLatent
 from benchmarks.intervals import effects, interval
 from data.datasets import ImageSet, TrainingSet, open_sources, open_test_sets
 from data.sampler import EpochSampler
 from models.baryir import BaryIR
+from utils.checkpoint import load_network, read_checkpoint
 from utils.errors import InputError, one_line_errors
-from utils.files import write_csv
+from utils.files import append_text, write_csv
 from utils.images import save_image, to_tensor
 from utils.metrics import Metrics, crop_for
 from utils.options import TestOptions, TrainOptions, load_options
@@ -102,7 +103,8 @@ TABLES = {
 GROUPS = ("seen", "level", "type", "mixed", "left out")
 QUANTITIES = ("distance between sources", "variance", "probe accuracy", "same scene", "retrieval")
 MADE = 256                                      # pixels: sides of the images of options/decide/images.yml
-CLAIMED, TREATED = 0.15, 0.5                    # dB, distance in b / z: rule of options/decide/base.yml
+CLAIMED, TREATED = 0.15, 0.5                    # dB, share of a distance: rule of options/decide/base.yml
+NEW = 2                                         # the first of the seeds of its addendum
 
 
 def design_of(row: str) -> str:
@@ -154,8 +156,7 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
         train.main(["--opt", file, "--set", *overrides, *resume], network)
     finally:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "cpu_seconds.txt", "a", encoding="utf-8") as times:
-            times.write(f"{time.process_time() - begin:.0f}\n")
+        append_text(folder / "cpu_seconds.txt", f"{time.process_time() - begin:.0f}\n")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)           # train.py lets them wait for a step's end
         signal.signal(signal.SIGINT, signal.default_int_handler)
     write_figures(row, seed, options, folder, "averaged" if options.ema and not last else "last")
@@ -165,7 +166,9 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
 def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weights: str) -> None:
     """Measure a finished run: the four tables in its folder."""
     absent = left_out(row, seed)
-    net = load_as(ROWS[row].network, folder / "last.pth", weights == "last")
+    net = load_network(folder / "last.pth", kind=ROWS[row].network)
+    if weights == "last":
+        net.load_state_dict(read_checkpoint(folder / "last.pth")["train"]["net"])
     tests, matched = (load_options(TestOptions, str(path), [f"root={options.root}"])
                       for path in map(Path(options.file).with_name, ("test.yml", "matched.yml")))
     samples = TrainingSet(open_sources(options), options.seed)
@@ -245,7 +248,6 @@ def make_images(root: Path, folder: Path) -> Path:
         for index in range(images.selected):
             path = folder / "made" / images.name / images.name_of(index).with_suffix(".png").name
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 degraded, _ = images.degraded_and_clean(index)
                 top, left = (max(0, size - MADE) // 2 for size in degraded.shape[:2])
                 save_image(Image.fromarray(degraded[top:top + MADE, left:left + MADE]), path)
@@ -267,10 +269,7 @@ def write(folder: Path, table: str, rows: list) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.exists() else []
 
 
 def collect(output: Path) -> None:
@@ -287,13 +286,17 @@ def collect(output: Path) -> None:
 
 
 class Figures:
-    """What the files in benchmarks/study say of a design; rows: the labels of its runs."""
+    """What the files in benchmarks/study say of a design; rows: the labels of its runs.
 
-    def __init__(self, design: str) -> None:
+    since: the first of the seeds that count.
+    """
+
+    def __init__(self, design: str, since: int = 0) -> None:
         self.design = DESIGNS[design]
         self.sets, self.images, self.latents = (
             [line | {"row": label(line["row"], line["weights"])} for line in read(RESULTS / f"{table}.csv")
-             if design_of(line["row"]) == design] for table in ("sets", "images", "latents"))
+             if design_of(line["row"]) == design and int(line["seed"]) >= since]
+            for table in ("sets", "images", "latents"))
         labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
         self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
         self.groups = [name for name in GROUPS if name in groups]
@@ -317,10 +320,6 @@ class Figures:
         gain, possible = mean(gains.values()), mean(mean(self.oracle[of_set]) for _, of_set in gains)
         share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
         return f"{mean(self.psnr(row, name).values()):.2f} {gain:+.2f}{share}" if gains else "-"
-
-    def change(self, changed: str, name: str) -> str:
-        """Of a group: what the decoder does with other latents."""
-        return f"{mean(self.above(changed, changed.partition(':')[0], name).values()):+.2f}"
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
         """Mean difference in PSNR over the sets of some groups, and its interval."""
@@ -355,8 +354,9 @@ def tables() -> str:
         figures = Figures(design)
         if figures.rows:
             text += [f"\n{OPTIONS / design}", *map(as_text, tables_of(figures))]
-        if {"transport", "frozen"} <= {*figures.rows}:
-            text += [verdict(figures)]
+    for since, than in ((0, ("transport", 0)), (NEW, ("frozen", 1))):
+        if {"transport", "frozen"} <= {*(figures := Figures("decide", since)).rows}:
+            text += [verdict(figures, *than)]
     return "\n".join(text)
 
 
@@ -378,7 +378,8 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
         grid("PSNR in dB, of the trained", sets, trained, lambda name, row:
              f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
         grid("change in dB by what the decoder is given",
-             [name for name in given if not name.endswith(": input")], groups, figures.change),
+             [name for name in given if not name.endswith(": input")], groups, lambda row, name:
+             f"{mean(figures.above(row, row.partition(':')[0], name).values()):+.2f}"),
         grid("matched scenes: z / b / r", rows, QUANTITIES, lambda row, quantity:
              " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
     ]
@@ -395,39 +396,39 @@ def shown(difference: tuple[float, float, float]) -> str:
     return f"{middle:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
 
 
-def verdict(figures: Figures) -> str:
-    """The rule of options/decide/base.yml, applied to the runs that there are."""
+def verdict(figures: Figures, than: str, latent: int) -> str:
+    """The rule of options/decide/base.yml, applied to the runs that there are.
+
+    than, latent: the row and which of its z, b, r the distance in `transport`'s b is compared with.
+    """
     unseen = figures.design.unseen
     difference = partial(figures.difference, "transport", "frozen", unseen)
     gain, low, high = difference()
-    sets = {line["set"] for line in figures.images if line["group"] in unseen}
+    lines = [line for line in figures.images if line["group"] in unseen]
+    sets, seeds = ({line[column] for line in lines} for column in ("set", "seed"))
     least = min(difference(without=name)[0] for name in sets)
-    in_z, in_b, _ = figures.latent("transport", "distance between sources")
-    outcome = ("cannot be told: T did not bring the sources together" if not in_b <= TREATED * in_z
+    (_, in_b, _), others = (figures.latent(row, "distance between sources") for row in ("transport", than))
+    outcome = ("cannot be told: T did not bring the sources together" if not in_b <= TREATED * others[latent]
                else "holds" if gain >= CLAIMED and low > 0 and least > 0
                else "fails for certain" if high < CLAIMED else "fails")
     return (f"transport less frozen, {' and '.join(unseen)}: {shown(difference())} dB, "
-            f"{least:+.2f} without its best set; distance between sources {in_z:.3f} in z, "
-            f"{in_b:.3f} in b. The claim {outcome}")
+            f"{least:+.2f} without its best set; distance between sources {in_b:.3f} in b, "
+            f"{others[latent]:.3f} in {than}'s {'zbr'[latent]}; of {len(seeds)} seeds. The claim {outcome}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("datasets/mini5d"), help="folder of the images")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="of these alone")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], help="of these alone")
     parser.add_argument("--seeds", type=int, default=8, help="at most so many of each row")
     parser.add_argument("--last", action="store_true", help="measure the last weights where the runs average")
     parser.add_argument("--output", type=Path, default=Path("experiments/study"), help="folder of the runs")
     parser.add_argument("--tables", action="store_true", help="print the tables, train nothing")
     flags = parser.parse_args(arguments)
-    rows = flags.rows or list(ROWS)
-    for row in rows:
-        if row not in ROWS:
-            raise InputError(f"no row {row}, expected some of {', '.join(ROWS)}")
     collect(flags.output)
     done = {(label(line["row"], line["weights"]), line["seed"]) for line in read(RESULTS / "runs.csv")}
     for seed in range(0 if flags.tables else flags.seeds):
-        for row in rows:
+        for row in flags.rows:
             name = label(row, "last" if flags.last else "")
             if seed < ROWS[row].seeds and (name, str(seed)) not in done:
                 run(row, seed, flags.root, flags.output, flags.last)
