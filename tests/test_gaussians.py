@@ -11,7 +11,7 @@ UNEQUAL = [0.25, 0.25, 0.5]
 SHORT = Schedule(steps=100, batch=64, potential_batch=128, learning_rate=3e-3)
 
 
-@pytest.mark.parametrize("dim, means", zip([2, 16, 64], MEANS, strict=True))
+@pytest.mark.parametrize("dim, means", [*zip([2, 16, 64], MEANS, strict=True)])
 def test_closed_form(dim, means):
     """In float64, untrained: T*_k#P_k = Q, and sum_k lambda_k A_k^-1 = 1, by which Q is the barycenter."""
     truth = Gaussians.random(dim, UNEQUAL, means, seed=1)
