@@ -379,7 +379,7 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
              f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
         grid("change in dB by what the decoder is given",
              [name for name in given if not name.endswith(": input")], groups, lambda row, name:
-             f"{mean(figures.above(row, row.partition(':')[0], name).values()):+.2f}"),
+             f"{mean(figures.above(row, row.partition(':')[0], name).values()):+.2f}".replace("+nan", "-")),
         grid("matched scenes: z / b / r", rows, QUANTITIES, lambda row, quantity:
              " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
     ]
@@ -404,7 +404,7 @@ def verdict(figures: Figures, than: str, latent: int) -> str:
     unseen = figures.design.unseen
     difference = partial(figures.difference, "transport", "frozen", unseen)
     gain, low, high = difference()
-    lines = [line for line in figures.images if line["group"] in unseen]
+    lines = [line for line in figures.images if line["row"] == "transport" and line["group"] in unseen]
     sets, seeds = ({line[column] for line in lines} for column in ("set", "seed"))
     least = min(difference(without=name)[0] for name in sets)
     (_, in_b, _), others = (figures.latent(row, "distance between sources") for row in ("transport", than))
