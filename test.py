@@ -71,6 +71,9 @@ def main() -> None:
         require_no_problems([*problems, *check([], sets)], options.file)
         print("no problems; a dry run restores nothing")
         return
+    for images in sets:                                     # before any image is restored in vain
+        for index in range(images.selected):
+            images.read(index)
     metrics, net = Metrics(options.metrics, device), load_network(options.checkpoint, device)
 
     # Restore, measure, save:

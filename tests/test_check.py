@@ -118,6 +118,8 @@ def test_dry_run_of_test_py(tmp_path, checkpoint):
     assert "sets[1] gone.degraded: no folder" in gone and "sets[3] half.clean: no folder" in half
     assert "sets[0] pairs: 2 images, expected 3" in number and "in/b.png is 41x32 but " in size
     assert "left out (optional): " in result.stdout and "pairs: 2 pairs in" in result.stdout
+    result = run_script("test.py", "--opt", path, "--set", "sets=[{name: pairs, degraded: in, clean: gt}]")
+    assert "in/b.png is 41x32 but " in result.stderr and not (tmp_path / "out").exists()        # nor a.png's
     good = dry_run(path, "sets=[{name: one, clean: gt, degradation: noise, levels: [25]}]", script="test.py")
     assert good.returncode == 0 and good.stdout.endswith("no problems; a dry run restores nothing\n")
     nothing = dry_run(path, "sets=[{name: one, degraded: gone, optional: true}]", script="test.py")

@@ -71,6 +71,7 @@ def test_pairs_are_made_by_name(pairing, degraded, clean):
 @pytest.mark.parametrize("pairing, degraded, clean, message", [
     ("same", ["a.png", "b.png"], ["a.png", "bc.png"],
      r"^here: 1 of 2 images .* partner: in/b.png \(expected gt/b\.\*, did you mean bc\?\)$"),
+    ("auto", ["0001x2.png"], ["0001.png", "0002.png"], r"gt/0001x2\.\*, did you mean 0001\?\)$"),
     ("same", ["1_2.png"], ["1.png"], r"in/1_2.png \(expected gt/1_2\.\*"),
     ("same", ["x/1.png", "y/1.png"], ["x/1.png"], r"in/y/1.png \(expected gt/y/1\.\*"),          # not gt/x
     ("same", ["a.png"], ["a.bmp", "a.jpg"], "gt/a.bmp and gt/a.jpg have the same name, expected one"),

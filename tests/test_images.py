@@ -240,7 +240,7 @@ def test_cmyk(tmp_path):
 
 
 def test_animations_are_no_still_images(tmp_path):
-    for name in ("GIF", "PNG", "TIFF"):
+    for name in ("GIF", "PNG", "TIFF", "MPO"):              # MPO: a stereo pair
         (tmp_path / "a").write_bytes(saved(SMOOTH, name, save_all=True, append_images=[SMOOTH.rotate(180)]))
         assert decode(tmp_path / "a", [])[0].n_frames == 2
         with pytest.raises(InputError, match="a: 2 frames, expected a still image"):

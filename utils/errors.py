@@ -42,7 +42,9 @@ def first_few(names: Iterable[str], count: int = 3) -> str:
 def did_you_mean(name: str | Path, there: Iterable[str | Path]) -> str:
     """", did you mean X?" for a name that is not there, or nothing; names are compared without folders."""
     by_name = {Path(other).name.lower(): other for other in there}
-    near = difflib.get_close_matches(Path(name).name.lower(), by_name, n=1, cutoff=0.5)
+    wanted = Path(name).name.lower()
+    near = difflib.get_close_matches(wanted, by_name, n=3, cutoff=0.5)
+    near.sort(key=lambda other: not wanted.startswith(other))       # of a1x2, a1 is meant, a2 as similar
     return f", did you mean {by_name[near[0]]}?" if near else ""
 
 

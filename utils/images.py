@@ -40,7 +40,7 @@ EXTENSIONS |= {".heic", ".heif", ".avif", ".mpo"}
 def read_image(path: Path) -> np.ndarray:
     """A still image as RGB, [H,W,3] uint8, upright; InputError where it is none or cannot be read rightly."""
     image, pixels = decode(path, [])
-    if image.format != "MPO" and frames_of(image) > 1:      # MPO: a phone adds a small copy
+    if frames_of(image) > 1 and not has_small_copy(image):
         raise InputError(f"{path}: {frames_of(image)} frames, expected a still image")
     return as_rgb(pixels)
 
@@ -50,6 +50,15 @@ def frames_of(image: Image.Image) -> int:
     with contextlib.suppress(Exception):                    # of a copy: Pillow goes there to count them
         return getattr(Image.open(io.BytesIO(image.info["content"])), "n_frames", 1)
     return 1
+
+
+def has_small_copy(image: Image.Image) -> bool:
+    """Whether a JPEG's second frame (MPO) is a small copy, as phones add it, and not a stereo pair's."""
+    with contextlib.suppress(Exception):                    # a damaged one is none
+        copy = Image.open(io.BytesIO(image.info["content"]))
+        copy.seek(1)
+        return image.format == "MPO" and copy.size != image.size
+    return image.format == "MPO"
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
