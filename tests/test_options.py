@@ -51,7 +51,7 @@ def test_defaults_are_the_papers_and_the_networks_arguments(tmp_path):
 def test_a_file_over_its_base(tmp_path):
     (tmp_path / "other").mkdir()
     for base in (tmp_path / "base.yml", tmp_path / "other/some.yml"):           # one of the file's own name
-        base.write_text(yaml.safe_dump({**MINIMAL, "objective": {"gamma": 0, "w_rec": 1}}))
+        base.write_text(yaml.safe_dump({**MINIMAL, "objective": {"gamma": 0, "w_rec": 1}}), "utf-16")
         for name in (str(base), str(base.relative_to(tmp_path))):
             loaded = load(tmp_path, {"base": name, "name": "y", "objective": {"w_rec": 2}}, "batch=7")
             assert (loaded.name, loaded.steps, loaded.batch) == ("y", 10, 7)
