@@ -152,7 +152,10 @@ class ImageSet:
 
     def image(self, path: Path) -> np.ndarray:
         """[H,W,3] uint8."""
-        return np.load(self.cache[path], mmap_mode="r") if path in self.cache else read_image(path)
+        if path not in self.cache:
+            return read_image(path)
+        mapped = np.asarray(np.memmap(self.cache[path], np.uint8, "r"))         # of data.cache.decode
+        return mapped[8:].reshape(*mapped[:8].view(np.int32), 3)
 
     def read(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
