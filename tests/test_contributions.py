@@ -9,16 +9,15 @@ from utils.checkpoint import load_network
 from utils.images import read_image, to_tensor
 from utils.metrics import Metrics, crop_for
 
-IMAGE = "microaneurysms.png"            # of scikit-image, 102x102
-
 
 def test_table(tmp_path, checkpoint):
+    image = "microaneurysms.png"                                # of scikit-image, 102x102
     opt = write_yaml(tmp_path / "small.yml", {"name": "small", "checkpoint": str(checkpoint), "sets": [
-        {"name": "jpeg", "bundled": [IMAGE], "degradation": "jpeg", "levels": [20]}]})
+        {"name": "jpeg", "bundled": [image], "degradation": "jpeg", "levels": [20]}]})
     output_of("benchmarks/contributions.py", "--opt", opt, "--out", tmp_path / "out.csv")
     row, = read_csv(tmp_path / "out.csv")
-    clean = crop_for("promptir", read_image(bundled_folder() / IMAGE))
-    strip, net, psnr = read_image(tmp_path / "out/jpeg" / IMAGE), load_network(checkpoint), Metrics(["psnr"])
+    clean = crop_for("promptir", read_image(bundled_folder() / image))
+    strip, net, psnr = read_image(tmp_path / "out/jpeg" / image), load_network(checkpoint), Metrics(["psnr"])
     with torch.no_grad():
         z, skips = net.encode(to_tensor(strip[:, :96])[None])   # the input; five panels follow
         b = net.transport(z)
