@@ -43,12 +43,7 @@ if [ "$steps" -gt "$probe" ]; then
     mkdir "$work/trained" && mv "$work"/probe/decoded "$work/trained"      # where there is a cache
     train trained "$steps" ema=0.998 log_every=$((steps / 20 + 1)) >> "$out/train.txt" 2>&1 || failed=1
     cp "$work"/trained/{losses.csv,validation.csv,options.yml} "$out"
-    python3 - "$work/trained/last.pth" "$out/weights.pth" << 'END' || failed=1     # in half precision: 16 MiB a file
-import sys, pathlib, utils.checkpoint as checkpoint
-content = checkpoint.read_checkpoint(sys.argv[1])
-weights = {name: weight.half() for name, weight in content.pop("net").items()}
-checkpoint.save_checkpoint(pathlib.Path(sys.argv[2]), {"net": weights, "network": content["network"], "step": content["step"]})
-END
+    python3 -m benchmarks.give_away "$work/trained/last.pth" "$out/weights.pth" || failed=1
 fi
 note "done, failed: $failed"
 exit "$failed"
