@@ -132,14 +132,15 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
     for space in SPACES:
         sources = [of_source[space] for of_source in found]                     # [count,pixels,8C] each
         flat = [of_source.flatten(1) for of_source in sources]
+        every = torch.cat(flat)
         pooled[space] = torch.cat([of_source.mean(1) for of_source in sources])
         variance = float(moments(torch.cat(sources))[1].trace())
         figures[space] = {"distance between sources": fmean(distances(sources)) / variance,
                           "distance within a source": fmean(within(sources, groups)) / variance,
                           "variance": variance, "probe accuracy": probe_accuracy(pooled[space], source, fold),
                           "same scene": apart(flat), "retrieval": retrieval(flat),
-                          "L_ctr": float(contrastive(torch.cat(flat), source).mean()),
-                          "L_ctr without j = i": float(contrastive_of_others(torch.cat(flat), source).mean())}
+                          "L_ctr": float(contrastive(every, source).mean()),
+                          "L_ctr without j = i": float(contrastive_of_others(every, source).mean())}
     for name in ("variance", "same scene"):
         unit = figures["z"][name]
         for of_space in figures.values():

@@ -115,9 +115,10 @@ class ImageSet:
 
     def _find_depths(self, images: Folder) -> dict[Path, Path]:
         """The depth image of each clean one, where the options name a folder of them."""
-        folder, clean = self._find("depth"), [pair.clean or pair.degraded for pair in self.pairs]
+        folder = self._find("depth")
         if not folder:
             return {}
+        clean = [pair.clean or pair.degraded for pair in self.pairs]
         return dict(match_pairs(Folder(images.path, clean), folder, "same", f"{self.where}.depth"))
 
     def __len__(self) -> int:

@@ -192,7 +192,7 @@ def test_signal_to_the_process_group_saves_though_workers_load():
 def test_a_second_interrupt_ends_at_once(monkeypatch):
     """A Ctrl-C a second after the first does not wait for the step to end and be saved."""
     options = train.load_options(train.TrainOptions, option_file())
-    watched = runs.Run(options, None, torch.device("cpu"))
+    watched = runs.Run(options, False, torch.device("cpu"))
     watched.watch_signals()
     monkeypatch.setattr(runs.time, "monotonic", mock.Mock(side_effect=[10.0, 10.5, 10.6, 12.0]))
     signal.raise_signal(signal.SIGINT)

@@ -54,11 +54,12 @@ def frames_of(image: Image.Image) -> int:
 
 def has_small_copy(image: Image.Image) -> bool:
     """Whether a JPEG's second frame (MPO) is a small copy, as phones add it, and not a stereo pair's."""
-    with contextlib.suppress(Exception):                    # a damaged one is none
-        copy = Image.open(io.BytesIO(image.info["content"]))
+    copy = Image.open(io.BytesIO(image.info["content"]))
+    try:
         copy.seek(1)
-        return image.format == "MPO" and copy.size != image.size
-    return image.format == "MPO"
+    except Exception:                                       # cut off behind the first, as messengers do
+        return image.format == "MPO"
+    return image.format == "MPO" and copy.size != image.size
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
