@@ -14,12 +14,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.cache import check, require_no_problems
-from data.datasets import open_test_sets
+from data.datasets import open_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.evaluation import Restored, Row, average_row, precision_on, restore_set, row_of, scores_of
-from utils.files import write_text
+from utils.files import write_csv, write_text
 from utils.images import save_image, to_image
 from utils.metrics import Metrics
 from utils.options import TestOptions, load_options
@@ -57,14 +57,14 @@ def main() -> None:
         return restore_input(flags, options, lambda: load_network(options.checkpoint, device))
 
     # Setup test sets, metrics, checkpoint:
-    where = f"{options.file}: "
     if not options.sets:
-        raise InputError(f"{where}sets: empty, expected at least one test set, or --input")
-    published = tables.read_published(options.published, where + "published") if options.published else None
+        raise InputError(f"{options.file}: sets: empty, expected at least one test set, or --input")
+    table, where = options.published, f"{options.file}: published"
+    published = tables.read_published(table, where) if table else None
     problems = [] if flags.dry_run else None                # a dry run lists all of them
-    sets = open_test_sets(options.sets, options.root, where + "sets", print, problems)
+    sets = open_sets(options.sets, options, "sets", problems=problems)
     if not sets and not problems:
-        raise InputError(f"{where}sets: none of them is there, root {options.root}; set root=PATH")
+        raise InputError(f"{options.file}: sets: none of them is there, root {options.root}; set root=PATH")
     for images in sets:
         print(f"{images.name}: {images.describe()}")
     if flags.dry_run:
@@ -91,7 +91,7 @@ def main() -> None:
                     save_result(result, images.name, folder / images.name / names[result.index], page)
                 bar.update()
             rows.append(row_of(images, scores))
-    tables.write_image_csv(folder / "images.csv", lines, options.metrics)
+    write_csv(folder / "images.csv", [["set", "image", *tables.columns(options.metrics)], *lines])
     shown = write_tables(folder, rows, published, options)
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:

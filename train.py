@@ -35,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from data.cache import check, decode_all, require_no_problems
-from data.datasets import TrainingSet, open_sources, open_test_sets
+from data.datasets import TrainingSet, open_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
 from losses.barycenter import (
@@ -126,7 +126,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
     side.optimizer.step()
     side.freeze()
-    return {"map_loss": loss.detach(), **dual_terms(dual, costs, f, source, weights),
+    return {"map_loss": loss.detach(), **dual_terms(dual, costs, weights),
             "reconstruction": error, "gradient_norm": norm}
 
 
@@ -165,7 +165,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
-    return {**dual_terms(loss, costs, f, batch.source, batch.weights), "transport_gradient_norm": norm}
+    return {**dual_terms(loss, costs, batch.weights), "transport_gradient_norm": norm}
 
 
 # Restoration step (scheme separate): encoder and decoder descend; the gradient passes through the frozen T.
@@ -239,9 +239,8 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
 
     # Setup data:
     problems = [] if flags.dry_run else None                    # a dry run lists all of them
-    entries = open_sources(options, problems)
-    where = f"{options.file}: validation.sets"
-    sets = open_test_sets(options.validation.sets, options.root, where, run.log, problems)
+    entries = open_sets(options.sources, options, "sources", run.log, problems)
+    sets = open_sets(options.validation.sets, options, "validation.sets", run.log, problems)
     if flags.dry_run:
         require_no_problems([*problems, *check(entries, sets)], options.file)
     cache = decode_all(entries, run.folder / "decoded") if options.cache and not flags.dry_run else None

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ablations import OneLatent
-from data.datasets import open_test_sets
+from data.datasets import open_sets
 from utils import distributed
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/contributions.csv"))
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
-    sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
+    sets = open_sets(options.sets, options, "sets")
     device = distributed.setup()[2]
     nets = [load_network(options.checkpoint, device, partial(OneLatent, kept)) for kept in SIDES.values()]
     if not nets[0].barycenter:

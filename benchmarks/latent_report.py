@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.gaussians import distances, moments
-from data.datasets import ImageSet, open_test_sets
+from data.datasets import ImageSet, open_sets
 from data.transforms import random_crop
 from losses.residual import contrastive, normalized
 from models.baryir import BaryIR
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"))
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
-    sets = open_test_sets(options.sets, options.root, f"{options.file}: sets", print)
+    sets = open_sets(options.sets, options, "sets")
     counts = [images.selected for images in sets]
     if len(sets) < 2 or min(flags.patches, *counts) < FOLDS:
         raise InputError(f"{options.file}: sets of {counts} images and --patches {flags.patches}, "

@@ -11,7 +11,7 @@ import tarfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from data.datasets import ImageSet, open_sources, open_test_sets
+from data.datasets import ImageSet, open_sets
 from utils.errors import InputError, count, one_line_errors
 from utils.options import TrainOptions, load_options
 
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--opt", default="options/train_lite.yml", metavar="FILE")
     flags = parser.parse_args()
     options = load_options(TrainOptions, flags.opt, [f"root={flags.root}"])
-    sources = open_sources(options)
-    held_out = open_test_sets(options.validation.sets, options.root, f"{options.file}: validation.sets")
+    sources = open_sets(options.sources, options, "sources")
+    held_out = open_sets(options.validation.sets, options, "validation.sets")
     for every in range(1, 1 + max(map(len, sources))):
         files = chosen(sources, every) | chosen(held_out, 1)
         if sum(path.stat().st_size + 1024 for path in files) <= flags.megabytes * 1e6:

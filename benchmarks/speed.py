@@ -34,7 +34,7 @@ import torch
 
 from benchmarks import plain
 from data.cache import decode_all
-from data.datasets import TrainingSet, open_sources
+from data.datasets import TrainingSet, open_sets
 from data.sampler import EpochSampler, make_loader
 from losses.barycenter import sample_weights
 from models.baryir import BaryIR
@@ -94,7 +94,7 @@ def loading(side: str, size: int, folder: str, flags: Namespace) -> Callable[[],
     folder: holds the decoded images, which workers map as long as they load.
     """
     options = load_options(TrainOptions, flags.opt, flags.set)
-    sources = open_sources(options)
+    sources = open_sets(options.sources, options, "sources")
     cache = None if side == "plain" else decode_all(sources, Path(folder))
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)

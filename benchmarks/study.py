@@ -47,7 +47,7 @@ import train
 from benchmarks import latent_report
 from benchmarks.ablations import Bottleneck, OneLatent
 from benchmarks.intervals import effects, interval
-from data.datasets import ImageSet, TrainingSet, open_sources, open_test_sets
+from data.datasets import ImageSet, TrainingSet, open_sets
 from data.sampler import EpochSampler
 from models.baryir import BaryIR
 from utils.checkpoint import load_network, read_checkpoint
@@ -171,12 +171,12 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
         net.load_state_dict(read_checkpoint(folder / "last.pth")["train"]["net"])
     tests, matched = (load_options(TestOptions, str(path), [f"root={options.root}"])
                       for path in map(Path(options.file).with_name, ("test.yml", "matched.yml")))
-    samples = TrainingSet(open_sources(options), options.seed)
+    samples = TrainingSet(open_sets(options.sources, options, "sources"), options.seed)
     sampler = EpochSampler.of_run(options, samples.samples_per_epoch, 0, 0, 1)
     this = [seed, len(samples.names), weights]
 
     sets, images, elsewhere = [], [], None
-    for of_set in open_test_sets(tests.sets, tests.root, f"{tests.file}: sets", print):
+    for of_set in open_sets(tests.sets, tests, "sets"):
         checked = row in ARMS and row != "none" and of_set.name.startswith("mixed")
         scores, elsewhere = measure(net, of_set, tests, elsewhere if checked else None)
         for given, of_images in scores.items():
@@ -188,7 +188,7 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
     latents = []
     if options.network.barycenter:
         trained = [images_of for images_of in matched.sets if images_of.name != absent]
-        scenes = open_test_sets(trained, matched.root, f"{matched.file}: sets", print)
+        scenes = open_sets(trained, matched, "sets")
         latents, _ = latent_report.measure(net, scenes, scenes[0].selected, 128)
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
     facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps,
@@ -243,8 +243,8 @@ def make_images(root: Path, folder: Path) -> Path:
     for part in root.iterdir():
         if not (folder / part.name).exists():
             (folder / part.name).symlink_to(part.resolve())
-    file = str(OPTIONS / "decide/images.yml")
-    for images in open_test_sets(load_options(TestOptions, file).sets, str(root), f"{file}: sets", print):
+    options = load_options(TestOptions, str(OPTIONS / "decide/images.yml"), [f"root={root}"])
+    for images in open_sets(options.sets, options, "sets"):
         for index in range(images.selected):
             path = folder / "made" / images.name / images.name_of(index).with_suffix(".png").name
             if not path.exists():

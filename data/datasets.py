@@ -28,7 +28,7 @@ from data.pairs import Folder, Pair, composed, find_images, match_pairs, matches
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError
 from utils.images import read_image
-from utils.options import Images, TestSet, TrainOptions
+from utils.options import Images, Options, TestSet
 
 NONE = -1                       # source of a clean input, which belongs to none
 LIGHT_NOISE = (0, 4)            # stops of the camera's noise on top of the other degradations
@@ -217,24 +217,19 @@ class ImageSet:
         return reach(self.options.degradation, max([0, *self.options.levels, *self.options.range]))
 
 
-def open_sources(options: TrainOptions, problems: list[str] | None = None) -> list[ImageSet]:
-    """The image sets of an option file's sources; as `open_test_sets`."""
-    return open_test_sets(options.sources, options.root, f"{options.file}: sources", problems=problems)
-
-
-def open_test_sets(listed: Sequence[Images], root: str, where: str, report: Callable[[str], None] = print,
-                   problems: list[str] | None = None) -> list[ImageSet]:
-    """The sets of an option file's list `where`; absent optional ones are reported and left out.
+def open_sets(listed: Sequence[Images], options: Options, name: str, report: Callable[[str], None] = print,
+              problems: list[str] | None = None) -> list[ImageSet]:
+    """The sources or test sets of the list `name` in the options; absent optional ones are reported.
 
     problems: gets a line for each set that is wrong. Without, the first is an InputError.
     """
-    sets = []
-    for i, options in enumerate(listed):
+    sets, root = [], options.root
+    for i, one in enumerate(listed):
         try:
-            sets.append(ImageSet(options, root, f"{where}[{i}] {options.name}"))
+            sets.append(ImageSet(one, root, f"{options.file}: {name}[{i}] {one.name}"))
         except InputError as error:
-            there = any(place.is_dir() for place in places(Path(root), options.degraded or options.clean))
-            if not there and getattr(options, "optional", False):
+            there = any(place.is_dir() for place in places(Path(root), one.degraded or one.clean))
+            if not there and getattr(one, "optional", False):
                 report(f"left out (optional): {error}")
             elif problems is None:
                 raise

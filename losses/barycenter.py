@@ -81,15 +81,10 @@ def dual_objective(cost: Tensor, f: Tensor, source: Tensor, weights: Tensor) -> 
     return (weights * (cost - of_source(f, source))).sum()
 
 
-def dual_terms(dual: Tensor, costs: dict[str, Tensor], f: Tensor, source: Tensor,
-               weights: Tensor) -> dict[str, Tensor]:
-    """For the log, detached: dual_objective and its terms, weighted sums over the batch.
-
-    dual: of dual_objective. costs: of transport_cost. The rest: as in dual_objective.
-    """
-    samples = {**costs, "potential": of_source(f, source)}
-    terms = {name: (weights * value).sum().detach() for name, value in samples.items()}
-    return {"dual": dual.detach(), **terms}
+def dual_terms(dual: Tensor, costs: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """For the log, detached: the value of dual_objective and its terms. costs: of transport_cost."""
+    terms = {name: (weights * value).sum().detach() for name, value in costs.items()}
+    return {"dual": dual.detach(), "potential": terms["cost"] - dual.detach(), **terms}
 
 
 def reconstruction_loss(restored: Tensor, clean: Tensor,

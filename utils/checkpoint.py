@@ -19,7 +19,6 @@ from utils.errors import InputError, first_few, naming
 from utils.files import write_atomically
 from utils.options import Network, parse
 
-FORMER = {"bridge_heads": 4, "residual_scale": 0.8, "latents": "both"}     # arguments that are constants now
 # What torch.compile, DataParallel, averages of weights and trainers put into the names of weights.
 PREFIXES = re.compile(r"^((_orig_mod|module|ema_model|net|BaryIR)\.)+|_orig_mod\.")
 
@@ -78,17 +77,11 @@ def load_network(path: str | Path, device: torch.device | str = "cpu",
     InputError where the weights are not those of the network that the checkpoint names.
     """
     content = read_checkpoint(path)
-    arguments = network_arguments(content, path)
+    arguments = vars(parse(Network, content["network"], f"{path}: network."))
     with naming(f"{path}: network"), torch.device("meta"):      # without memory, until the weights are there
         net = kind(**arguments)
     load_weights(net, content["net"], str(path), assign=True)
     return net.float().eval().to(device, memory_format=torch.channels_last)
-
-
-def network_arguments(content: dict, path: str | Path) -> dict:
-    """The arguments of the network of the checkpoint at `path`, checked, without former ones."""
-    arguments = {name: value for name, value in content["network"].items() if FORMER.get(name) != value}
-    return vars(parse(Network, arguments, f"{path}: network."))
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], where: str, assign: bool = False) -> None:

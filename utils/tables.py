@@ -131,11 +131,6 @@ def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], proto
     write_csv(path, lines)
 
 
-def write_image_csv(path: Path, lines: Sequence[Sequence], metrics: Sequence[str]) -> None:
-    """The scores of each image with full precision. lines: set, name, `scores_of` the image."""
-    write_csv(path, [["set", "image", *columns(metrics)], *lines])
-
-
 def columns(metrics: Sequence[str]) -> list[str]:
     """What `scores_of` gives: the input's metrics, then those of what was restored."""
     return [*(f"{name}_in" for name in metrics), *metrics]
