@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.cache import check, require_no_problems
+from data.cache import check
 from data.datasets import open_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
@@ -44,6 +44,10 @@ def parse_arguments() -> Namespace:
     flags = parser.parse_args()
     if (flags.input is None) != (flags.output is None):
         parser.error("--input and --output belong together")
+    if flags.input and (flags.dry_run or flags.protocol):
+        parser.error("--dry-run and --protocol are for test sets, not for --input")
+    if not flags.input and (flags.keep_format or flags.report or flags.overwrite):
+        parser.error("--keep-format, --report and --overwrite belong to --input")
     return flags
 
 
@@ -61,20 +65,18 @@ def main() -> None:
         raise InputError(f"{options.file}: sets: empty, expected at least one test set, or --input")
     table, where = options.published, f"{options.file}: published"
     published = tables.read_published(table, where) if table else None
+    metrics = Metrics(options.metrics, device)
     problems = [] if flags.dry_run else None                # a dry run lists all of them
     sets = open_sets(options.sets, options, "sets", problems=problems)
     if not sets and not problems:
         raise InputError(f"{options.file}: sets: none of them is there, root {options.root}; set root=PATH")
     for images in sets:
         print(f"{images.name}: {images.describe()}")
+    check(options.file, [], sets, metrics.smallest(options.protocol), problems)
     if flags.dry_run:
-        require_no_problems([*problems, *check([], sets)], options.file)
         print("no problems; a dry run restores nothing")
         return
-    for images in sets:                                     # before any image is restored in vain
-        for index in range(images.selected):
-            images.read(index)
-    metrics, net = Metrics(options.metrics, device), load_network(options.checkpoint, device)
+    net = load_network(options.checkpoint, device)
 
     # Restore, measure, save:
     folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from data.cache import check, decode_all, require_no_problems
+from data.cache import check, decode_all
 from data.datasets import TrainingSet, open_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
@@ -53,9 +53,10 @@ from models.potentials import Potentials
 from utils import distributed
 from utils.checkpoint import load_weights, read_checkpoint
 from utils.errors import naming, one_line_errors
-from utils.evaluation import precision_on, validate
+from utils.evaluation import VALIDATION, precision_on, validate
 from utils.graphs import Recorded
 from utils.memory import keep_freed_memory
+from utils.metrics import Metrics
 from utils.options import TrainOptions, load_options
 from utils.runs import LossTable, Run
 from utils.sides import Side, learning_rate_factor, make_side
@@ -241,8 +242,7 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     problems = [] if flags.dry_run else None                    # a dry run lists all of them
     entries = open_sets(options.sources, options, "sources", run.log, problems)
     sets = open_sets(options.validation.sets, options, "validation.sets", run.log, problems)
-    if flags.dry_run:
-        require_no_problems([*problems, *check(entries, sets)], options.file)
+    check(options.file, entries, sets, Metrics().smallest(VALIDATION), problems)
     cache = decode_all(entries, run.folder / "decoded") if options.cache and not flags.dry_run else None
     training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k

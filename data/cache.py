@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from data.datasets import ImageSet
 from utils import distributed
-from utils.errors import InputError, count, printable
+from utils.errors import InputError, count, naming, printable
 from utils.files import remove_partial, write_atomically
 from utils.images import read_image
+from utils.metrics import require_size
 
 
 def decode_all(sets: Sequence[ImageSet], folder: Path) -> dict[Path, Path]:
@@ -49,7 +50,39 @@ def decode(path: Path, place: Path) -> None:
         write_atomically(place, lambda temporary: Path(temporary).write_bytes(content))
 
 
-def check(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:
+def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int,
+          problems: list[str] | None = None) -> None:
+    """InputError at the first test image that cannot be measured, or, in a dry run, where anything is wrong.
+
+    file: the option file. smallest: side in pixels that metrics need. problems: a dry run's, found so far;
+    it decodes every file and prints all.
+    """
+    found = unmeasurable(sets, smallest)
+    if problems is None:
+        for problem in found:
+            raise InputError(problem)
+        return
+    problems = list(dict.fromkeys([*problems, *wrong_files(sources, sets), *found]))
+    for problem in problems:
+        print(printable(f"problem: {problem}"))
+    if problems:
+        raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
+
+
+def unmeasurable(sets: Sequence[ImageSet], smallest: int) -> Iterator[str]:
+    """Lines on the images of test sets that cannot be read, or have a side of less than so many pixels."""
+    for images in sets:
+        for index in range(images.selected):
+            try:
+                _, clean = images.read(index)
+                if clean is not None:
+                    with naming(str(images.pairs[index].clean)):
+                        require_size(clean, smallest)
+            except InputError as error:
+                yield str(error)
+
+
+def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:
     """What is wrong with the files of some sources and test sets, a line each. Every file is decoded."""
     paths = sorted({path for images in (*sources, *sets) for path in images.files})
     with ThreadPoolExecutor() as pool:
@@ -81,14 +114,6 @@ def examine(path: Path) -> tuple[str, str] | str:
     except InputError as error:
         return str(error)
     return f"{image.shape[1]}x{image.shape[0]}", hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
-
-
-def require_no_problems(problems: Sequence[str], file: str) -> None:
-    """InputError where anything is wrong with an option file's data, each problem printed before."""
-    for problem in problems:
-        print(printable(f"problem: {problem}"))
-    if problems:
-        raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
 
 
 def decoding(images: Iterable, total: int) -> Iterator:

@@ -109,7 +109,8 @@ def photographed(scene: np.ndarray, stops: float, rng: Generator) -> Pair:
     gains *= np.clip(rng.normal(0.8, 0.1), 0.5, 1.1)
     shot = 1e-4 * 2**stops
     read = math.exp(2.18 * math.log(shot) + 1.2 + rng.normal(0, 0.26))
-    raw = RAW[scene] * safe_gains(scene, gains)
+    raw = RAW[scene]
+    raw *= safe_gains(raw, gains)
     mosaic = np.zeros((2, 2, 3), np.float32)                    # RGGB or one of its shifts
     mosaic[[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 2]] = 1
     mosaic = np.roll(mosaic, rng.integers(2, size=2), axis=(0, 1))
@@ -125,9 +126,9 @@ def photographed(scene: np.ndarray, stops: float, rng: Generator) -> Pair:
     return developed(raw + noise), developed(raw)
 
 
-def safe_gains(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Inverse white balance of each pixel, blended towards 1 in highlights, which are to stay white."""
-    over = (image.mean(axis=2, keepdims=True, dtype=np.float32) / 255 - 0.9).clip(0, 1) / 0.1
+def safe_gains(raw: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Inverse white balance of each sensor value, blended towards 1 in highlights, which stay white."""
+    over = (raw.mean(axis=2, keepdims=True) - 0.9).clip(0, 1) / 0.1
     return np.maximum(over**2 + (1 - over**2) * gains, gains)
 
 

@@ -59,7 +59,7 @@ def subdued(photo: np.ndarray, rng: Generator) -> np.ndarray:
 
 def black_frame(photo: np.ndarray, rng: Generator) -> Pair:
     """A frame all of whose values lie below RECORDED, with a camera's or Gaussian noise, and without."""
-    black = truncate(photo * (rng.uniform(0, RECORDED) / 256) + 0.5)
+    black = truncate(photo * (rng.uniform(0, RECORDED) / 256))
     if rng.random() < 0.5:
         return photographed(black, rng.uniform(0, 7), rng)
     return noise(black, rng.uniform(0, 6), rng, None)[0], black

@@ -89,6 +89,8 @@ def test_each_orientation(tmp_path, name):
     for orientation, turn in enumerate(TURNS, 1):
         pixels, _ = at_once(tmp_path / "a", saved(SMOOTH, name, exif=exif(orientation), **how))
         assert np.abs(pixels.astype(int) - turn(np.asarray(SMOOTH))).max() <= (5 if how else 0)
+    deep = png(DEEP[..., :1], chunk(b"eXIf", exif(6)[6:]))
+    assert np.array_equal(at_once(tmp_path / "a", deep)[0], np.rot90(HIGH[..., :1], -1))
     for damaged in (b"Exif\0\0nonsense", exif(6)[:30], exif(6)[:-120], exif(9), exif()[:14] + b"\xff" * 40):
         pixels, _ = at_once(tmp_path / "a", saved(RGB, "PNG", exif=damaged))
         assert np.array_equal(pixels, RGB) or np.array_equal(pixels, np.rot90(RGB, -1))

@@ -46,7 +46,7 @@ def test_lpips_gets_both_images_and_needs_its_package(monkeypatch):
     image, clean = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)) / 255
     found = metrics.of_image("full", image, clean)
     assert found["lpips"] == pytest.approx(np.square(image - clean).mean() + image[0, 0, 0], rel=1e-5)
-    assert list(found) == ["lpips", "psnr"] and metrics.smallest == 32
+    assert list(found) == ["lpips", "psnr"] and metrics.smallest("full") == 32
     monkeypatch.setitem(sys.modules, "lpips", None)             # import fails as for an absent package
     with pytest.raises(InputError, match="metrics: lpips is not installed .*, expected after: pip install l"):
         Metrics(["psnr", "lpips"])

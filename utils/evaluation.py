@@ -14,11 +14,12 @@ from models.baryir import BaryIR
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
 from utils.images import require_memory, to_tensor
-from utils.metrics import Metrics, crop_for, means
+from utils.metrics import MULTIPLES, Metrics, crop_for, means, require_size
 
 ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
 TONES = 4.0                     # pixels, of the Gaussian below which --keep-tones leaves an image as it is
+VALIDATION = "promptir"         # protocol of validation in train.py
 MAPS = 12                       # of the network's width and the image's size are in memory at least
 
 
@@ -115,14 +116,12 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
     """Restore and measure a set's images one by one; how: as `restore` takes it."""
     device = next(net.parameters()).device
     for index in range(images.selected):
-        degraded, clean = (image if image is None else crop_for(protocol, image)
-                           for image in images.degraded_and_clean(index))
-        height, width = degraded.shape[:2]
-        smallest = 1 if clean is None else metrics.smallest
+        degraded, clean = images.degraded_and_clean(index)
+        smallest = MULTIPLES[protocol] if clean is None else metrics.smallest(protocol)
         with naming(str(images.pairs[index].path)):
-            if min(height, width) < smallest:
-                raise InputError(f"{width}x{height} pixels are left by protocol {protocol}, "
-                                 f"expected at least {smallest}x{smallest} to measure")
+            require_size(degraded, smallest)
+            degraded, clean = (image if image is None else crop_for(protocol, image)
+                               for image in (degraded, clean))
             border = BORDER if protocol == "full" else 0
             restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
         restored = restored[0].permute(1, 2, 0).cpu().numpy()
@@ -152,10 +151,10 @@ def row_of(images: ImageSet, scores: Sequence[tuple[dict[str, float], dict[str, 
 
 
 def validate(net: BaryIR, sets: Sequence[ImageSet]) -> list[Row]:
-    """Restore and measure all sets under protocol promptir: a row for each."""
+    """Restore and measure all sets under the protocol VALIDATION: a row for each."""
     was_training, metrics = net.training, Metrics()
     net.eval()
-    results = ((images, restore_set(net, images, "promptir", metrics)) for images in sets)
+    results = ((images, restore_set(net, images, VALIDATION, metrics)) for images in sets)
     rows = [row_of(images, [(one.scores_in, one.scores) for one in restored]) for images, restored in results]
     net.train(was_training)
     return rows

@@ -90,6 +90,7 @@ def decode(path: Path, remarks: list[str]) -> tuple[Image.Image, np.ndarray]:
         image.info |= {"content": content, "chunks": chunks}
         remarks += [f"{bits} bits a channel, of which 8 are read"] * (bits > 8)
         picture = to_8_bits(image, bits, remarks)
+        picture.info = dict(image.info)                         # new ones lack the orientation
         with contextlib.suppress(Exception):                # damaged EXIF raises nearly anything
             ImageOps.exif_transpose(picture, in_place=True)
         return image, fill_hidden(np.atleast_3d(np.asarray(picture)))

@@ -11,20 +11,21 @@ from utils.errors import InputError
 from utils.images import to_uint8
 
 SMALLEST = {"ssim": 7, "ssim_y": 7, "lpips": 32}    # pixels: the field's uniform window; AlexNet's strides
+MULTIPLES = {"promptir": 16, "baryir": 8, "full": 1}            # pixels, to which a protocol crops
 
 
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
-    """The part of [H,W,3] that a protocol measures.
+    """The part of [H,W,3] that a protocol measures: of MULTIPLES, promptir's at the centre, else top left."""
+    over = [side % MULTIPLES[protocol] for side in image.shape[:2]]
+    top, left = (side // 2 * (protocol == "promptir") for side in over)
+    return image[top:top + image.shape[0] - over[0], left:left + image.shape[1] - over[1]]
 
-    promptir: centre crop to multiples of 16; baryir: top left crop to multiples of 8; full: everything.
-    """
+
+def require_size(image: np.ndarray, smallest: int) -> None:
+    """InputError where an image [H,W,3] has less than so many pixels a side."""
     height, width = image.shape[:2]
-    if protocol == "promptir":
-        top, left = height % 16 // 2, width % 16 // 2
-        return image[top:top + height // 16 * 16, left:left + width // 16 * 16]
-    if protocol == "baryir":
-        return image[:height // 8 * 8, :width // 8 * 8]
-    return image
+    if min(height, width) < smallest:
+        raise InputError(f"{width}x{height} pixels, expected at least {smallest}x{smallest} to measure")
 
 
 def values_for(protocol: str, image: np.ndarray) -> tuple[np.ndarray, int]:
@@ -81,7 +82,11 @@ class Metrics:
     def __init__(self, names: Sequence[str] = ("psnr", "ssim"), device: torch.device | str = "cpu") -> None:
         known = {"psnr": psnr, "ssim": ssim, "psnr_y": on_luma(psnr), "ssim_y": on_luma(ssim)}
         self.metrics = {name: known.get(name) or lpips_on(device) for name in names}
-        self.smallest = max(SMALLEST.get(name, 1) for name in names)            # side in pixels
+        self.window = max(SMALLEST.get(name, 1) for name in names)
+
+    def smallest(self, protocol: str) -> int:
+        """The side in pixels that an image needs at least to be measured under a protocol."""
+        return -(-self.window // MULTIPLES[protocol]) * MULTIPLES[protocol]
 
     def of_image(self, protocol: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
         """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""

@@ -7,6 +7,7 @@ names the file and the key.
 import contextlib
 import dataclasses
 import inspect
+import math
 import os
 import re
 import reprlib
@@ -29,11 +30,13 @@ def different(entries: list) -> bool:
 
 
 # Ranges: a condition, and what an error says was expected.
-Positive = Annotated[T, lambda number: number > 0, "a number above 0"]
+Positive = Annotated[T, lambda number: 0 < number < math.inf, "a number above 0"]
 NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
 Share = Annotated[float, lambda share: 0 <= share < 1, "a share from 0 to below 1"]
 Range = Annotated[list[float], lambda ends: not ends or len(ends) == 2 and 0 <= ends[0] <= ends[1],
                   "[low, high], from 0"]
+Airlight = Annotated[list[float], lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1,
+                     "[low, high], from 0 to 1"]
 Two = Annotated[list[NotNegative[T]], lambda numbers: len(numbers) == 2, "two numbers"]
 Stage = Annotated[list[Positive[int]], lambda stage: len(stage) == 3, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
@@ -87,7 +90,7 @@ class Images:
     layers: str = ""                                        # of rain: a folder, else they are drawn
     holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
     depth: str = ""                                         # of haze: a folder, files named as clean ones
-    airlight: Range = field(default_factory=lambda: [0.7, 1.0])              # of haze: ends of A, of 1
+    airlight: Airlight = field(default_factory=lambda: [0.7, 1.0])          # of haze: ends of A
 
     def __post_init__(self) -> None:
         require(not (self.bundled and (self.degraded or self.clean)),
@@ -98,9 +101,11 @@ class Images:
         require(strengths or kind in ("", "clean"), f"levels: none given for degradation {kind}, "
                                                     "expected for example [15, 25, 50], or a range")
         require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
-                f"range: {shown(strengths)}, expected qualities of JPEG from 1 to 100")
+                f"{'levels' if self.levels else 'range'}: {shown(strengths)}, expected qualities of JPEG "
+                "from 1 to 100")
         for name, owner in (("layers", "rain"), ("depth", "haze")):     # else ignored in silence
             require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
+        require(kind == "haze" or self.airlight == [0.7, 1.0], "airlight: given without degradation haze")
         require(kind != "camera" or not self.degraded,
                 "degradation: camera on top of a folder degraded, expected another one, or camera_share")
 

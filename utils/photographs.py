@@ -43,10 +43,10 @@ def restore_input(flags: Namespace, options: TestOptions, network: Callable[[], 
     folder = flags.output.parent if jobs[0][1] == flags.output else flags.output
     page = Report(folder, "--report") if flags.report else None
     failures = restore_photographs(network(), left, options)
-    there = f"; {len(jobs) - len(left)} there already, newer than photograph and weights"
     how = f"precision {options.precision}" + ", tones of the input kept" * options.keep_tones
-    print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, "
-                    f"{how}{there * (len(left) < len(jobs))}"))
+    if done := len(jobs) - len(left):
+        how += f"; {done} there already, newer than photograph and weights, whatever their options"
+    print(printable(f"{len(left) - len(failures)} of {len(jobs)} images restored, in {flags.output}, {how}"))
     if page and (index := photograph_report(page, jobs, how)):
         print(f"look at them: {index}")
     if failures or closed:

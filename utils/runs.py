@@ -28,7 +28,7 @@ TERMS = ("map_loss", "reconstruction", "dual", "cost", "distance", "contrastive"
          "potential_gradient_norm")                             # columns of losses.csv
 VALIDATION = ("step", "set", "images", "psnr_in", "ssim_in", "psnr", "ssim")    # columns of validation.csv
 # Options that a run must keep: with others it would be another run, or its state would not fit.
-FIXED = ("network", "optimizer", "ema", "scheme", "sources", "seed", "objective", "clean_share",
+FIXED = ("network", "optimizer", "ema", "scheme", "sources", "seed", "objective", "balanced", "clean_share",
          "camera_share", "progressive", "samples_per_step")
 NOT_APPLIED = 10            # so many steps in a row whose loss or gradient is not finite end a run
 AGREE_EVERY = 5             # steps between GPU processes' exchanges of signals: torchrun kills after 30 s
