@@ -73,7 +73,7 @@ class Row(NamedTuple):
 
 
 OPTIONS, RESULTS = Path("options"), Path("benchmarks/study")
-DESIGNS = {"decide": Design(("frozen",), ("level", "mixed"), True),
+DESIGNS = {"decide": Design(("frozen", "w"), ("level", "mixed"), True),
            "study": Design(("b", "c"), ("type", "mixed"), False)}
 FROZEN = partial(Bottleneck, transport_map="frozen")
 ROWS = {                                                                # in the order of the tables
@@ -286,16 +286,13 @@ def collect(output: Path) -> None:
 
 
 class Figures:
-    """What the files in benchmarks/study say of a design; rows: the labels of its runs.
+    """What the files in benchmarks/study say of a design, of some seeds or all; rows: labels of its runs."""
 
-    since: the first of the seeds that count.
-    """
-
-    def __init__(self, design: str, since: int = 0) -> None:
+    def __init__(self, design: str, seeds: Iterable[str] = ()) -> None:
         self.design = DESIGNS[design]
         self.sets, self.images, self.latents = (
             [line | {"row": label(line["row"], line["weights"])} for line in read(RESULTS / f"{table}.csv")
-             if design_of(line["row"]) == design and int(line["seed"]) >= since]
+             if design_of(line["row"]) == design and (not seeds or line["seed"] in seeds)]
             for table in ("sets", "images", "latents"))
         labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
         self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
@@ -354,9 +351,10 @@ def tables() -> str:
         figures = Figures(design)
         if figures.rows:
             text += [f"\n{OPTIONS / design}", *map(as_text, tables_of(figures))]
-    for since, than in ((0, ("transport", 0)), (NEW, ("frozen", 1))):
-        if {"transport", "frozen"} <= {*(figures := Figures("decide", since)).rows}:
-            text += [verdict(figures, *than)]
+    done = [{line["seed"] for line in runs if line["row"] == row} for row in ("transport", "frozen")]
+    for name, since, *than in (("The rule", 0, "transport", 0), ("Its addendum", NEW, "frozen", 1)):
+        if seeds := [seed for seed in done[0] & done[1] if int(seed) >= since]:
+            text += [f"{name}, seeds {', '.join(sorted(seeds))}: {verdict(Figures('decide', seeds), *than)}"]
     return "\n".join(text)
 
 
@@ -404,16 +402,15 @@ def verdict(figures: Figures, than: str, latent: int) -> str:
     unseen = figures.design.unseen
     difference = partial(figures.difference, "transport", "frozen", unseen)
     gain, low, high = difference()
-    lines = [line for line in figures.images if line["row"] == "transport" and line["group"] in unseen]
-    sets, seeds = ({line[column] for line in lines} for column in ("set", "seed"))
+    sets = {of_set for _, of_set in figures.psnr("transport", *unseen)}
     least = min(difference(without=name)[0] for name in sets)
-    (_, in_b, _), others = (figures.latent(row, "distance between sources") for row in ("transport", than))
+    (in_z, in_b, _), others = (figures.latent(row, "distance between sources") for row in ("transport", than))
     outcome = ("cannot be told: T did not bring the sources together" if not in_b <= TREATED * others[latent]
                else "holds" if gain >= CLAIMED and low > 0 and least > 0
                else "fails for certain" if high < CLAIMED else "fails")
     return (f"transport less frozen, {' and '.join(unseen)}: {shown(difference())} dB, "
-            f"{least:+.2f} without its best set; distance between sources {in_b:.3f} in b, "
-            f"{others[latent]:.3f} in {than}'s {'zbr'[latent]}; of {len(seeds)} seeds. The claim {outcome}")
+            f"{least:+.2f} without its best set; distance between sources {in_z:.3f} in z, {in_b:.3f} in b, "
+            f"{others[latent]:.3f} in {than}'s {'zbr'[latent]}. The claim {outcome}")
 
 
 def main(arguments: list[str] | None = None) -> None:
