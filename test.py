@@ -18,7 +18,7 @@ from data.datasets import open_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Restored, Row, average_row, precision_on, restore_set, row_of, scores_of
+from utils.evaluation import Row, average_row, precision_on, restore_set, row_of, scores_of
 from utils.files import write_csv, write_text
 from utils.images import save_image, to_image
 from utils.metrics import Metrics
@@ -79,7 +79,7 @@ def main() -> None:
     net = load_network(options.checkpoint, device)
 
     # Restore, measure, save:
-    folder, total = Path(options.output) / options.name, sum(images.selected for images in sets)
+    folder, total = Path(options.output) / options.name, sum(len(images) for images in sets)
     page = Report(folder) if options.save else None
     how = {"strip": options.strip, "precision": options.precision, "keep_tones": options.keep_tones}
     lines, rows = [], []
@@ -90,7 +90,10 @@ def main() -> None:
                 lines.append([images.name, images.name_of(result.index), *scores_of(result, options.metrics)])
                 scores.append((result.scores_in, result.scores))
                 if page:
-                    save_result(result, images.name, folder / images.name / names[result.index], page)
+                    path = folder / images.name / names[result.index]
+                    save_image(to_image(result.restored), path)
+                    pictures = result.degraded, result.restored, result.clean
+                    page.add(images.name, str(names[result.index]), path, pictures, scores[-1])
                 bar.update()
             rows.append(row_of(images, scores))
     write_csv(folder / "images.csv", [["set", "image", *tables.columns(options.metrics)], *lines])
@@ -98,14 +101,6 @@ def main() -> None:
     print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
     if page:
         print(f"look at them: {page.write(options.name, *shown)}")
-
-
-def save_result(result: Restored, group: str, path: Path, page: Report) -> None:
-    """Write a restored image of the set `group`, and add it to the page."""
-    save_image(to_image(result.restored), path)
-    pictures = result.degraded, result.restored, result.clean
-    page.add(group, str(path.relative_to(page.folder / group)), path, pictures,
-             (result.scores_in, result.scores))
 
 
 def write_tables(folder: Path, rows: list[Row], published: dict | None,

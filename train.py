@@ -38,16 +38,7 @@ from data.cache import check, decode_all
 from data.datasets import TrainingSet, open_sets
 from data.sampler import EpochSampler, make_loader, probabilities
 from data.transforms import to_batch
-from losses.barycenter import (
-    congruence_error,
-    dual_objective,
-    dual_terms,
-    potential_objective,
-    reconstruction_loss,
-    sample_weights,
-    source_weights,
-    transport_cost,
-)
+from losses import barycenter
 from models.baryir import BaryIR
 from models.potentials import Potentials
 from utils import distributed
@@ -77,20 +68,18 @@ class Batch(NamedTuple):
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
-    parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-                        help="override options, keys dotted")
-    parser.add_argument("--resume", action="store_true",
-                        help="continue the run from its newest checkpoint that can be read")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print options, data and one step's losses, decode every image")
+    add = parser.add_argument
+    add("--opt", required=True, metavar="FILE", help="option file")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options, keys dotted")
+    add("--resume", action="store_true", help="continue the run from its newest checkpoint that can be read")
+    add("--dry-run", action="store_true", help="print options, data, one step's losses; decode every image")
     return parser.parse_args(arguments)
 
 
 def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
     """The reconstruction loss, plain or in two bands, and the mean error."""
     in_bands = any(options.objective.low_weight)
-    return reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
+    return barycenter.reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
 
 
 def growing_average(decay: float) -> Callable:
@@ -119,15 +108,15 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
     f = potentials(b)
-    costs = transport_cost(z, b, source, objective.cost, objective.gamma)
-    dual = dual_objective(costs["cost"], f, source, weights)
+    costs = barycenter.transport_cost(z, b, source, objective.cost, objective.gamma)
+    dual = barycenter.dual_objective(costs["cost"], f, source, weights)
     reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
     side.optimizer.step()
     side.freeze()
-    return {"map_loss": loss.detach(), **dual_terms(dual, costs, weights),
+    return {"map_loss": loss.detach(), **barycenter.dual_terms(dual, costs, weights),
             "reconstruction": error, "gradient_norm": norm}
 
 
@@ -141,12 +130,12 @@ def potential_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     side.thaw()
     f = potentials(b)
     penalty = options.objective.penalty
-    loss = potential_objective(f, batch.source, batch.weights, potentials.lambdas, penalty)
+    loss = barycenter.potential_objective(f, batch.source, batch.weights, potentials.lambdas, penalty)
     loss.backward()
     norm = side.average_and_clip(loss)
     side.optimizer.step()
     side.freeze()
-    error = congruence_error(f.detach(), potentials.lambdas)
+    error = barycenter.congruence_error(f.detach(), potentials.lambdas)
     return {"potential_loss": loss.detach(), "congruence_error": error, "potential_gradient_norm": norm}
 
 
@@ -159,14 +148,14 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
         b = net.transport(z)
     f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
-    costs = transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
+    costs = barycenter.transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
                            objective.cost, objective.gamma)
-    loss = dual_objective(costs["cost"], f, batch.source, batch.weights)
+    loss = barycenter.dual_objective(costs["cost"], f, batch.source, batch.weights)
     loss.backward()
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
     side.optimizer.step()
     side.freeze()
-    return {**dual_terms(loss, costs, batch.weights), "transport_gradient_norm": norm}
+    return {**barycenter.dual_terms(loss, costs, batch.weights), "transport_gradient_norm": norm}
 
 
 # Restoration step (scheme separate): encoder and decoder descend; the gradient passes through the frozen T.
@@ -243,13 +232,13 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     entries = open_sets(options.sources, options, "sources", run.log, problems)
     sets = open_sets(options.validation.sets, options, "validation.sets", run.log, problems)
     check(options.file, entries, sets, Metrics().smallest(VALIDATION), problems)
-    cache = decode_all(entries, run.folder / "decoded") if options.cache and not flags.dry_run else None
+    cache = decode_all(entries) if options.cache and not flags.dry_run else None
     training_set = TrainingSet(entries, options.seed, cache, options.clean_share, options.camera_share)
     counts = training_set.samples_per_epoch                     # N_k
 
     # Setup networks: lambda, BaryIR (encoder, T, decoder), the potentials, the average of the weights.
     with naming(f"{options.file}: objective.lambdas"):
-        lambdas = source_weights(counts, options.objective.lambdas).to(device)
+        lambdas = barycenter.source_weights(counts, options.objective.lambdas).to(device)
     drawn = probabilities(counts, options.balanced).to(device) * (1 - options.clean_share)      # p_k
     with naming(f"{options.file}: network"):
         net = make_network(**dataclasses.asdict(options.network)).to(device)
@@ -302,7 +291,8 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
             source = source.to(device, non_blocking=True)
             first, last = options.objective.low_weight
             low_weight = torch.full((), first + (last - first) * step / steps, device=device)
-            batch = Batch(degraded, clean, source, sample_weights(source, lambdas, drawn), low_weight)
+            weights = barycenter.sample_weights(source, lambdas, drawn)
+            batch = Batch(degraded, clean, source, weights, low_weight)
 
             step += 1
             terms = alternate(batch)
@@ -312,7 +302,9 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
             bar.update()
 
             if flags.dry_run:
-                return losses.check(options.file)
+                values = losses.write(step, options.learning_rate * factor)
+                means = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value == value)
+                return run.log(f"one step: {means}; no problems; a dry run saves nothing")
             if step % options.log_every == 0 or step == steps:
                 values = losses.write(step, options.learning_rate * factor)
                 shown = ["reconstruction"] + ["dual"] * (options.scheme != "reconstruction")

@@ -69,7 +69,7 @@ def main() -> None:
                 restored = {side: result.restored for side, result in by_side.items()}
                 path = folder / images.name / images.name_of(first.index).with_suffix(".png").name
                 save_image(strip(first.degraded, restored), path)
-        rows.append([images.name, images.selected, *(means(scores).values() or [""] * (1 + len(SIDES)))])
+        rows.append([images.name, len(images), *(means(scores).values() or [""] * (1 + len(SIDES)))])
     write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])
     cells = [[name, str(count), *(f"{value:.2f}" if value != "" else "-" for value in values)]
              for name, count, *values in rows]

@@ -56,9 +56,9 @@ FOLDS = 5
 def latents(net: BaryIR, images: ImageSet, count: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
     """Of seeded patches, spread evenly over a set's images: latents [count,pixels,8C] and image [count]."""
     device = next(net.parameters()).device
-    groups = (torch.arange(count) % images.selected).sort().values
+    groups = (torch.arange(count) % len(images)).sort().values
     found = {space: [] for space in SPACES}
-    for index, of_image in enumerate(groups.bincount(minlength=images.selected).tolist()):
+    for index, of_image in enumerate(groups.bincount(minlength=len(images)).tolist()):
         pair, rng = images.degraded_and_clean(index), np.random.default_rng([0, index])
         for _ in range(of_image):
             degraded, clean = (to_tensor(patch)[None].to(device) for patch in random_crop([*pair], size, rng))
@@ -178,11 +178,11 @@ def main() -> None:
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
     sets = open_sets(options.sets, options, "sets")
-    counts = [images.selected for images in sets]
+    counts = [len(images) for images in sets]
     if len(sets) < 2 or min(flags.patches, *counts) < FOLDS:
         raise InputError(f"{options.file}: sets of {counts} images and --patches {flags.patches}, "
                          f"expected two sets or more, {FOLDS} of each or more")
-    photographs = {tuple(pair.clean for pair in images.pairs[:images.selected]) for images in sets}
+    photographs = {tuple(pair.clean for pair in images.pairs) for images in sets}
     if len(photographs) > 1 or None in min(photographs):
         raise InputError(f"{options.file}: expected sets of the same clean photographs, in one order")
     net = load_network(options.checkpoint, distributed.setup()[2])

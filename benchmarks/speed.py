@@ -20,7 +20,6 @@ import platform
 import re
 import statistics
 import sys
-import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -88,14 +87,11 @@ def training(side: str, what: str, size: int, flags: Namespace) -> Callable[[], 
     return partial(Recorded(step) if recorded else step, batch)
 
 
-def loading(side: str, size: int, folder: str, flags: Namespace) -> Callable[[], object]:
-    """PAIRS training samples in batches of 4 by train.py's loader.
-
-    folder: holds the decoded images, which workers map as long as they load.
-    """
+def loading(side: str, size: int, flags: Namespace) -> Callable[[], object]:
+    """PAIRS training samples in batches of 4 by train.py's loader."""
     options = load_options(TrainOptions, flags.opt, flags.set)
     sources = open_sets(options.sources, options, "sources")
-    cache = None if side == "plain" else decode_all(sources, Path(folder))
+    cache = None if side == "plain" else decode_all(sources)
     samples = TrainingSet(sources, 0, cache, options.clean_share, options.camera_share)
     sampler = EpochSampler([len(samples)], [(0, 4, size)], 2**40, seed=0)
     batches = iter(make_loader(samples, sampler, WORKERS, torch.device("cpu")))
@@ -110,24 +106,23 @@ def measure(side: str, what: str, size: int, flags: Namespace) -> tuple[float, f
     if on_cuda:
         torch.cuda.set_device(torch.device(flags.device).index or 0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    with tempfile.TemporaryDirectory() as folder:
-        if what == "loading":
-            run = loading(side, size, folder, flags)
-        elif what in ("forward", "inference"):
-            run = forward(side, size, flags)
-        else:
-            run = training(side, what, size, flags)
+    if what == "loading":
+        run = loading(side, size, flags)
+    elif what in ("forward", "inference"):
+        run = forward(side, size, flags)
+    else:
+        run = training(side, what, size, flags)
+    run()
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")       # Linux: VmHWM starts again
+    for _ in range(20 if on_cuda else 1 if what == "inference" else PASSES):
+        start = time.perf_counter()
         run()
         if on_cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")       # Linux: VmHWM starts again
-        for _ in range(20 if on_cuda else 1 if what == "inference" else PASSES):
-            start = time.perf_counter()
-            run()
-            if on_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
     if on_cuda:
         peak = torch.cuda.max_memory_allocated()
     else:

@@ -27,7 +27,6 @@ import hashlib
 import itertools
 import json
 import platform
-import shutil
 import signal
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -160,7 +159,6 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
         signal.signal(signal.SIGTERM, signal.SIG_DFL)           # train.py lets them wait for a step's end
         signal.signal(signal.SIGINT, signal.default_int_handler)
     write_figures(row, seed, options, folder, "averaged" if options.ema and not last else "last")
-    shutil.rmtree(folder / "decoded", ignore_errors=True)       # half a gigabyte
 
 
 def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weights: str) -> None:
@@ -189,7 +187,7 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
     if options.network.barycenter:
         trained = [images_of for images_of in matched.sets if images_of.name != absent]
         scenes = open_sets(trained, matched, "sets")
-        latents, _ = latent_report.measure(net, scenes, scenes[0].selected, 128)
+        latents, _ = latent_report.measure(net, scenes, len(scenes[0]), 128)
     hours = sum(map(float, (folder / "cpu_seconds.txt").read_text().split())) / 3600
     facts = [sum(parameter.numel() for parameter in net.parameters()), options.steps,
              sampler.samples_before(options.steps), f"{hours:.3f}", hash_of_samples(sampler, samples),
@@ -209,7 +207,7 @@ def measure(net: BaryIR, images: ImageSet, options: TestOptions,
     """
     metrics, found, seen = Metrics(), defaultdict(list), []
     bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16")
-    for index in range(images.selected):
+    for index in range(len(images)):
         degraded, clean = (crop_for(options.protocol, image) for image in images.degraded_and_clean(index))
         with bfloat16:
             z, skips = net.encode(to_tensor(degraded)[None])
@@ -245,7 +243,7 @@ def make_images(root: Path, folder: Path) -> Path:
             (folder / part.name).symlink_to(part.resolve())
     options = load_options(TestOptions, str(OPTIONS / "decide/images.yml"), [f"root={root}"])
     for images in open_sets(options.sets, options, "sets"):
-        for index in range(images.selected):
+        for index in range(len(images)):
             path = folder / "made" / images.name / images.name_of(index).with_suffix(".png").name
             if not path.exists():
                 degraded, _ = images.degraded_and_clean(index)

@@ -1,4 +1,4 @@
-"""All images of a run decoded: once, into files that its processes and workers map, or to check them."""
+"""All images of a run decoded, to keep them in memory or to check them."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,43 +11,18 @@ from tqdm import tqdm
 from data.datasets import ImageSet
 from utils import distributed
 from utils.errors import InputError, count, naming, printable
-from utils.files import remove_partial, write_atomically
 from utils.images import read_image
 from utils.metrics import require_size
 
 
-def decode_all(sets: Sequence[ImageSet], folder: Path) -> dict[Path, Path]:
-    """Every image that some sets read, decoded into a file in `folder`: the files by image.
+def decode_all(sets: Sequence[ImageSet]) -> dict[Path, np.ndarray]:
+    """Every image that some sets read, [H,W,3] uint8, by file; InputError at the first unreadable one.
 
-    The first process decodes what no earlier run has left there, the others wait. InputError at the first
-    unreadable one.
+    DataLoader workers that are forked share this memory, torchrun's processes have it each.
     """
-    paths = {path for images in sets for path in images.files}
-    places = {path: folder / f"{stamp(path)}.raw" for path in paths}
-    if distributed.rank() == 0:
-        remove_partial(folder)
-        with ThreadPoolExecutor() as pool:
-            for _ in decoding(pool.map(decode, places, places.values()), len(places)):
-                pass
-    distributed.wait()
-    return places
-
-
-def stamp(path: Path) -> str:
-    """A name for what a file holds now."""
-    state = path.stat()
-    return hashlib.sha256(f"{path.resolve()} {state.st_mtime_ns} {state.st_size}".encode()).hexdigest()[:32]
-
-
-def decode(path: Path, place: Path) -> None:
-    """Write height and width of an image, int32, and its pixels, [H,W,3] uint8, if the file is not there.
-
-    np.load parses a header anew at each access, which takes a quarter of the time of a noisy sample.
-    """
-    if not place.exists():
-        image = read_image(path)
-        content = np.int32(image.shape[:2]).tobytes() + image.tobytes()
-        write_atomically(place, lambda temporary: Path(temporary).write_bytes(content))
+    paths = sorted({path for images in sets for path in images.files})
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, decoding(pool.map(read_image, paths), len(paths)), strict=True))
 
 
 def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int,
@@ -57,29 +32,23 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
     file: the option file. smallest: side in pixels that metrics need. problems: a dry run's, found so far;
     it decodes every file and prints all.
     """
-    found = unmeasurable(sets, smallest)
-    if problems is None:
-        for problem in found:
-            raise InputError(problem)
-        return
-    problems = list(dict.fromkeys([*problems, *wrong_files(sources, sets), *found]))
-    for problem in problems:
-        print(printable(f"problem: {problem}"))
-    if problems:
-        raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
-
-
-def unmeasurable(sets: Sequence[ImageSet], smallest: int) -> Iterator[str]:
-    """Lines on the images of test sets that cannot be read, or have a side of less than so many pixels."""
+    if problems is not None:
+        problems += wrong_files(sources, sets)
     for images in sets:
-        for index in range(images.selected):
+        for index in range(len(images)):
             try:
                 _, clean = images.read(index)
                 if clean is not None:
                     with naming(str(images.pairs[index].clean)):
                         require_size(clean, smallest)
             except InputError as error:
-                yield str(error)
+                if problems is None:
+                    raise
+                problems.append(str(error))
+    for problem in (lines := dict.fromkeys(problems or ())):    # each once
+        print(printable(f"problem: {problem}"))
+    if problems:
+        raise InputError(f"{file}: {count(len(lines), 'problem')} with its data")
 
 
 def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:

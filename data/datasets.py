@@ -3,26 +3,17 @@
 What is wrong with a set is raised as one InputError.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.degradations import (
-    DEGRADATIONS,
-    GRID,
-    OF_DEPTH,
-    OF_GRID,
-    Parts,
-    camera_noise,
-    file_rng,
-    reach,
-    smooth_field,
-)
+from data import degradations
 from data.drawings import clean_pair
 from data.pairs import Folder, Pair, composed, find_images, match_pairs, matches, places
 from data.transforms import random_crop, random_dihedral
@@ -30,22 +21,16 @@ from utils.errors import InputError
 from utils.images import read_image
 from utils.options import Images, Options, TestSet
 
+BUNDLED = Path(skimage.data.__file__).parent                    # the photographs that scikit-image ships
 NONE = -1                       # source of a clean input, which belongs to none
 LIGHT_NOISE = (0, 4)            # stops of the camera's noise on top of the other degradations
-
-
-def bundled_folder() -> Path:
-    """Folder of the photographs that scikit-image ships."""
-    import skimage.data
-
-    return Path(skimage.data.__file__).parent
 
 
 def bundled_depth(name: str) -> np.ndarray | None:
     """Depth in [0, 1] of a bundled photograph, [H,W], from its stereo pair's disparities (1 = farthest)."""
     if name != "motorcycle_left.png":
         return None
-    disparity = np.load(bundled_folder() / "motorcycle_disp.npz")["arr_0"].astype(np.float64)
+    disparity = np.load(BUNDLED / "motorcycle_disp.npz")["arr_0"].astype(np.float64)
     known = np.isfinite(disparity) & (disparity > 0)
     depth = 1 / np.where(known, disparity, disparity[known].min())
     return depth / depth.max()
@@ -59,33 +44,33 @@ class ImageSet:
         root: folder that relative folders are below.
         where: name of the set's entry in the option file, for errors.
 
-    complete: number of images before some are held out. cache: files of decoded images, by image.
+    complete: number of images before some are held out. cache: decoded images, by file.
     """
 
     def __init__(self, options: Images, root: str, where: str) -> None:
         self.name, self.options, self.root, self.where = options.name, options, Path(root), where
-        self.cache: Mapping[Path, Path] = {}
+        self.cache: Mapping[Path, np.ndarray] = {}
         degraded, clean = self._find_bundled() if options.bundled else map(self._find, ("degraded", "clean"))
         self.folder = (degraded or clean).path                  # names the images
+        self.paired = bool(degraded and clean)                  # both sides of each image are on disk
         if self.paired:
             self.pairs = match_pairs(degraded, clean, options.pairing, where)
         else:
             self.pairs = ([Pair(path, None) for path in degraded.files] if degraded
                           else [Pair(None, path) for path in clean.files])
         self.complete = len(self.pairs)
-        if options.holdout:
-            names = [self.name_of(index).as_posix() for index in range(len(self))]
-            self.pairs = self._held(self.pairs, names, "holdout")
-        self.layers, self.depths = self._find_layers(), self._find_depths(clean or degraded)
-
-    @property
-    def paired(self) -> bool:
-        """Whether both sides of each image are on disk."""
-        return bool(self.options.degraded and self.options.clean)
+        names = (self.name_of(index).as_posix() for index in range(len(self)))
+        self.pairs = self._held(self.pairs, names, "holdout")[:getattr(options, "limit", 0) or None]
+        layers = self._find("layers")
+        files = layers.files if layers else []
+        self.layers = self._held(files, (path.name for path in files), "holdout_layers")
+        depth, photographs = self._find("depth"), [pair.clean or pair.degraded for pair in self.pairs]
+        photographs = Folder((clean or degraded).path, photographs)
+        self.depths = dict(match_pairs(photographs, depth, "same", f"{where}.depth")) if depth else {}
 
     def _find_bundled(self) -> tuple[Folder | None, Folder | None]:
         """Degraded and clean photographs of scikit-image: clean where a degradation is made of them."""
-        folder = Folder(bundled_folder(), [bundled_folder() / name for name in self.options.bundled])
+        folder = Folder(BUNDLED, [BUNDLED / name for name in self.options.bundled])
         for path in folder.files:
             if path.parent != folder.path or not path.is_file():
                 raise InputError(f"{self.where}.bundled: scikit-image ships no {path.name}")
@@ -96,30 +81,17 @@ class ImageSet:
         folders = getattr(self.options, option)
         return find_images(self.root, folders, f"{self.where}.{option}") if folders else None
 
-    def _held(self, entries: list, names: list[str], option: str) -> list:
-        """Entries without those that an option's patterns name, or, in a test set, these alone."""
+    def _held(self, entries: list, names: Iterable[str], option: str) -> list:
+        """Entries without those that an option's patterns, if any, name, or, in a test set, these alone."""
         patterns, testing = getattr(self.options, option), isinstance(self.options, TestSet)
+        if not patterns:
+            return entries
         held = [matches(name, patterns) for name in names]
         kept = [entry for entry, out in zip(entries, held, strict=True) if out == testing]
         if not any(held) or not kept:
             found = "leaves none" if any(held) else "names none"
-            raise InputError(f"{self.where}.{option}: {', '.join(patterns)} {found} of {len(names)} images")
+            raise InputError(f"{self.where}.{option}: {', '.join(patterns)} {found} of {len(held)} images")
         return kept
-
-    def _find_layers(self) -> list[Path]:
-        folder = self._find("layers")
-        layers = folder.files if folder else []
-        if not self.options.holdout_layers:
-            return layers
-        return self._held(layers, [path.name for path in layers], "holdout_layers")
-
-    def _find_depths(self, images: Folder) -> dict[Path, Path]:
-        """The depth image of each clean one, where the options name a folder of them."""
-        folder = self._find("depth")
-        if not folder:
-            return {}
-        clean = [pair.clean or pair.degraded for pair in self.pairs]
-        return dict(match_pairs(Folder(images.path, clean), folder, "same", f"{self.where}.depth"))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -129,11 +101,6 @@ class ImageSet:
         """The files that the set reads, each once."""
         sides = [path for pair in self.pairs for path in (pair.degraded, pair.clean) if path]
         return list(dict.fromkeys([*sides, *self.layers, *self.depths.values()]))
-
-    @property
-    def selected(self) -> int:
-        """Images that a test of the set restores: all, or its option `limit`."""
-        return min(getattr(self.options, "limit", 0) or len(self), len(self))
 
     def name_of(self, index: int) -> Path:
         """An image's path below the set's folder."""
@@ -153,10 +120,7 @@ class ImageSet:
 
     def image(self, path: Path) -> np.ndarray:
         """[H,W,3] uint8."""
-        if path not in self.cache:
-            return read_image(path)
-        mapped = np.asarray(np.memmap(self.cache[path], np.uint8, "r"))         # of data.cache.decode
-        return mapped[8:].reshape(*mapped[:8].view(np.int32), 3)
+        return self.cache[path] if path in self.cache else read_image(path)
 
     def read(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
@@ -172,21 +136,21 @@ class ImageSet:
         """Depth [H,W] in [0, 1] of a photograph, where the degradation needs one: recorded, or random."""
         height, width = shape
         pair = self.pairs[index]
-        if self.options.degradation not in OF_DEPTH:
+        if self.options.degradation not in degradations.OF_DEPTH:
             return None
         if self.options.bundled and (depth := bundled_depth(pair.path.name)) is not None:
             return depth
         place = self.depths.get(pair.clean or pair.degraded)
         if not place:
-            return smooth_field(shape, rng)
+            return degradations.smooth_field(shape, rng)
         recorded = Image.fromarray(self.image(place)[..., 0])
         return np.asarray(recorded.resize((width, height), Image.Resampling.BILINEAR)) / np.float32(255)
 
     def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,
                 depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """The set's degradation of an image [H,W,3] uint8, and what of it is to be restored."""
-        parts = Parts(depth, self.draw_layer if self.layers else None, self.options.airlight)
-        return DEGRADATIONS[self.options.degradation](image, strength, rng, parts)
+        parts = degradations.Parts(depth, self.draw_layer if self.layers else None, self.options.airlight)
+        return degradations.DEGRADATIONS[self.options.degradation](image, strength, rng, parts)
 
     def draw_strength(self, rng: np.random.Generator) -> float:
         """One of the options' levels, or a strength between the ends of their range."""
@@ -199,7 +163,7 @@ class ImageSet:
         options = self.options
         if options.degradation:
             level = options.levels[0] if options.levels else 0
-            rng = file_rng(composed(self.pairs[index].path.name), level)
+            rng = degradations.file_rng(composed(self.pairs[index].path.name), level)
             image, made = (clean, True) if degraded is None else (degraded, False)
             depth = self.depth(index, image.shape[:2], rng)
             degraded, target = self.degrade(image, level or self.draw_strength(rng), rng, depth)
@@ -210,11 +174,6 @@ class ImageSet:
     def draw_layer(self, rng: np.random.Generator) -> np.ndarray:
         """One of the recorded rain layers, [h,w] uint8."""
         return self.image(self.layers[rng.integers(len(self.layers))])[..., 0]
-
-    @property
-    def reach(self) -> int:
-        """Pixels around a patch at which the degradation looks, too."""
-        return reach(self.options.degradation, max([0, *self.options.levels, *self.options.range]))
 
 
 def open_sets(listed: Sequence[Images], options: Options, name: str, report: Callable[[str], None] = print,
@@ -255,7 +214,7 @@ class TrainingSet(Dataset):
     for a clean input.
     """
 
-    def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, Path] | None = None,
+    def __init__(self, entries: list[ImageSet], seed: int, cache: Mapping[Path, np.ndarray] | None = None,
                  clean_share: float = 0.0, camera_share: float = 0.0) -> None:
         self.seed, self.clean_share, self.camera_share = seed, clean_share, camera_share
         self.names = list(dict.fromkeys(images.name for images in entries))
@@ -299,9 +258,10 @@ class TrainingSet(Dataset):
         Structure of a photograph's scale, its depth, is drawn for the photograph and cut. A larger window is
         degraded, of which the patch is a random part: JPEG's grid lies anywhere, no edge is near.
         """
-        kind, border = images.options.degradation, images.reach
+        options, kind = images.options, images.options.degradation
+        border = degradations.reach(kind, max([0, *options.levels, *options.range]))
         on_top = kind not in ("noise", "camera") and rng.random() < self.camera_share
-        window = patch + 2 * border + GRID * (on_top or kind in OF_GRID)
+        window = patch + 2 * border + degradations.GRID * (on_top or kind in degradations.OF_GRID)
         window *= 2 if kind == "camera" else 1                  # which may shrink what it gets
         degraded, clean = images.read(number)
         planes = [degraded, clean, images.depth(number, clean.shape[:2], rng)]
@@ -313,7 +273,7 @@ class TrainingSet(Dataset):
             degraded, target = images.degrade(image, images.draw_strength(rng), rng, depth)
             clean = clean if images.paired else target
         if on_top:
-            degraded = camera_noise(degraded, rng.uniform(*LIGHT_NOISE), rng)
+            degraded = degradations.camera_noise(degraded, rng.uniform(*LIGHT_NOISE), rng)
         height, width = clean.shape[:2]
         inner = slice(border, height - border), slice(border, width - border)
         return tuple(random_crop([degraded[inner], clean[inner]], patch, rng))

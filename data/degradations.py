@@ -110,7 +110,8 @@ def photographed(scene: np.ndarray, stops: float, rng: Generator) -> Pair:
     shot = 1e-4 * 2**stops
     read = math.exp(2.18 * math.log(shot) + 1.2 + rng.normal(0, 0.26))
     raw = RAW[scene]
-    raw *= safe_gains(raw, gains)
+    over = (raw.mean(axis=2, keepdims=True) - 0.9).clip(0, 1) / 0.1         # in highlights, which stay white
+    raw *= np.maximum(over**2 + (1 - over**2) * gains, gains)
     mosaic = np.zeros((2, 2, 3), np.float32)                    # RGGB or one of its shifts
     mosaic[[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 2]] = 1
     mosaic = np.roll(mosaic, rng.integers(2, size=2), axis=(0, 1))
@@ -124,12 +125,6 @@ def photographed(scene: np.ndarray, stops: float, rng: Generator) -> Pair:
         return truncate(255 * (3 - 2 * tone) * tone**2 + 0.5)
 
     return developed(raw + noise), developed(raw)
-
-
-def safe_gains(raw: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Inverse white balance of each sensor value, blended towards 1 in highlights, which stay white."""
-    over = (raw.mean(axis=2, keepdims=True) - 0.9).clip(0, 1) / 0.1
-    return np.maximum(over**2 + (1 - over**2) * gains, gains)
 
 
 # Weather.
@@ -282,17 +277,12 @@ def jpeg(clean: np.ndarray, quality: float, rng: Generator, parts: Parts, subsam
     return np.asarray(Image.open(file)), clean
 
 
-def unharmed(clean: np.ndarray, strength: float, rng: Generator, parts: Parts) -> Pair:
-    """The clean image itself: what needs no restoration has to come back as it is."""
-    return clean, clean
-
-
 DEGRADATIONS: dict[str, Callable[[np.ndarray, float, Generator, Parts], Pair]] = {
     "noise": noise, "camera": camera, "poisson": poisson,
     "rain": rain, "haze": haze, "underwater": underwater,
     "blur": blur, "defocus": defocus, "gaussian_blur": gaussian_blur,
     "lowlight": lowlight, "jpeg": jpeg, "jpeg_444": functools.partial(jpeg, subsampling=0),
-    "clean": unharmed,
+    "clean": lambda clean, *_: (clean, clean),                  # which has to come back as it is
 }
 OF_DEPTH, OF_GRID = ("haze", "underwater"), ("camera", "jpeg", "jpeg_444")      # what depth, a grid matter to
 

@@ -1,5 +1,6 @@
 """Which samples each step of a training run takes."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -53,23 +54,18 @@ class EpochSampler(Sampler):
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        position, epochs, orders = 0, [-1] * len(self.groups), [np.empty(0)] * len(self.groups)
+        @functools.lru_cache(len(self.groups))                  # that of each group's present epoch
+        def order(epoch: int, group: int) -> np.ndarray:
+            return np.random.default_rng([self.seed, 1, epoch, group]).permutation(self.groups[group])
+
         starts = np.cumsum([0, *self.groups])
-        for step in range(self.steps):
+        for step in range(self.start, self.steps):
             batch, patch = next((b, p) for first, b, p in reversed(self.stages) if step >= first)
-            positions = range(position + self.rank * batch, position + (self.rank + 1) * batch)
-            position += batch * self.processes
-            if step < self.start:
-                continue
-            requests = []
-            for n in positions:
+            position, requests = self.samples_before(step) + self.rank * batch, []
+            for n in range(position, position + batch):
                 m, group = divmod(n, len(self.groups))
                 epoch, entry = divmod(m, self.groups[group])
-                if epoch != epochs[group]:
-                    epochs[group] = epoch
-                    rng = np.random.default_rng([self.seed, 1, epoch, group])
-                    orders[group] = rng.permutation(self.groups[group])
-                requests.append((int(starts[group] + orders[group][entry]), n, patch))
+                requests.append((int(starts[group] + order(epoch, group)[entry]), n, patch))
             yield requests
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import output_of, read_csv, write_yaml
-from data.datasets import bundled_folder
+from data.datasets import BUNDLED
 from utils.checkpoint import load_network
 from utils.images import read_image, to_tensor
 from utils.metrics import Metrics, crop_for
@@ -16,7 +16,7 @@ def test_table(tmp_path, checkpoint):
         {"name": "jpeg", "bundled": [image], "degradation": "jpeg", "levels": [20]}]})
     output_of("benchmarks/contributions.py", "--opt", opt, "--out", tmp_path / "out.csv")
     row, = read_csv(tmp_path / "out.csv")
-    clean = crop_for("promptir", read_image(bundled_folder() / image))
+    clean = crop_for("promptir", read_image(BUNDLED / image))
     strip, net, psnr = read_image(tmp_path / "out/jpeg" / image), load_network(checkpoint), Metrics(["psnr"])
     with torch.no_grad():
         z, skips = net.encode(to_tensor(strip[:, :96])[None])   # the input; five panels follow

@@ -137,7 +137,7 @@ def test_an_epoch_lists_images_repeat_times_and_parts_of_a_source_are_one(tree):
 
 def test_patches_repeat_with_their_seed_workers_and_cache(tree, two_sources):
     plain, cached = (TrainingSet(two_sources, 7, decoded, clean_share=0.2, camera_share=0.2)
-                     for decoded in (None, decode_all(two_sources, tree / "decoded")))
+                     for decoded in (None, decode_all(two_sources)))
 
     def batches(dataset: TrainingSet, workers: int, start: int = 0) -> list:
         sampler = EpochSampler([len(dataset)], [(0, 4, 16), (8, 2, 24)], steps=12, seed=7, start=start)
@@ -149,21 +149,6 @@ def test_patches_repeat_with_their_seed_workers_and_cache(tree, two_sources):
     for other in (batches(plain, 1), batches(cached, 0), batches(plain, 0, start=5)):
         assert same_state(other, expected[-len(other):])
     assert not torch.equal(expected[0][0], expected[1][0])
-
-
-def test_decoded_files_are_used_again_until_an_image_changes(tree, two_sources):
-    folder = tree / "decoded"
-    images, first = two_sources[1], decode_all(two_sources, folder)
-    written = {place: place.stat().st_ino for place in folder.iterdir()}
-    assert decode_all(two_sources, folder) == first
-    assert {place: place.stat().st_ino for place in folder.iterdir()} == written
-    (folder / ".partial-0-1.raw").touch()                       # of a killed process
-    images.cache = first
-    assert len(first) > 6 and all(np.array_equal(images.image(path), read_image(path)) for path in first)
-    changed = write_image(tree / "in/1.png", 30, 50, seed=99)
-    images.cache = decode_all(two_sources, folder)
-    assert np.array_equal(images.image(changed), read_image(changed))
-    assert len(list(folder.iterdir())) == len(written) + 1
 
 
 def test_depth_layers_and_degraded_images_come_from_disk(tree):

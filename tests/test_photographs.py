@@ -26,7 +26,7 @@ import photograph_cases as cases
 from conftest import run_script, write_image, write_yaml
 from photograph_cases import DEEP, RGB, RGBA, XMP, chunk, exif, png, saved, tiff, with_segments
 from test_images import SMOOTH, refuse_to_list
-from utils import photographs
+from utils import evaluation, photographs
 from utils.checkpoint import load_network
 from utils.evaluation import BORDER, restore
 from utils.files import partial_start, write_text
@@ -49,7 +49,7 @@ def run(tmp_path, checkpoint):
 @pytest.fixture
 def same(monkeypatch):
     """A network that gives back what it is given."""
-    monkeypatch.setattr(photographs, "restore", lambda net, degraded, *_: degraded)
+    monkeypatch.setattr(evaluation, "restore", lambda net, degraded, **_: degraded)
 
 
 def copied(content: bytes, target: Path) -> str:
@@ -326,7 +326,7 @@ def test_only_what_cannot_be_read_stays_behind(tmp_path, run, same, monkeypatch)
 
 def test_keep_tones(tmp_path, run, monkeypatch):
     """A network that repairs noise and brightens: with --keep-tones the noise goes, the brightness stays."""
-    monkeypatch.setattr(photographs, "restore", lambda net, degraded, *_: torch.full_like(degraded, 0.8))
+    monkeypatch.setattr(evaluation, "restore", lambda net, degraded, **_: torch.full_like(degraded, 0.8))
     noisy = np.random.default_rng(0).normal(60, 12, (64, 64, 3)).clip(0, 255).astype(np.uint8)
     Image.fromarray(noisy).save(tmp_path / "a.png")
     for target, arguments, mean in (("plain.png", [], 204), ("kept.png", ["--keep-tones"], noisy.mean())):

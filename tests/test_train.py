@@ -95,13 +95,13 @@ def wait_for(path: str, process: BaseProcess, lines: int = 0) -> None:
 
 def make_nan(patch: pytest.MonkeyPatch, objective: str, calls: Container[int]) -> None:
     """Have an objective of train.py be nan at some of its calls, which are counted from 1."""
-    right, made = getattr(train, objective), []
+    right, made = getattr(train.barycenter, objective), []
 
     def sometimes_nan(*arguments) -> torch.Tensor:
         made.append(right(*arguments))
         return made[-1] * torch.nan if len(made) in calls else made[-1]
 
-    patch.setattr(train, objective, sometimes_nan)
+    patch.setattr(train.barycenter, objective, sometimes_nan)
 
 
 def test_each_phase_moves_only_its_own_parameters(monkeypatch):
@@ -146,8 +146,8 @@ def test_scheme_separate_moves_each_side_by_its_own_objective():
     {"scheme": "joint"}, {"scheme": "separate", "map_steps": 2, "balanced": True, "clean_share": 0.2}])
 def test_interrupted_run_resumes_bit_by_bit(monkeypatch, scheme):
     """A signal in the middle of an epoch, then --resume, equals the run that was left alone."""
-    objective = train.dual_objective                                # here, one that draws random numbers
-    monkeypatch.setattr(train, "dual_objective", lambda *given: objective(*given) * (1 + torch.rand(())))
+    module, objective = train.barycenter, train.barycenter.dual_objective       # here, one that draws numbers
+    monkeypatch.setattr(module, "dual_objective", lambda *given: objective(*given) * (1 + torch.rand(())))
     opt = option_file(save_every=4, validation={"every": 3, **VALIDATED}, **scheme)
     run(opt, name="whole")
     table, append_row = Path("out/run/losses.csv").absolute(), runs.append_row
@@ -284,7 +284,7 @@ def test_a_run_neither_overwrites_another_nor_goes_on_from_none(checkpoint):
 
 
 def test_a_folder_is_locked_before_anything_is_written(monkeypatch):
-    """By another process, which keeps its decoded images; a file system without locks is no obstacle."""
+    """By another process; a file system without locks is no obstacle."""
     opt, folder = option_file(cache=True, steps=1), Path("out/run")
     folder.mkdir(parents=True)
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
@@ -379,8 +379,8 @@ def test_two_processes_train_as_one_and_end_together():
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_penalty_and_other_options_run(monkeypatch, precision):
     """Precision auto is resolved to what the processor computes, not read as float32."""
-    weighed, weights_of = [], train.sample_weights
-    monkeypatch.setattr(train, "sample_weights", lambda *given: weighed.append(given) or weights_of(*given))
+    weighed, module, weights_of = [], train.barycenter, train.barycenter.sample_weights
+    monkeypatch.setattr(module, "sample_weights", lambda *given: weighed.append(given) or weights_of(*given))
     run(option_file(steps=2, optimizer="rmsprop", precision=precision, ema=0.0, clip=1.0, clean_share=0.2,
                     progressive=[[1, 1, 24]], schedule=0.1, warmup=0,
                     objective={"lambdas": [1, 3], "penalty": 10}))

@@ -4,7 +4,7 @@
 
 The authors' files are pickled modules, torch.save({"epoch": n, "BaryIR": <module>, "Pots": <module>}); the
 others' are state dicts. Loaded the usual way, a pickle imports and calls whatever it names. Here torch reads
-it with weights_only=True, and an empty Module stands in for each class that it names: no code is run.
+it with weights_only=True, and an empty nn.Module stands in for each class that it names: no code is run.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,16 +56,9 @@ NETWORKS = {"barylatent.": ("the authors' BaryIR", {}),
 # Keys under which a file may hold the network.
 KEYS = ("BaryIR", "state_dict", "model_state_dict", "model", "params_ema", "params")
 
-# The classes for which a Module stands in: the authors', torch's layers, what DistributedDataParallel has.
+# Classes for which an nn.Module stands in: the authors', torch's layers, what DistributedDataParallel has.
 CLASSES = re.compile(r"(\w+\.)*model_bary\.\w+|torch\.nn\.(modules|parallel)(\.\w+)*\._?[A-Z]\w*|"
                      r"torch\.distributed\.algorithms\.join\._JoinConfig")
-
-
-class Module(nn.Module):
-    """Stands in for any class of CLASSES: holds the attributes that a file gives it."""
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -80,7 +72,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
             raise InputError(f"names {first_few(refused)}, expected tensors, containers and modules only; "
                              "nothing was run")
         places = [name.rpartition(".") for name in names]
-        with safe_globals([type(name, (Module,), {"__module__": module}) for module, _, name in places]):
+        with safe_globals([type(name, (nn.Module,), {"__module__": module}) for module, _, name in places]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise

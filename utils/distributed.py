@@ -57,12 +57,6 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
-def wait() -> None:
-    """Wait until all processes are here."""
-    if is_distributed():
-        dist.barrier()
-
-
 def average_(values: Tensor) -> Tensor:
     """Replace a tensor by its mean over the processes, in place."""
     if is_distributed():

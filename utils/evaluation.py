@@ -103,30 +103,29 @@ def restore(net: BaryIR, degraded: Tensor, strip: int | Literal["auto"] = "auto"
                          f"expected strip={fewer} or less, or a smaller image") from None
 
 
-def with_tones_of(degraded: np.ndarray, restored: np.ndarray) -> np.ndarray:
-    """A restored image with the brightness, colour and haze of its input: the low band is the input's.
+def restore_pixels(net: BaryIR, degraded: np.ndarray, keep_tones: bool = False, **how) -> np.ndarray:
+    """[H,W,3] uint8 -> the restored image, [H,W,3] in [0, 1], not clipped; how: as `restore` takes it.
 
-    degraded, restored: [H,W,3] float32 in [0, 1]. The band is what a Gaussian of TONES pixels keeps.
+    keep_tones: with the brightness, colour and haze of the input: what a Gaussian of TONES pixels keeps.
     """
-    return restored + gaussian_filter(degraded - restored, (TONES, TONES, 0))
+    batch = to_tensor(degraded)[None].to(next(net.parameters()).device)
+    restored = restore(net, batch, **how)[0].permute(1, 2, 0).cpu().numpy()
+    if keep_tones:
+        restored += gaussian_filter(degraded / np.float32(255) - restored, (TONES, TONES, 0))
+    return restored
 
 
-def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, keep_tones: bool = False,
-                **how) -> Iterator[Restored]:
-    """Restore and measure a set's images one by one; how: as `restore` takes it."""
-    device = next(net.parameters()).device
-    for index in range(images.selected):
+def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, **how) -> Iterator[Restored]:
+    """Restore and measure a set's images one by one; how: as `restore_pixels` takes it."""
+    for index in range(len(images)):
         degraded, clean = images.degraded_and_clean(index)
         smallest = MULTIPLES[protocol] if clean is None else metrics.smallest(protocol)
         with naming(str(images.pairs[index].path)):
             require_size(degraded, smallest)
             degraded, clean = (image if image is None else crop_for(protocol, image)
                                for image in (degraded, clean))
-            border = BORDER if protocol == "full" else 0
-            restored = restore(net, to_tensor(degraded)[None].to(device), border=border, **how)
-        restored = restored[0].permute(1, 2, 0).cpu().numpy()
+            restored = restore_pixels(net, degraded, border=BORDER if protocol == "full" else 0, **how)
         degraded = degraded.astype(np.float32) / 255
-        restored = with_tones_of(degraded, restored) if keep_tones else restored
         scores_in, scores = {}, {}
         if clean is not None:
             clean = clean.astype(np.float32) / 255

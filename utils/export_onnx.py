@@ -23,15 +23,11 @@ SIZES = (64, 64), (101, 83), (37, 203)          # height, width that are compare
 TOLERANCE = 1e-4                                # of 1; rounding is some 1e-6
 
 
-class Restoring(nn.Module):
+class Restoring(nn.Sequential):
     """A network that gives the restored image alone."""
 
-    def __init__(self, net: BaryIR) -> None:
-        super().__init__()
-        self.net = net
-
     def forward(self, image: Tensor) -> Tensor:
-        return self.net(image)[0]
+        return self[0](image)[0]
 
 
 def export(net: BaryIR, path: Path) -> None:

@@ -40,26 +40,23 @@ EXTENSIONS |= {".heic", ".heif", ".avif", ".mpo"}
 def read_image(path: Path) -> np.ndarray:
     """A still image as RGB, [H,W,3] uint8, upright; InputError where it is none or cannot be read rightly."""
     image, pixels = decode(path, [])
-    if frames_of(image) > 1 and not has_small_copy(image):
-        raise InputError(f"{path}: {frames_of(image)} frames, expected a still image")
+    if (frames := frames_of(image)) > 1:
+        raise InputError(f"{path}: {frames} frames, expected a still image")
     return as_rgb(pixels)
 
 
 def frames_of(image: Image.Image) -> int:
-    """How many frames the file of an image has, as of `decode`; 1, too, where those behind it are damaged."""
+    """How many frames the file of an image has, as of `decode`; 1, too, where those behind it are damaged.
+
+    Nor does the small copy count that phones add to a JPEG (MPO), unlike the other half of a stereo pair.
+    """
     with contextlib.suppress(Exception):                    # of a copy: Pillow goes there to count them
-        return getattr(Image.open(io.BytesIO(image.info["content"])), "n_frames", 1)
-    return 1
-
-
-def has_small_copy(image: Image.Image) -> bool:
-    """Whether a JPEG's second frame (MPO) is a small copy, as phones add it, and not a stereo pair's."""
-    copy = Image.open(io.BytesIO(image.info["content"]))
-    try:
+        copy = Image.open(io.BytesIO(image.info["content"]))
+        if copy.format != "MPO":
+            return copy.n_frames
         copy.seek(1)
-    except Exception:                                       # cut off behind the first, as messengers do
-        return image.format == "MPO"
-    return image.format == "MPO" and copy.size != image.size
+        return copy.n_frames if copy.size == image.size else 1
+    return 1
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:

@@ -25,10 +25,6 @@ T = TypeVar("T")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?")     # no leading zeros, inf, nan, 1:30
 
 
-def different(entries: list) -> bool:
-    return len({getattr(entry, "name", entry) for entry in entries}) == len(entries)
-
-
 # Ranges: a condition, and what an error says was expected.
 Positive = Annotated[T, lambda number: 0 < number < math.inf, "a number above 0"]
 NotNegative = Annotated[T, lambda number: number >= 0, "0 or more"]
@@ -41,7 +37,7 @@ Two = Annotated[list[NotNegative[T]], lambda numbers: len(numbers) == 2, "two nu
 Stage = Annotated[list[Positive[int]], lambda stage: len(stage) == 3, "[from step, batch, patch]"]
 FolderName = Annotated[str, re.compile("[^./][^/]*").fullmatch, "a name that can be a folder"]
 Metrics = Annotated[list[Literal["psnr", "ssim", "psnr_y", "ssim_y", "lpips"]],
-                    lambda names: names and different(names), "one or more, each once"]
+                    lambda names: names and len({*names}) == len(names), "one or more, each once"]
 
 
 def require(condition: Any, message: str) -> None:
@@ -138,7 +134,8 @@ class TestSet(Images):
         require(len(self.levels) <= 1, f"levels: {len(self.levels)} levels, expected one in a test set")
 
 
-TestSets = Annotated[list[TestSet], different, "a different name for each"]
+TestSets = Annotated[list[TestSet], lambda sets: len({one.name for one in sets}) == len(sets),
+                     "a different name for each"]
 
 
 @dataclass
@@ -202,7 +199,7 @@ class TrainOptions(Options):
     clip: NotNegative[float] = 0.0                          # largest gradient norm of the network; 0 = none
     ema: Share = 0.0                                        # largest decay of the averaged weights; 0 = none
     workers: NotNegative[int] = 4
-    cache: bool = False                                     # decode all images first, into a mapped file
+    cache: bool = False                                     # decode all images first, into memory
     log_every: Positive[int] = 50                           # steps
     save_every: Positive[int] = 1000
     validation: Validation = field(default_factory=Validation)
@@ -342,19 +339,13 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             choices = ", ".join(filter(None, arguments))
             raise InputError(f"{found}, expected one of {choices}{did_you_mean(str(value), arguments)}")
         return value
-    value = number_or_flag(kind, value)
+    if kind is bool and isinstance(value, str):
+        value = {"true": True, "false": False}.get(value, value)
+    elif isinstance(value, str) and NUMBER.fullmatch(value) or kind is float and type(value) is int:
+        with contextlib.suppress(ValueError, OverflowError):
+            value = kind(value)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     require(type(value) is kind, f"{found}, expected {names[kind]}")
-    return value
-
-
-def number_or_flag(kind: type, value: Any) -> Any:
-    """The bool, int or float that a text says, or the value itself where it says none."""
-    if kind is bool:
-        return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-    with contextlib.suppress(ValueError, OverflowError):
-        if isinstance(value, str) and NUMBER.fullmatch(value) or kind is float and type(value) is int:
-            return kind(value)
     return value
 
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from models.baryir import BaryIR
 from utils.errors import InputError, count, first_few, printable
-from utils.evaluation import BORDER, restore, with_tones_of
+from utils.evaluation import BORDER, restore_pixels
 from utils.files import list_files, remove_partial
-from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_image, to_tensor
+from utils.images import EXTENSIONS, as_rgb, decode, format_of, save_image, to_image
 from utils.metadata import for_format, read_metadata
 from utils.options import TestOptions
 from utils.report import Report, photograph_report
@@ -141,7 +141,8 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
                 if identity(target) in taken:               # by other names, as file systems have it
                     raise InputError(f"{source}: {target} is a photograph or another one's result")
                 pixels, metadata, remarks = read_photograph(source)
-                restored = restore_pixels(net, as_rgb(pixels), options)
+                restored = restore_pixels(net, as_rgb(pixels), options.keep_tones, strip=options.strip,
+                                          precision=options.precision, border=BORDER)
                 remarks += write_photograph(target, restored, pixels, metadata)
                 taken.add(identity(target))
                 if modified(target) <= (date := modified(source, weights)):     # a clock is ahead of ours
@@ -156,13 +157,6 @@ def restore_photographs(net: BaryIR, jobs: Jobs, options: TestOptions) -> list[s
                 failures.append(printable(text if printable(str(source)) in text else f"{source}: {text}"))
                 bar.write(failures[-1])
     return failures
-
-
-def restore_pixels(net: BaryIR, pixels: np.ndarray, options: TestOptions) -> np.ndarray:
-    """[H,W,3] uint8 -> the restored image, [H,W,3] in [0, 1], not clipped."""
-    batch = to_tensor(pixels)[None].to(next(net.parameters()).device)
-    restored = restore(net, batch, options.strip, options.precision, BORDER)[0].permute(1, 2, 0).cpu().numpy()
-    return with_tones_of(pixels / np.float32(255), restored) if options.keep_tones else restored
 
 
 def read_photograph(path: Path) -> tuple[np.ndarray, dict, list[str]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,9 @@ class Run:
         self.step, saved = content["step"], content["train"]
         with naming(f"{self.options.file}, since {path}"):
             changed = [*changes(saved["options"], self.described)]
+            for text in changed:
+                if re.match(r"\w+", text)[0] in FIXED:
+                    raise InputError(f"{text}; it would be another run: start one, with pretrained: FILE")
         try:
             for name, part in self.state.items():
                 if part:
@@ -101,8 +105,6 @@ class Run:
             raise InputError(f"{path}: cannot be resumed from ({one_line(error)}), "
                              "expected a checkpoint of train.py") from None
         torch.set_rng_state(saved["random"])
-        if self.device.type == "cuda" and saved["random_cuda"] is not None:
-            torch.cuda.set_rng_state(saved["random_cuda"], self.device)
         if saved["options"]["validation"]["sets"] == self.described["validation"]["sets"]:
             self.best = saved["best"]                           # else it is of other sets
         self.log("; ".join([f"resumed {path} at step {self.step}", *(f"changed {text}" for text in changed)]))
@@ -148,10 +150,8 @@ class Run:
     def save(self, step: int, net: nn.Module) -> None:
         """Write last.pth, which offers a network's weights for use; the one before becomes previous.pth."""
         if self.writes:
-            on_cuda = self.device.type == "cuda"
             train = {name: part.state_dict() if part else None for name, part in self.state.items()}
-            train |= {"best": self.best, "options": self.described, "random": torch.get_rng_state(),
-                      "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}
+            train |= {"best": self.best, "options": self.described, "random": torch.get_rng_state()}
             save_checkpoint(self.folder / "last.pth", {**self.weights(step, net), "train": train},
                             self.folder / "previous.pth")
 
@@ -193,32 +193,17 @@ def lock(folder: Path, log: Callable[[str], None]) -> None:
         log(f"{folder} cannot be locked ({error}): do not train there twice at a time")
 
 
-def changes(then: dict, now: dict) -> Iterator[str]:
-    """What differs between two runs' options, "name: then -> now"; options that only one has do not count.
-
-    InputError at one of FIXED.
-    """
-    then, now = dict(leaves(then)), dict(leaves(now))
-    for name in now:
-        if then.get(name, now[name]) == now[name]:
-            continue
-        text = f"{name}: {then[name]} -> {now[name]}"
-        if re.split(r"[.[]", name)[0] in FIXED:
-            raise InputError(f"{text}; it would be another run: start one, with pretrained: CHECKPOINT")
-        yield text
-
-
-def leaves(options: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested options by their full names, and how many entries lists of options have."""
-    if isinstance(options, dict):
-        for key, value in options.items():
-            yield from leaves(value, f"{name}.{key}".removeprefix("."))
-    elif isinstance(options, list) and options and isinstance(options[0], dict):
-        yield name, len(options)
-        for i, value in enumerate(options):
-            yield from leaves(value, f"{name}[{i}]")
-    else:
-        yield name, options
+def changes(then: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two runs' options, "name: then -> now"; options that only one has do not count."""
+    if isinstance(now, dict):
+        for key in filter(then.__contains__, now):
+            yield from changes(then[key], now[key], f"{name}.{key}".removeprefix("."))
+    elif isinstance(now, list) and now and isinstance(now[0], dict):
+        yield from changes(len(then), len(now), name)
+        for i, entries in enumerate(zip(then, now, strict=False)):
+            yield from changes(*entries, f"{name}[{i}]")
+    elif then != now:
+        yield f"{name}: {then} -> {now}"
 
 
 class LossTable:
@@ -241,34 +226,25 @@ class LossTable:
         finite = values.isfinite()
         self.terms += torch.stack([values.where(finite, 0.0), finite])
 
-    def take_means(self) -> dict[str, float]:
-        """Means over steps and processes since the last call, nan without a finite value."""
-        total, steps = distributed.average_(self.terms)
-        means = dict(zip(TERMS, (total / steps).tolist(), strict=True))
-        self.terms.zero_()
-        return means
-
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Write and return a step's row; InputError where a side has skipped its last NOT_APPLIED steps."""
+        """Write and return a step's row: means over steps and processes, nan without a finite value.
+
+        InputError where a side has skipped its last NOT_APPLIED steps, or that of a dry run.
+        """
+        total, steps = distributed.average_(self.terms)
+        values = dict(zip(TERMS, (total / steps).tolist(), strict=True))
+        self.terms.zero_()
         before, self.skipped = self.skipped, int(sum(side.skipped for side in self.sides))
-        values = {**self.take_means(), "skipped": self.skipped - before}
+        values["skipped"] = self.skipped - before
         if values["skipped"]:
             self.run.log(f"step {step}: {values['skipped']} not applied since the last reading, "
                          "loss or gradient not finite")
         row = {"step": step, "seconds": f"{time.monotonic() - self.start:.1f}",
                "learning_rate": f"{learning_rate:.3g}"}
         self.run.add_row("losses.csv", row | {name: f"{value:.6g}" for name, value in values.items()})
-        if max(int(side.skipped_in_a_row) for side in self.sides) >= NOT_APPLIED:
+        in_a_row = max(int(side.skipped_in_a_row) for side in self.sides)
+        if in_a_row >= NOT_APPLIED or in_a_row and self.run.dry:
             good = self.run.folder / "last.pth"
             good = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint yet"
-            raise InputError(f"step {step}: loss or gradient not finite, {NOT_APPLIED} steps in a row; "
-                             f"{good}")
+            raise InputError(f"step {step}: loss or gradient not finite, {in_a_row} steps in a row; {good}")
         return values
-
-    def check(self, file: str) -> None:
-        """Log a dry run's step; InputError where it was not finite."""
-        if any(side.skipped for side in self.sides):
-            raise InputError(f"{file}: one step: loss or gradient not finite")
-        means = (f"{name} {value:.4g}" for name, value in self.take_means().items() if value == value)
-        self.run.log(f"one step: {', '.join(means)}")
-        self.run.log("no problems; a dry run saves nothing")
