@@ -24,15 +24,18 @@ class Bottleneck(BaryIR):
     The decoder gets neither skips nor the degraded image to add to; of r it gets the mean over the pixels.
 
     Args:
-        transport_map: moving; frozen, at its random weights, which then are buffers; none, b = z.
+        transport_map: moving; frozen, at its weights, which then are buffers; settled, with the encoder's,
+            so that the decoder alone moves; none, b = z.
         dropout: share of the training samples whose r is zero.
     """
 
     def __init__(self, transport_map: str = "moving", dropout: float = 0.0, **network) -> None:
         super().__init__(**network)
         self.identity, self.dropout = transport_map == "none", dropout
-        if transport_map == "frozen":
+        if transport_map in ("frozen", "settled"):
             freeze(self.transport_map)
+        if transport_map == "settled":
+            freeze(nn.ModuleList([self.patch_embed, self.encoder, self.down, self.latent, self.latent_norm]))
 
     def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
         z, skips = super().encode(degraded)

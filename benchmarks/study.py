@@ -72,9 +72,9 @@ class Row(NamedTuple):
 
 
 OPTIONS, RESULTS = Path("options"), Path("benchmarks/study")
-DESIGNS = {"decide": Design(("frozen", "w"), ("level", "mixed"), True),
+DESIGNS = {"decide": Design(("frozen", "w", "frozen_settled"), ("level", "mixed"), True),
            "study": Design(("b", "c"), ("type", "mixed"), False)}
-FROZEN = partial(Bottleneck, transport_map="frozen")
+FROZEN, SETTLED = (partial(Bottleneck, transport_map=what) for what in ("frozen", "settled"))
 ROWS = {                                                                # in the order of the tables
     "w": Row("decide", "w.yml", 8, FROZEN),
     "transport": Row("decide", "transport.yml", 8, Bottleneck),
@@ -83,6 +83,8 @@ ROWS = {                                                                # in the
     "none": Row("decide", "none.yml", 8, partial(Bottleneck, transport_map="none")),
     "oracle": Row("decide", "oracle.yml", 2, FROZEN),
     "dropout": Row("decide", "dropout.yml", 2, partial(Bottleneck, dropout=0.5)),
+    "transport_settled": Row("decide", "settled.yml", 4, SETTLED),
+    "frozen_settled": Row("decide", "settled.yml", 4, SETTLED),
     "b": Row("study", "b_restormer_large.yml", 3),
     "c": Row("study", "c_no_transport.yml", 3),
     "e": Row("study", "e_separate.yml", 3),
@@ -90,7 +92,8 @@ ROWS = {                                                                # in the
     "d": Row("study", "d_paper.yml", 1),
     "g": Row("study", "g_barycenter_alone.yml", 1, partial(OneLatent, kept="barycenter")),
 }
-ARMS = ("transport", "frozen", "reconstruction", "none", "dropout")     # which begin with w
+BEGUN_WITH = dict.fromkeys(("transport", "frozen", "reconstruction", "none", "dropout"), "w")      # arms
+BEGUN_WITH |= {"transport_settled": "transport", "frozen_settled": "frozen"}
 LEFT_OUT = ("rain", "haze", "deblur", "lowlight")                       # by seeds 0, 1, 2, 3, 4, ...
 RUN = ("row", "seed", "sources", "weights")
 TABLES = {
@@ -119,7 +122,7 @@ def label(row: str, weights: str) -> str:
 
 def left_out(row: str, seed: int) -> str:
     """The degradation on which a run is not trained, if any."""
-    return LEFT_OUT[seed % len(LEFT_OUT)] if row in ("w", *ARMS) else ""
+    return LEFT_OUT[seed % len(LEFT_OUT)] if row in ("w", *BEGUN_WITH) else ""
 
 
 def group(images: str, absent: str) -> str:
@@ -141,9 +144,10 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
     if design == "decide":
         root = make_images(root, output / "images")
     overrides = [f"root={root}", f"name={folder.name}", f"output={output}"]
-    overrides += [f"seed={seed + 100 * (row in ARMS)}"]         # arms see other samples than w
-    if row in ARMS:
-        overrides += [f"pretrained={output}/w_{seed}/last.pth"]
+    begun = BEGUN_WITH.get(row)                                 # arms see other samples than what they go on
+    overrides += [f"seed={seed + 100 * (row in BEGUN_WITH) + 100 * (begun in BEGUN_WITH)}"]
+    if begun:
+        overrides += [f"pretrained={output}/{begun}_{seed}/last.pth"]
     if absent:
         kept = [dataclasses.asdict(source) for source in load_options(TrainOptions, file).sources
                 if source.name != absent]
@@ -175,7 +179,7 @@ def write_figures(row: str, seed: int, options: TrainOptions, folder: Path, weig
 
     sets, images, elsewhere = [], [], None
     for of_set in open_sets(tests.sets, tests, "sets"):
-        checked = row in ARMS and row != "none" and of_set.name.startswith("mixed")
+        checked = row in BEGUN_WITH and row != "none" and of_set.name.startswith("mixed")
         scores, elsewhere = measure(net, of_set, tests, elsewhere if checked else None)
         for given, of_images in scores.items():
             line = [row + given, *this, group(of_set.name, absent), of_set.name]
@@ -359,8 +363,8 @@ def tables() -> str:
 def tables_of(figures: Figures) -> list[list[list[str]]]:
     """A design's tables: gains, differences to the baselines, sets, checks, latents."""
     rows, groups = figures.rows, figures.groups
-    pairs = {f"{row} less {other}": (row, other) for other in figures.design.baselines
-             for row in rows if row != other}
+    pairs = {f"{row} less {other}": (row, other) for other in figures.design.baselines if other in rows
+             for row in rows if row != other and row.endswith("_settled") == other.endswith("_settled")}
     parts = {" and ".join(part): part for part in (*((name,) for name in groups), figures.design.unseen)}
     trained = {row: figures.psnr(row if row in rows else f"{rows[0]}: input", *GROUPS[:-1])
                for row in ("input", *rows)}

@@ -22,6 +22,7 @@ NETWORK = {"width": 8, "encoder_blocks": [1, 1], "latent_blocks": 1, "transport_
            "decoder_blocks": [1, 1], "residual_blocks": [1], "refinement_blocks": 0, "heads": [1, 2, 4]}
 CHANGED = {"w": {"steps"}, "frozen": set(), "reconstruction": set(), "none": set(),
            "transport": {"scheme", "map_steps"}, "dropout": {"scheme", "map_steps"}, "e": set(), "g": set(),
+           "transport_settled": set(), "frozen_settled": set(),
            "oracle": {"sources", "steps"}, "b": {"scheme", "network"}, "c": {"scheme"},
            # d: weight, distance, penalty; the clip grows with the weight; one step of T a batch.
            "d": {"scheme", "objective", "clip", "map_steps"}, "k": {"potential_learning_rate"}}
@@ -117,7 +118,8 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
             "sources": [noisy("rain", 10), noisy("haze", 30), noisy("noise", 20)]}
     other, separate = {"base": "base.yml"}, {"base": "base.yml", "scheme": "separate"}
     rows = {"study/base": base | {"ema": 0.9}, "study/b_restormer_large": other, "study/e_separate": separate,
-            "decide/base": base, "decide/w": other, "decide/frozen": other, "decide/transport": separate}
+            "decide/base": base, "decide/transport": separate,
+            **{f"decide/{name}": other for name in ("w", "frozen", "settled")}}
     made = [noisy(name, 1) | {"degradation": name} for name in ("clean", "haze")]
     sets = {"study/test": seen, "decide/test": [*seen, noisy("level_rain", 60), mixed],
             "study/matched": matched, "decide/matched": matched, "decide/images": made}
@@ -138,7 +140,7 @@ def test_runs_and_tables(small_study, capsys):
         study.tables()
     where = ["--root", str(small_study / "data"), "--output", str(small_study / "runs")]
     for arguments in ("--rows b e --seeds 1", "--rows b --seeds 1 --last",
-                      "--rows w transport frozen --seeds 2", "--tables"):
+                      "--rows w transport frozen transport_settled --seeds 2", "--tables"):
         capsys.readouterr()
         study.main([*where, *arguments.split()])
     text = capsys.readouterr().out
@@ -158,7 +160,11 @@ def test_runs_and_tables(small_study, capsys):
     study.collect(small_study / "nowhere")                      # what is there stays
     assert study.read(small_study / "results/runs.csv") == runs
     nets = {row: torch.load(small_study / f"runs/{row}_0/last.pth")["net"]
-            for row in ("w", "frozen", "transport")}
+            for row in ("w", "frozen", "transport", "transport_settled")}
     of_map = {row: net["transport_map.0.norm1.weight"] for row, net in nets.items()}
     assert torch.equal(of_map["frozen"], of_map["w"]) and not torch.equal(of_map["transport"], of_map["w"])
     assert not torch.equal(nets["frozen"]["patch_embed.weight"], nets["w"]["patch_embed.weight"])
+    moved, still = (nets[row] for row in ("transport_settled", "transport"))
+    stages = {name.partition(".")[0] for name in still if not torch.equal(moved[name], still[name])}
+    assert "decoder" in stages and not stages & {"patch_embed", "encoder", "down", "latent", "latent_norm",
+                                                 "transport_map"}
