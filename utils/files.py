@@ -87,19 +87,14 @@ def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
     write_atomically(path, lambda temporary: append_row(Path(temporary), *rows))
 
 
-def cut_table(path: Path, columns: Sequence[str], step: int) -> list[str]:
-    """Begin a CSV file, or cut an earlier one back to its rows up to `step`. Returns its columns.
-
-    These are the given ones, then those that the earlier file alone has; a row has nan where it lacks one.
-    """
-    rows, columns = [], list(columns)
+def cut_table(path: Path, columns: Sequence[str], step: int) -> None:
+    """Begin a CSV file, or cut an earlier one back to its rows up to `step`; nan where a column is new."""
+    rows = []
     if step and path.exists():
-        table = csv.DictReader(io.StringIO(path.read_text("utf-8")))
-        columns += [name for name in table.fieldnames if name not in columns]
-        rows = [row for row in table if None not in row and None not in row.values()    # cut off, or glued
+        rows = [row for row in csv.DictReader(io.StringIO(path.read_text("utf-8")))
+                if None not in row and None not in row.values()             # cut off, or glued
                 and row["step"].isdigit() and int(row["step"]) <= step]
     write_csv(path, [columns, *([row.get(name, "nan") for name in columns] for row in rows)])
-    return columns
 
 
 def partial_start(path: Path) -> str:

@@ -48,7 +48,7 @@ class Run:
     def __init__(self, options: TrainOptions, resume: bool, device: torch.device, dry: bool = False) -> None:
         self.options, self.device, self.folder = options, device, Path(options.output) / options.name
         self.dry, self.writes = dry, distributed.rank() == 0 and not dry
-        self.step, self.best, self.checkpoint, self.signals, self.columns = 0, -math.inf, None, [], {}
+        self.step, self.best, self.checkpoint, self.signals = 0, -math.inf, None, []
         holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
         if holds_run and not dry and not resume:
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
@@ -122,12 +122,12 @@ class Run:
     def begin_table(self, name: str, columns: Sequence[str]) -> None:
         """Begin a CSV file in the folder, or cut an earlier one back to the step at which the run goes on."""
         if self.writes:
-            self.columns[name] = cut_table(self.folder / name, columns, self.step)
+            cut_table(self.folder / name, columns, self.step)
 
-    def add_row(self, name: str, row: Mapping) -> None:
-        """Add a row, by column, to a table that was begun; nan where it lacks one."""
+    def add_row(self, name: str, row: Sequence) -> None:
+        """Add a row to a table that was begun."""
         if self.writes:
-            append_row(self.folder / name, [row.get(column, "nan") for column in self.columns[name]])
+            append_row(self.folder / name, row)
 
     def add_validation(self, step: int, rows: Sequence[Row], net: nn.Module) -> None:
         """Log and add to validation.csv what a network scored; the best one so far goes to best.pth."""
@@ -136,8 +136,7 @@ class Run:
             if row.scores:
                 self.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
                          f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
-            values = (step, row.set, row.images, *scores_of(row, ("psnr", "ssim")))
-            self.add_row("validation.csv", dict(zip(VALIDATION, values, strict=True)))
+            self.add_row("validation.csv", [step, row.set, row.images, *scores_of(row, ("psnr", "ssim"))])
         if average and average.scores["psnr"] > self.best:
             self.best = average.scores["psnr"]
             save_checkpoint(self.folder / "best.pth", self.weights(step, net))
@@ -239,9 +238,8 @@ class LossTable:
         if values["skipped"]:
             self.run.log(f"step {step}: {values['skipped']} not applied since the last reading, "
                          "loss or gradient not finite")
-        row = {"step": step, "seconds": f"{time.monotonic() - self.start:.1f}",
-               "learning_rate": f"{learning_rate:.3g}"}
-        self.run.add_row("losses.csv", row | {name: f"{value:.6g}" for name, value in values.items()})
+        row = [step, f"{time.monotonic() - self.start:.1f}", f"{learning_rate:.3g}"]
+        self.run.add_row("losses.csv", row + [f"{value:.6g}" for value in values.values()])
         in_a_row = max(int(side.skipped_in_a_row) for side in self.sides)
         if in_a_row >= NOT_APPLIED or in_a_row and self.run.dry:
             good = self.run.folder / "last.pth"
