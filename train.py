@@ -149,7 +149,7 @@ def transport_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch
     f = potentials(b)
     # Transport is posed in (latent - m) / s; potentials(b) standardises b itself.
     costs = barycenter.transport_cost(potentials.standardize(z), potentials.standardize(b), batch.source,
-                           objective.cost, objective.gamma)
+                                      objective.cost, objective.gamma)
     loss = barycenter.dual_objective(costs["cost"], f, batch.source, batch.weights)
     loss.backward()
     norm = side.average_and_clip(loss, TRANSPORT_CLIP)
