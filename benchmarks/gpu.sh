@@ -40,7 +40,6 @@ rate=$(awk -F, 'NR == 2 {s = $1; t = $2} END {if ($2 > t) print ($1 - s) / ($2 -
 steps=${STEPS:-$(awk -v rate="${rate:-0}" -v left="$(left)" 'BEGIN {print int(rate * (left - 60) * 0.9)}')}
 note "${rate:-no} steps a second: $steps steps"
 if [ "$steps" -gt "$probe" ]; then
-    mkdir "$work/trained" && mv "$work"/probe/decoded "$work/trained"      # where there is a cache
     train trained "$steps" ema=0.998 log_every=$((steps / 20 + 1)) >> "$out/train.txt" 2>&1 || failed=1
     cp "$work"/trained/{losses.csv,validation.csv,options.yml} "$out"
     python3 -m benchmarks.give_away "$work/trained/last.pth" "$out/weights.pth" || failed=1

@@ -145,7 +145,7 @@ def run(row: str, seed: int, root: Path, output: Path, last: bool = False) -> No
         root = make_images(root, output / "images")
     overrides = [f"root={root}", f"name={folder.name}", f"output={output}"]
     begun = BEGUN_WITH.get(row)                                 # arms see other samples than what they go on
-    overrides += [f"seed={seed + 100 * (row in BEGUN_WITH) + 100 * (begun in BEGUN_WITH)}"]
+    overrides += [f"seed={seed + 100 * bool(begun) + 100 * (begun in BEGUN_WITH)}"]
     if begun:
         overrides += [f"pretrained={output}/{begun}_{seed}/last.pth"]
     if absent:

@@ -1,18 +1,30 @@
 """All images of a run decoded, to keep them in memory or to check them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from data.datasets import ImageSet
+from data.datasets import ImageSet, unequal
 from utils import distributed
-from utils.errors import InputError, count, naming, printable
+from utils.errors import InputError, count, printable
 from utils.images import read_image
-from utils.metrics import require_size
+from utils.metrics import too_small
+
+Found = TypeVar("Found")
+
+
+def of_each_file(sets: Sequence[ImageSet], read: Callable[[Path], Found]) -> dict[Path, Found]:
+    """What a function finds in every file that some sets read, by file; in parallel, with a progress bar."""
+    paths = sorted({path for images in sets for path in images.files})
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(read, paths), "decoding", len(paths), leave=False, dynamic_ncols=True,
+                     disable=distributed.rank() > 0)
+        return dict(zip(paths, found, strict=True))
 
 
 def decode_all(sets: Sequence[ImageSet]) -> dict[Path, np.ndarray]:
@@ -20,9 +32,7 @@ def decode_all(sets: Sequence[ImageSet]) -> dict[Path, np.ndarray]:
 
     DataLoader workers that are forked share this memory, torchrun's processes have it each.
     """
-    paths = sorted({path for images in sets for path in images.files})
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, decoding(pool.map(read_image, paths), len(paths)), strict=True))
+    return of_each_file(sets, read_image)
 
 
 def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int,
@@ -33,58 +43,49 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
     it decodes every file and prints all.
     """
     if problems is not None:
-        problems += wrong_files(sources, sets)
+        problems = list(dict.fromkeys([*problems, *wrong_files(sources, sets, smallest)]))      # each once
+        for problem in problems:
+            print(printable(f"problem: {problem}"))
+        if problems:
+            raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
+        return
     for images in sets:
         for index in range(len(images)):
-            try:
-                _, clean = images.read(index)
-                if clean is not None:
-                    with naming(str(images.pairs[index].clean)):
-                        require_size(clean, smallest)
-            except InputError as error:
-                if problems is None:
-                    raise
-                problems.append(str(error))
-    for problem in (lines := dict.fromkeys(problems or ())):    # each once
-        print(printable(f"problem: {problem}"))
-    if problems:
-        raise InputError(f"{file}: {count(len(lines), 'problem')} with its data")
+            _, clean = images.read(index)
+            if clean is not None and (problem := too_small(clean.shape, smallest)):
+                raise InputError(f"{images.pairs[index].clean}: {problem}")
 
 
-def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet]) -> list[str]:
+def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int) -> list[str]:
     """What is wrong with the files of some sources and test sets, a line each. Every file is decoded."""
-    paths = sorted({path for images in (*sources, *sets) for path in images.files})
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip(paths, decoding(pool.map(examine, paths), len(paths)), strict=True))
+    found = of_each_file([*sources, *sets], examine)
     problems = [examined for examined in found.values() if isinstance(examined, str)]
     trained = {found[path]: path for images in sources for pair in images.pairs for path in pair if path}
     for images in (*sources, *sets):
         if images.complete < images.options.expected:
             problems.append(f"{images.where}: {count(images.complete, 'image')}, "
                             f"expected {images.options.expected}")
-        for degraded, clean in images.pairs:
-            if images in sets and clean and found[clean] in trained:
-                problems.append(f"{images.where}: {clean} is among the training images, "
-                                f"{trained[found[clean]]}")
-            if not (degraded and clean) or isinstance(found[degraded], str) or isinstance(found[clean], str):
+        for pair in images.pairs:
+            degraded, clean = (found.get(path) for path in pair)        # None: not on disk
+            if images in sets and clean in trained:
+                problems.append(f"{images.where}: {pair.clean} is among the training images, "
+                                f"{trained[clean]}")
+            if isinstance(degraded, str) or isinstance(clean, str) or not clean:
                 continue
-            (size, pixels), (clean_size, clean_pixels) = found[degraded], found[clean]
-            if size != clean_size:
-                problems.append(f"{degraded} is {size} but {clean} is {clean_size}, expected the same size")
-            elif pixels == clean_pixels and not images.options.degradation:
-                problems.append(f"{degraded} and {clean} are equal, expected a degraded and a clean image")
+            if images in sets and (problem := too_small(clean[0], smallest)):
+                problems.append(f"{pair.clean}: {problem}")
+            if degraded and (problem := unequal(pair, degraded[0], clean[0])):
+                problems.append(problem)
+            elif degraded == clean and not images.options.degradation:
+                problems.append(f"{pair.degraded} and {pair.clean} are equal, "
+                                "expected a degraded and a clean image")
     return problems
 
 
-def examine(path: Path) -> tuple[str, str] | str:
-    """Size and digest of an image file's pixels, or why it cannot be read."""
+def examine(path: Path) -> tuple[tuple[int, ...], str] | str:
+    """Shape [H,W,3] and digest of an image file's pixels, or why it cannot be read."""
     try:
         image = read_image(path)
     except InputError as error:
         return str(error)
-    return f"{image.shape[1]}x{image.shape[0]}", hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
-
-
-def decoding(images: Iterable, total: int) -> Iterator:
-    """A progress bar, of the first process."""
-    return tqdm(images, "decoding", total, leave=False, dynamic_ncols=True, disable=distributed.rank() > 0)
+    return image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()

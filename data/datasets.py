@@ -36,6 +36,13 @@ def bundled_depth(name: str) -> np.ndarray | None:
     return depth / depth.max()
 
 
+def unequal(pair: Pair, degraded: Sequence[int], clean: Sequence[int]) -> str:
+    """What is wrong with a pair whose images have those shapes [H,W,3], if they differ."""
+    sizes = [f"{width}x{height}" for height, width, _ in (degraded, clean)]
+    return (f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, expected the same size"
+            if sizes[0] != sizes[1] else "")
+
+
 class ImageSet:
     """The images of a source or of a test set, as an option file describes them (utils.options.Images).
 
@@ -64,8 +71,8 @@ class ImageSet:
         layers = self._find("layers")
         files = layers.files if layers else []
         self.layers = self._held(files, (path.name for path in files), "holdout_layers")
-        depth, photographs = self._find("depth"), [pair.clean or pair.degraded for pair in self.pairs]
-        photographs = Folder((clean or degraded).path, photographs)
+        photographs = Folder((clean or degraded).path, [pair.clean or pair.degraded for pair in self.pairs])
+        depth = self._find("depth")
         self.depths = dict(match_pairs(photographs, depth, "same", f"{where}.depth")) if depth else {}
 
     def _find_bundled(self) -> tuple[Folder | None, Folder | None]:
@@ -126,10 +133,9 @@ class ImageSet:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
         pair = self.pairs[index]
         degraded, clean = (self.image(path) if path else None for path in (pair.degraded, pair.clean))
-        if degraded is not None and clean is not None and degraded.shape != clean.shape:
-            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (degraded, clean)]
-            raise InputError(f"{pair.degraded} is {sizes[0]} but {pair.clean} is {sizes[1]}, "
-                             "expected the same size")
+        if degraded is not None and clean is not None and (
+                problem := unequal(pair, degraded.shape, clean.shape)):
+            raise InputError(problem)
         return degraded, clean
 
     def depth(self, index: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:

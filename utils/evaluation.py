@@ -14,7 +14,7 @@ from models.baryir import BaryIR
 from models.strips import in_strips, strip_rows
 from utils.errors import InputError, naming, out_of_memory
 from utils.images import require_memory, to_tensor
-from utils.metrics import MULTIPLES, Metrics, crop_for, means, require_size
+from utils.metrics import MULTIPLES, Metrics, crop_for, means, too_small
 
 ImageSet = Any                  # data.datasets.ImageSet, of the room above
 BORDER = 8                      # of reflection around whole images, where networks see zeros
@@ -121,7 +121,8 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         degraded, clean = images.degraded_and_clean(index)
         smallest = MULTIPLES[protocol] if clean is None else metrics.smallest(protocol)
         with naming(str(images.pairs[index].path)):
-            require_size(degraded, smallest)
+            if problem := too_small(degraded.shape, smallest):
+                raise InputError(problem)
             degraded, clean = (image if image is None else crop_for(protocol, image)
                                for image in (degraded, clean))
             restored = restore_pixels(net, degraded, border=BORDER if protocol == "full" else 0, **how)

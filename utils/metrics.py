@@ -17,15 +17,15 @@ MULTIPLES = {"promptir": 16, "baryir": 8, "full": 1}            # pixels, to whi
 def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
     """The part of [H,W,3] that a protocol measures: of MULTIPLES, promptir's at the centre, else top left."""
     over = [side % MULTIPLES[protocol] for side in image.shape[:2]]
-    top, left = (side // 2 * (protocol == "promptir") for side in over)
+    top, left = (side // 2 if protocol == "promptir" else 0 for side in over)
     return image[top:top + image.shape[0] - over[0], left:left + image.shape[1] - over[1]]
 
 
-def require_size(image: np.ndarray, smallest: int) -> None:
-    """InputError where an image [H,W,3] has less than so many pixels a side."""
-    height, width = image.shape[:2]
-    if min(height, width) < smallest:
-        raise InputError(f"{width}x{height} pixels, expected at least {smallest}x{smallest} to measure")
+def too_small(shape: Sequence[int], smallest: int) -> str:
+    """What is wrong with an image of a shape [H,W,3] that has less than so many pixels a side, if it has."""
+    height, width = shape[:2]
+    return (f"{width}x{height} pixels, expected at least {smallest}x{smallest} to measure"
+            if min(height, width) < smallest else "")
 
 
 def values_for(protocol: str, image: np.ndarray) -> tuple[np.ndarray, int]:

@@ -22,6 +22,7 @@ import yaml
 from utils.errors import InputError, did_you_mean, naming, one_line
 
 T = TypeVar("T")
+AIRLIGHT = [0.7, 1.0]
 NUMBER = re.compile(r"-?(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?")     # no leading zeros, inf, nan, 1:30
 
 
@@ -86,7 +87,7 @@ class Images:
     layers: str = ""                                        # of rain: a folder, else they are drawn
     holdout_layers: list[str] = field(default_factory=list)     # of layers, as holdout of images
     depth: str = ""                                         # of haze: a folder, files named as clean ones
-    airlight: Airlight = field(default_factory=lambda: [0.7, 1.0])          # of haze: ends of A
+    airlight: Airlight = field(default_factory=AIRLIGHT.copy)               # of haze: ends of A
 
     def __post_init__(self) -> None:
         require(not (self.bundled and (self.degraded or self.clean)),
@@ -99,9 +100,10 @@ class Images:
         require(kind[:4] != "jpeg" or all(1 <= quality <= 100 for quality in strengths),
                 f"{'levels' if self.levels else 'range'}: {shown(strengths)}, expected qualities of JPEG "
                 "from 1 to 100")
-        for name, owner in (("layers", "rain"), ("depth", "haze")):     # else ignored in silence
-            require(not getattr(self, name) or kind == owner, f"{name}: given without degradation {owner}")
-        require(kind == "haze" or self.airlight == [0.7, 1.0], "airlight: given without degradation haze")
+        parts = ("layers", "rain", ""), ("depth", "haze", ""), ("airlight", "haze", AIRLIGHT)
+        for name, owner, unset in parts:                                # else ignored in silence
+            there = getattr(self, name) != unset
+            require(kind == owner or not there, f"{name}: given without degradation {owner}")
         require(kind != "camera" or not self.degraded,
                 "degradation: camera on top of a folder degraded, expected another one, or camera_share")
 

@@ -93,9 +93,9 @@ class Run:
                              "not weights only")
         self.step, saved = content["step"], content["train"]
         with naming(f"{self.options.file}, since {path}"):
-            changed = [*changes(saved["options"], self.described)]
-            for text in changed:
-                if re.match(r"\w+", text)[0] in FIXED:
+            changed = dict(changes(saved["options"], self.described))
+            for name, text in changed.items():
+                if re.split(r"[.[]", name)[0] in FIXED:
                     raise InputError(f"{text}; it would be another run: start one, with pretrained: FILE")
         try:
             for name, part in self.state.items():
@@ -107,7 +107,8 @@ class Run:
         torch.set_rng_state(saved["random"])
         if saved["options"]["validation"]["sets"] == self.described["validation"]["sets"]:
             self.best = saved["best"]                           # else it is of other sets
-        self.log("; ".join([f"resumed {path} at step {self.step}", *(f"changed {text}" for text in changed)]))
+        texts = (f"changed {text}" for text in changed.values())
+        self.log("; ".join([f"resumed {path} at step {self.step}", *texts]))
         if self.writes and path.name == "previous.pth" and (last := self.folder / "last.pth").exists():
             os.replace(last, self.folder / "damaged.pth")       # not previous.pth, at the next save
 
@@ -192,8 +193,8 @@ def lock(folder: Path, log: Callable[[str], None]) -> None:
         log(f"{folder} cannot be locked ({error}): do not train there twice at a time")
 
 
-def changes(then: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two runs' options, "name: then -> now"; options that only one has do not count."""
+def changes(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Names of options that differ between two runs, with "name: then -> now"; of those that both have."""
     if isinstance(now, dict):
         for key in filter(then.__contains__, now):
             yield from changes(then[key], now[key], f"{name}.{key}".removeprefix("."))
@@ -202,7 +203,7 @@ def changes(then: Any, now: Any, name: str = "") -> Iterator[str]:
         for i, entries in enumerate(zip(then, now, strict=False)):
             yield from changes(*entries, f"{name}[{i}]")
     elif then != now:
-        yield f"{name}: {then} -> {now}"
+        yield name, f"{name}: {then} -> {now}"
 
 
 class LossTable:
