@@ -316,9 +316,9 @@ class Figures:
     def gain(self, row: str, name: str) -> str:
         """Of a group: PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
         gains = self.above(row, f"{row}: input", name)
-        gain, possible = mean(gains.values()), mean(mean(self.oracle[of_set]) for _, of_set in gains)
+        gain, possible = map(over_seeds, (gains, {key: mean(self.oracle[key[1]]) for key in gains}))
         share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
-        return f"{mean(self.psnr(row, name).values()):.2f} {gain:+.2f}{share}" if gains else "-"
+        return f"{over_seeds(self.psnr(row, name)):.2f} {gain:+.2f}{share}" if gains else "-"
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
         """Mean difference in PSNR over the sets of some groups, and its interval."""
@@ -341,6 +341,11 @@ class Figures:
 def mean(values: Iterable[float | str]) -> float:
     """nan where there are none."""
     return float(np.mean([float(value) for value in values] or np.nan))
+
+
+def over_seeds(found: dict[tuple[str, str], float]) -> float:
+    """Mean over seeds of what a seed has in the mean of its sets: not all have as many."""
+    return mean(mean(value for (seed, _), value in found.items() if seed == one) for one in dict(found.keys()))
 
 
 def tables() -> str:
@@ -379,7 +384,7 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
              f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
         grid("change in dB by what the decoder is given",
              [name for name in given if not name.endswith(": input")], groups, lambda row, name:
-             f"{mean(figures.above(row, row.partition(':')[0], name).values()):+.2f}".replace("+nan", "-")),
+             f"{over_seeds(figures.above(row, row.partition(':')[0], name)):+.2f}".replace("+nan", "-")),
         grid("matched scenes: z / b / r", rows, QUANTITIES, lambda row, quantity:
              " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
     ]
