@@ -263,8 +263,6 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, torch {torch.__version__}"
 
 
-# Tables.
-
 
 def write(folder: Path, table: str, rows: list) -> None:
     write_csv(folder / f"{table}.csv", [TABLES[table], *rows])
@@ -345,7 +343,8 @@ def mean(values: Iterable[float | str]) -> float:
 
 def over_seeds(found: dict[tuple[str, str], float]) -> float:
     """Mean over seeds of what a seed has in the mean of its sets: not all have as many."""
-    return mean(mean(value for (seed, _), value in found.items() if seed == one) for one in dict(found.keys()))
+    seeds = {seed for seed, _ in found}
+    return mean(mean(value for (seed, _), value in found.items() if seed == one) for one in seeds)
 
 
 def tables() -> str:
