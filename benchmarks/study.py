@@ -263,6 +263,7 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, torch {torch.__version__}"
 
 
+# Tables.
 
 def write(folder: Path, table: str, rows: list) -> None:
     write_csv(folder / f"{table}.csv", [TABLES[table], *rows])
