@@ -136,8 +136,7 @@ def test_stages_compose_to_forward(network):
     restored, z, b = net(degraded)
     z_alone, skips = net.encode(degraded)
     b_alone = net.transport(z_alone)
-    assert z.shape == b.shape == (2, 64, 3, 5)
-    assert torch.equal(z, z_alone) and torch.equal(b, b_alone)
+    assert z.shape == b.shape == (2, 64, 3, 5) and torch.equal(z, z_alone) and torch.equal(b, b_alone)
     kept, before = list(skips), [skip.clone() for skip in skips]
     r = z - b
     first, without_r, second = (net.decode(b, residual, skips) for residual in (r, 0 * r, r))
