@@ -92,8 +92,8 @@ def reconstruction_loss(restored: Tensor, clean: Tensor,
     """mean|x^ - x|, the paper's; with a low_weight in two bands, mean|e - e_8| + low_weight mean|e_8|.
 
     restored, clean: [B,3,H,W]. e = x^ - x; e_8: its means over 8x8 pixels. Ours, not the paper's: an error of
-    brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail
-    (benchmarks/RESULTS.md, "What drowns the noise"). Returns the loss and, detached, mean|x^ - x|.
+    brightness (low light, haze) pushes all pixels one way, and its gradient drowns that of noise and detail.
+    Returns the loss and, detached, mean|x^ - x|.
     """
     error = restored - clean
     mean = error.abs().mean()
