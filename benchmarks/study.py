@@ -379,7 +379,7 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
     every = [
         grid("PSNR in dB, gain over the input, share of the oracle's gain", rows, groups, figures.gain),
         grid("difference in dB, 95 % interval", pairs, parts,
-             lambda pair, part: shown(figures.difference(*pairs[pair], parts[part]))),
+             lambda pair, part: shown(*figures.difference(*pairs[pair], parts[part]))),
         grid("PSNR in dB, of the trained", sets, trained, lambda name, row:
              f"{mean(psnr for (_, of_set), psnr in trained[row].items() if of_set == name):.2f}"),
         grid("change in dB by what the decoder is given",
@@ -396,9 +396,9 @@ def grid(title: str, rows: Iterable[str], columns: Iterable[str],
     return [[title, *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 
 
-def shown(difference: tuple[float, float, float]) -> str:
-    middle, low, high = difference
-    return f"{middle:+.2f} " + ("(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]")
+def shown(middle: float, low: float, high: float) -> str:
+    between = "(one seed)" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
+    return "-" if np.isnan(middle) else f"{middle:+.2f} {between}"
 
 
 def verdict(figures: Figures, than: str, latent: int) -> str:
@@ -415,7 +415,7 @@ def verdict(figures: Figures, than: str, latent: int) -> str:
     outcome = ("cannot be told: T did not bring the sources together" if not in_b <= TREATED * others[latent]
                else "holds" if gain >= CLAIMED and low > 0 and least > 0
                else "fails for certain" if high < CLAIMED else "fails")
-    return (f"transport less frozen, {' and '.join(unseen)}: {shown(difference())} dB, "
+    return (f"transport less frozen, {' and '.join(unseen)}: {shown(*difference())} dB, "
             f"{least:+.2f} without its best set; distance between sources {in_z:.3f} in z, {in_b:.3f} in b, "
             f"{others[latent]:.3f} in {than}'s {'zbr'[latent]}. The claim {outcome}")
 
