@@ -18,7 +18,7 @@ from data.datasets import open_sets
 from utils import distributed, tables
 from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
-from utils.evaluation import Row, average_row, precision_on, restore_set, row_of, scores_of
+from utils.evaluation import average_row, precision_on, restore_set, row_of, scores_of
 from utils.files import write_csv, write_text
 from utils.images import save_image, to_image
 from utils.metrics import Metrics
@@ -86,26 +86,19 @@ def main() -> None:
     with tqdm(total=total, desc=f"{options.name} on {device}", dynamic_ncols=True) as bar:
         for images in sets:
             names, scores = png_names([images.name_of(i) for i in range(len(images))]), []
-            for result in restore_set(net, images, options.protocol, metrics, **how):
-                lines.append([images.name, images.name_of(result.index), *scores_of(result, options.metrics)])
+            for index, result in enumerate(restore_set(net, images, options.protocol, metrics, **how)):
+                lines.append([images.name, images.name_of(index), *scores_of(result, options.metrics)])
                 scores.append((result.scores_in, result.scores))
                 if page:
-                    path = folder / images.name / names[result.index]
+                    path = folder / images.name / names[index]
                     save_image(to_image(result.restored), path)
                     pictures = result.degraded, result.restored, result.clean
-                    page.add(images.name, str(names[result.index]), path, pictures, scores[-1])
+                    page.add(images.name, str(names[index]), path, pictures, scores[-1])
                 bar.update()
             rows.append(row_of(images, scores))
+
+    # Write and print the tables: of the sets and, where it is named, the published one with our row.
     write_csv(folder / "images.csv", [["set", "image", *tables.columns(options.metrics)], *lines])
-    shown = write_tables(folder, rows, published, options)
-    print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
-    if page:
-        print(f"look at them: {page.write(options.name, *shown)}")
-
-
-def write_tables(folder: Path, rows: list[Row], published: dict | None,
-                 options: TestOptions) -> tuple[list[tables.Lines], list[str]]:
-    """Write and print the table and, beside the paper's, the comparison; returns them and the remarks."""
     rows += [average] if (average := average_row(rows)) else []
     made_by = options.protocol + ", tones kept" * options.keep_tones, options.checkpoint
     tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)
@@ -118,7 +111,9 @@ def write_tables(folder: Path, rows: list[Row], published: dict | None,
     write_text(folder / "table.md", "\n\n".join([*map(tables.as_markdown, shown),
                                                  *map(tables.markdown, notes)]) + "\n")
     print("\n\n".join([*map(tables.as_text, shown), "\n".join(notes)]))
-    return shown, notes
+    print(f"{total} images in {bar.format_dict['elapsed']:.0f} s, {folder / 'table.csv'}")
+    if page:
+        print(f"look at them: {page.write(options.name, shown, notes)}")
 
 
 if __name__ == "__main__":

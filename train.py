@@ -76,21 +76,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
-    """The reconstruction loss, plain or in two bands, and the mean error."""
-    in_bands = any(options.objective.low_weight)
-    return barycenter.reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
-
-
-def growing_average(decay: float) -> Callable:
+def growing_average(averaged: list[Tensor], current: list[Tensor], steps: Tensor, decay: float) -> None:
     """Average of weights whose decay at step t is min(decay, (1 + t) / (10 + t)): it forgets the first."""
-    def average(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        weight = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)      # stays on the device: nothing waits
-        differences = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(differences, weight)
-        torch._foreach_add_(averaged, differences)
-
-    return average
+    weight = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)          # stays on the device: nothing waits
+    differences = torch._foreach_sub(current, averaged)
+    torch._foreach_mul_(differences, weight)
+    torch._foreach_add_(averaged, differences)
 
 
 def autocast(tensor: Tensor, options: TrainOptions) -> torch.autocast:
@@ -110,7 +101,8 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     f = potentials(b)
     costs = barycenter.transport_cost(z, b, source, objective.cost, objective.gamma)
     dual = barycenter.dual_objective(costs["cost"], f, source, weights)
-    reconstruction, error = reconstruction_of(restored, batch, options)
+    low_weight = batch.low_weight if any(objective.low_weight) else None
+    reconstruction, error = barycenter.reconstruction_loss(restored, batch.clean, low_weight)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
@@ -166,7 +158,8 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(z, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
-    loss, error = reconstruction_of(restored, batch, options)
+    low_weight = batch.low_weight if any(options.objective.low_weight) else None
+    loss, error = barycenter.reconstruction_loss(restored, batch.clean, low_weight)
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()
@@ -187,10 +180,10 @@ def separate_steps(net: BaryIR, potentials: Potentials, sides: dict[str, Side], 
 
     In scheme reconstruction there is the last one alone.
     """
-    sides["restoration"].thaw()
+    sides["restoration"].thaw()                 # so that z has a graph
     with autocast(batch.degraded, options):
         z, skips = net.encode(batch.degraded)
-    sides["restoration"].freeze()               # z keeps its graph; T must not move the layer norm
+    sides["restoration"].freeze()               # z keeps it; T must not move the layer norm
     terms = {}
     if options.scheme == "separate":
         latents = z.detach()
@@ -211,7 +204,8 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
                 "potential": make(potentials.parameters(), potential_rate)}
     if options.scheme == "reconstruction":
         return {"restoration": make(net.parameters(), rate)}
-    of_transport, others = (net.stage_parameters(s) for s in (["transport_map"], ["encoder", "decoder"]))
+    of_transport = net.transport_map.parameters()
+    others = [p for name, p in net.named_parameters() if not name.startswith("transport_map.")]
     return {"restoration": make(others, rate),
             "transport": make(of_transport, options.transport_learning_rate, betas=TRANSPORT_BETAS),
             "potential": make(potentials.parameters(), potential_rate, betas=TRANSPORT_BETAS)}
@@ -248,7 +242,8 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
     potentials = Potentials(lambdas, net.latent_channels, congruent=not options.objective.penalty,
                             standardized=options.scheme == "separate").to(device)
     net = net.to(memory_format=torch.channels_last)
-    ema = AveragedModel(net, multi_avg_fn=growing_average(options.ema)) if options.ema else None
+    average = functools.partial(growing_average, decay=options.ema)
+    ema = AveragedModel(net, multi_avg_fn=average) if options.ema else None
     deployed = ema.module if ema else net               # what validation measures and checkpoints offer
     if options.recompute:
         net.recompute_blocks()
@@ -316,7 +311,8 @@ def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR]
                 run.save(step, deployed)
             if stop and step < steps:
                 raise run.interruption(step, steps)
-    distributed.shutdown()
+    if processes > 1:
+        torch.distributed.destroy_process_group()
     run.log(f"done: {steps} steps, weights in {run.folder / 'last.pth'}")
 
 

@@ -60,14 +60,14 @@ def main() -> None:
         scores = []
         each = (restore_set(net, images, options.protocol, metrics, strip=options.strip, precision=precision)
                 for net in nets)
-        for results in zip(*each, strict=True):                 # of an image, from the three networks
+        for index, results in enumerate(zip(*each, strict=True)):       # of an image, from the three networks
             first, by_side = results[0], dict(zip(SIDES, results, strict=True))
             if first.scores:
                 psnr = {side: result.scores["psnr"] for side, result in by_side.items()}
                 scores.append({"input": first.scores_in["psnr"], **psnr})
-            if first.index < STRIPS:
+            if index < STRIPS:
                 restored = {side: result.restored for side, result in by_side.items()}
-                path = folder / images.name / images.name_of(first.index).with_suffix(".png").name
+                path = folder / images.name / images.name_of(index).with_suffix(".png").name
                 save_image(strip(first.degraded, restored), path)
         rows.append([images.name, len(images), *(means(scores).values() or [""] * (1 + len(SIDES)))])
     write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])

@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data.datasets import ImageSet, unequal
@@ -15,24 +14,18 @@ from utils.errors import InputError, count, printable
 from utils.images import read_image
 from utils.metrics import too_small
 
-Found = TypeVar("Found")
 
+def decode_all(sets: Sequence[ImageSet], read: Callable[[Path], Any] = read_image) -> dict[Path, Any]:
+    """Every image that some sets read, [H,W,3] uint8, or what another `read` gives, by file; in parallel.
 
-def of_each_file(sets: Sequence[ImageSet], read: Callable[[Path], Found]) -> dict[Path, Found]:
-    """What a function finds in every file that some sets read, by file; in parallel, with a progress bar."""
+    InputError at the first unreadable one. DataLoader workers that are forked share this memory, torchrun's
+    processes have it each.
+    """
     paths = sorted({path for images in sets for path in images.files})
     with ThreadPoolExecutor() as pool:
         found = tqdm(pool.map(read, paths), "decoding", len(paths), leave=False, dynamic_ncols=True,
                      disable=distributed.rank() > 0)
         return dict(zip(paths, found, strict=True))
-
-
-def decode_all(sets: Sequence[ImageSet]) -> dict[Path, np.ndarray]:
-    """Every image that some sets read, [H,W,3] uint8, by file; InputError at the first unreadable one.
-
-    DataLoader workers that are forked share this memory, torchrun's processes have it each.
-    """
-    return of_each_file(sets, read_image)
 
 
 def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int,
@@ -44,7 +37,7 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
     """
     if problems is not None:
         problems = list(dict.fromkeys([*problems, *wrong_files(sources, sets, smallest)]))      # each once
-        for problem in problems:
+        for problem in problems * (distributed.rank() == 0):
             print(printable(f"problem: {problem}"))
         if problems:
             raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
@@ -58,7 +51,7 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
 
 def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest: int) -> list[str]:
     """What is wrong with the files of some sources and test sets, a line each. Every file is decoded."""
-    found = of_each_file([*sources, *sets], examine)
+    found = decode_all([*sources, *sets], examine)
     problems = [examined for examined in found.values() if isinstance(examined, str)]
     trained = {found[path]: path for images in sources for pair in images.pairs for path in pair if path}
     for images in (*sources, *sets):
@@ -88,4 +81,4 @@ def examine(path: Path) -> tuple[tuple[int, ...], str] | str:
         image = read_image(path)
     except InputError as error:
         return str(error)
-    return image.shape, hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+    return image.shape, hashlib.sha256(image).hexdigest()

@@ -4,6 +4,7 @@ What is wrong with a set is raised as one InputError.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from data import degradations
 from data.drawings import clean_pair
-from data.pairs import Folder, Pair, composed, find_images, match_pairs, matches, places
+from data.pairs import Folder, Pair, composed, find_images, match_pairs, places
 from data.transforms import random_crop, random_dihedral, random_shrink
 from utils.errors import InputError
 from utils.images import read_image
@@ -93,7 +94,7 @@ class ImageSet:
         patterns, testing = getattr(self.options, option), isinstance(self.options, TestSet)
         if not patterns:
             return entries
-        held = [matches(name, patterns) for name in names]
+        held = [any(fnmatch(composed(name), composed(pattern)) for pattern in patterns) for name in names]
         kept = [entry for entry, out in zip(entries, held, strict=True) if out == testing]
         if not any(held) or not kept:
             found = "leaves none" if any(held) else "names none"
@@ -132,15 +133,13 @@ class ImageSet:
     def read(self, index: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The degraded and the clean image of a pair, [H,W,3] uint8, None for one that is not on disk."""
         pair = self.pairs[index]
-        degraded, clean = (self.image(path) if path else None for path in (pair.degraded, pair.clean))
-        if degraded is not None and clean is not None and (
-                problem := unequal(pair, degraded.shape, clean.shape)):
+        degraded, clean = (self.image(path) if path else None for path in pair)
+        if self.paired and (problem := unequal(pair, degraded.shape, clean.shape)):
             raise InputError(problem)
         return degraded, clean
 
     def depth(self, index: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray | None:
         """Depth [H,W] in [0, 1] of a photograph, where the degradation needs one: recorded, or random."""
-        height, width = shape
         pair = self.pairs[index]
         if self.options.degradation not in degradations.OF_DEPTH:
             return None
@@ -150,7 +149,7 @@ class ImageSet:
         if not place:
             return degradations.smooth_field(shape, rng)
         recorded = Image.fromarray(self.image(place)[..., 0])
-        return np.asarray(recorded.resize((width, height), Image.Resampling.BILINEAR)) / np.float32(255)
+        return np.asarray(recorded.resize(shape[::-1], Image.Resampling.BILINEAR)) / np.float32(255)
 
     def degrade(self, image: np.ndarray, strength: float, rng: np.random.Generator,
                 depth: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +181,7 @@ class ImageSet:
         return self.image(self.layers[rng.integers(len(self.layers))])[..., 0]
 
 
-def open_sets(listed: Sequence[Images], options: Options, name: str, report: Callable[[str], None] = print,
+def open_sets(listed: Sequence[Images], options: Options, name: str, log: Callable[[str], None] = print,
               problems: list[str] | None = None) -> list[ImageSet]:
     """The sources or test sets of the list `name` in the options; absent optional ones are reported.
 
@@ -195,7 +194,7 @@ def open_sets(listed: Sequence[Images], options: Options, name: str, report: Cal
         except InputError as error:
             there = any(place.is_dir() for place in places(Path(root), one.degraded or one.clean))
             if not there and getattr(one, "optional", False):
-                report(f"left out (optional): {error}")
+                log(f"left out (optional): {error}")
             elif problems is None:
                 raise
             else:

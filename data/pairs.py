@@ -6,7 +6,6 @@ Pairs are made by key, never by position in sorted lists. What is missing is nam
 import re
 import unicodedata
 from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,11 +68,6 @@ def find_images(root: Path, folders: str | list[str], where: str) -> Folder:
 def composed(name: str | Path) -> str:
     """A name in Unicode's composed form (NFC): file systems keep an accent with its letter or apart."""
     return unicodedata.normalize("NFC", str(name))
-
-
-def matches(name: str | Path, patterns: list[str]) -> bool:
-    """Whether a name matches one of some patterns such as "a*"."""
-    return any(fnmatch(composed(name), composed(pattern)) for pattern in patterns)
 
 
 def match_pairs(degraded: Folder, clean: Folder, pairing: str, where: str) -> list[Pair]:

@@ -50,9 +50,6 @@ class EpochSampler(Sampler):
     def epochs_before(self, step: int) -> float:
         return self.samples_before(step) / sum(self.groups)
 
-    def __len__(self) -> int:
-        return self.steps - self.start
-
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         @functools.lru_cache(len(self.groups))                  # that of each group's present epoch
         def order(epoch: int, group: int) -> np.ndarray:

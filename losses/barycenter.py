@@ -110,16 +110,12 @@ def congruence_error(f: Tensor, lambdas: Tensor) -> Tensor:
     return (f @ lambdas).square().mean().sqrt()
 
 
-def congruence_penalty(f: Tensor, lambdas: Tensor, rho: float = 10.0) -> Tensor:
-    """rho * batch mean of (sum_k lambda_k f_k)^2: the release's soft congruence. f: [B,K], lambdas: [K]."""
-    return rho * (f @ lambdas).square().mean()
-
-
 def potential_objective(f: Tensor, source: Tensor, weights: Tensor, lambdas: Tensor,
                         rho: float = 0.0) -> Tensor:
-    """sum_k lambda_k E_k[ f_k(b_i) ], which congruent potentials descend; plus the penalty if rho > 0.
+    """sum_k lambda_k E_k[ f_k(b_i) ] + rho * batch mean of (sum_k lambda_k f_k)^2, for potentials to descend.
 
+    rho: 0 for congruent potentials, 10 in the release, whose congruence is soft.
     f: all potentials at b, [B,K]. source: [B] int. weights: [B], of sample_weights. lambdas: [K].
     """
     loss = (weights * of_source(f, source)).sum()
-    return loss + congruence_penalty(f, lambdas, rho) if rho else loss
+    return loss + rho * (f @ lambdas).square().mean() if rho else loss

@@ -161,13 +161,6 @@ class BaryIR(nn.Module):
             if isinstance(module, Blocks):
                 module.recompute = True
 
-    def stage_parameters(self, stages: Sequence[str]) -> list[nn.Parameter]:
-        """Parameters of some of the stages encoder (with the layer norm), transport_map and decoder."""
-        encoder = ("patch_embed", "encoder", "down", "latent", "latent_norm")
-        stage_of = {**dict.fromkeys(encoder, "encoder"), "transport_map": "transport_map"}
-        return [parameter for name, parameter in self.named_parameters()
-                if stage_of.get(name.partition(".")[0], "decoder") in stages]
-
     def encode(self, degraded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image [B,3,H,W] in [0,1], any size -> source latent z [B,8C,ceil(H/8),ceil(W/8)] and the skips.
 

@@ -54,7 +54,7 @@ class Potentials(nn.Module):
         lambdas: Tensor,                    # [K], weights of the sources, > 0 with sum 1
         channels: int = 384,                # of the latent (8C)
         width: int = 64,                    # hidden channels of each g_k
-        congruent: bool = True,             # False: f_k = g_k, for the release's congruence_penalty
+        congruent: bool = True,             # False: f_k = g_k, for the release's penalty
         standardized: bool = False,         # f_k of standardize(b); the cost is then measured there, too
     ) -> None:
         super().__init__()

@@ -121,25 +121,14 @@ class Up(nn.Sequential):
         super().__init__(nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which convolutions and products of x are computed: autocast's if enabled, else its own."""
-    device = x.device.type
-    rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)     # not on meta
-    return torch.get_autocast_dtype(device) if rounded else x.dtype
-
-
-def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution of each channel with its own filter. x: [B,C,H,W]. weight: [C,1,3,3]."""
-    return F.conv2d(x, weight, padding=1, groups=len(weight))
-
-
 def convolve(x: Tensor, pointwise: Tensor, depthwise: Tensor, parts: int) -> list[Tensor]:
     """1x1, then depthwise 3x3 convolution of x [B,C,H,W] by [c,C,1,1], [c,1,3,3]: parts [B,c/parts,H,W]."""
     if x.is_cuda:                                               # where each kernel's launch takes its time
-        return depthwise_conv(F.conv2d(x, pointwise), depthwise).chunk(parts, dim=1)
+        x = F.conv2d(x, pointwise)
+        return F.conv2d(x, depthwise, padding=1, groups=len(depthwise)).chunk(parts, dim=1)
     # Each by itself: nothing strides over the others' channels, and no gradients are joined.
     pairs = zip(pointwise.chunk(parts), depthwise.chunk(parts), strict=True)
-    return [depthwise_conv(F.conv2d(x, p), d) for p, d in pairs]
+    return [F.conv2d(F.conv2d(x, p), d, padding=1, groups=len(d)) for p, d in pairs]
 
 
 def tokens(x: Tensor) -> Tensor:

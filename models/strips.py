@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.baryir import BaryIR, Blocks
-from models.restormer import TransformerBlock, Up, gelu_times, mix_channels, working_dtype
+from models.restormer import TransformerBlock, Up, gelu_times, mix_channels
 
 CPU_STRIP = 16 * 2**20          # bytes of a strip's widest map on a CPU
 
@@ -79,7 +79,8 @@ def convolve_in_strips(x: Tensor, norm: nn.Module, pointwise: Tensor, depthwise:
 
     Each strip lags one row behind the rows of x that were read, so that x may be overwritten there.
     """
-    height, width, dtype = *x.shape[2:], working_dtype(x)
+    (height, width), device = x.shape[2:], x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     pointwise, depthwise = (weight.to(dtype).chunk(parts) for weight in (pointwise, depthwise))
     # Maps of a strip's rows behind the last two of the strip before it; beyond the image's edges are zeros.
     seen = [x.new_empty(1, min(rows, height) + 3, width, len(p), dtype=dtype) for p in pointwise]

@@ -1,5 +1,6 @@
 """train.py end to end: the two phases, interruption and resume, errors, several processes."""
 
+import functools
 import multiprocessing
 import os
 import re
@@ -399,7 +400,7 @@ def test_penalty_and_other_options_run(monkeypatch, precision):
 
 
 def test_the_average_of_weights_forgets_the_first():
-    averaged, average, expected = [torch.zeros(1)], train.growing_average(0.9), 0.0
+    averaged, average, expected = [torch.zeros(1)], functools.partial(train.growing_average, decay=0.9), 0.0
     for step in range(1, 120):
         average(averaged, [torch.full((1,), float(step))], torch.tensor(step))
         decay = min(0.9, (1 + step) / (10 + step))

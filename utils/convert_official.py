@@ -7,8 +7,8 @@ others' are state dicts. Loaded the usual way, a pickle imports and calls whatev
 it with weights_only=True, and an empty nn.Module stands in for each class that it names: no code is run.
 """
 
-import argparse
 import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -124,8 +124,7 @@ def renamed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="IN.pt", help="public checkpoint")
     parser.add_argument("target", type=Path, metavar="OUT.pth", help="checkpoint to write")
     flags = parser.parse_args()

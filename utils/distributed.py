@@ -29,7 +29,7 @@ def setup() -> tuple[int, int, torch.device]:
     That is a GPU for each process, with NCCL, or the CPU, with gloo. InputError where GPUs are too few.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if "WORLD_SIZE" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1, device
     if device.type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -43,23 +43,14 @@ def setup() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def shutdown() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_distributed() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
 def rank() -> int:
     """This process's number, 0 where there is one process."""
-    return dist.get_rank() if is_distributed() else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def average_(values: Tensor) -> Tensor:
     """Replace a tensor by its mean over the processes, in place."""
-    if is_distributed():
+    if dist.is_initialized():
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
@@ -70,7 +61,7 @@ def gather(x: Tensor) -> Tensor:
 
     Its gradient is the sum of all processes' losses; Side.average_and_clip divides by N.
     """
-    return torch.cat(all_gather(x)) if is_distributed() else x
+    return torch.cat(all_gather(x)) if dist.is_initialized() else x
 
 
 @contextmanager
@@ -83,8 +74,8 @@ def naming_dead_processes() -> Iterator[None]:
         for pattern, message in WORKER_ERRORS.items():
             if found := re.search(pattern, text):
                 raise InputError(message.format(found)) from None
-        if is_distributed() and (isinstance(error, dist.DistError)
-                                 or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
+        if dist.is_initialized() and (isinstance(error, dist.DistError)
+                                      or re.search(r"gloo|NCCL|Connection (closed|reset)", text)):
             raise InputError(f"process {rank()}: another process ended, or cannot be reached ({text[:200]}); "
                              "continue with --resume") from None
         raise

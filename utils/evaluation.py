@@ -25,17 +25,13 @@ MAPS = 12                       # of the network's width and the image's size ar
 
 @dataclass
 class Restored:
-    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores where there are any.
+    """One restored test image: pixels [H,W,3] in [0, 1], not clipped; clean and scores if there are any."""
 
-    `scores_in` are the input's metrics, `scores` the restored image's.
-    """
-
-    index: int
     degraded: np.ndarray
     restored: np.ndarray
     clean: np.ndarray | None
-    scores_in: dict[str, float]
-    scores: dict[str, float]
+    scores_in: dict[str, float]         # metrics of the input
+    scores: dict[str, float]            # and of the restored image
 
 
 @dataclass
@@ -131,7 +127,7 @@ def restore_set(net: BaryIR, images: ImageSet, protocol: str, metrics: Metrics, 
         if clean is not None:
             clean = clean.astype(np.float32) / 255
             scores_in, scores = (metrics.of_image(protocol, image, clean) for image in (degraded, restored))
-        yield Restored(index, degraded, restored, clean, scores_in, scores)
+        yield Restored(degraded, restored, clean, scores_in, scores)
 
 
 def average_row(rows: Sequence[Row]) -> Row | None:

@@ -7,8 +7,8 @@ Input `image` and output `restored` are float32 [B,3,H,W] of pixels in [0, 1], t
 B, H and W: the padding is inside. The file is kept if ONNX Runtime restores as PyTorch does, at three sizes.
 """
 
-import argparse
 import logging
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -61,8 +61,7 @@ def export(net: BaryIR, path: Path) -> None:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="weights of this repository")
     parser.add_argument("output", type=Path, metavar="OUT.onnx", help="file to write")
     flags = parser.parse_args()

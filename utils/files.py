@@ -124,8 +124,8 @@ def list_files(folder: Path, extensions: Collection[str] | None = None,
             seen.add(place)
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     lines = [f"{error.filename}: a folder that cannot be read ({error.strerror})" for error in closed]
-    if lines and unreadable is None:
-        raise InputError(lines[0])
     if unreadable is not None:
         unreadable += lines
+    elif lines:
+        raise InputError(lines[0])
     return sorted(path for path in found if extensions is None or path.suffix.lower() in extensions)

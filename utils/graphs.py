@@ -3,11 +3,10 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-Batch, Results = TypeVar("Batch", bound=tuple), TypeVar("Results")
 WARM_UP = 3             # calls before a recording, in which libraries and optimizers make what they keep
 
 
@@ -18,12 +17,12 @@ class Recorded:
     call. A small network's step spends most of its time on launches (benchmarks/RESULTS.md, "On a GPU").
     """
 
-    def __init__(self, step: Callable[..., Results]) -> None:
+    def __init__(self, step: Callable[..., dict[str, Tensor]]) -> None:
         self.step, self.calls, self.recordings = step, Counter(), {}
         self.aside, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         warnings.filterwarnings("ignore", message=".*capturable=True.*")            # the warm-up is meant
 
-    def __call__(self, batch: Batch) -> Results:
+    def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         kind = tuple(tensor.shape for tensor in batch)
         self.calls[kind] += 1
         if self.calls[kind] <= WARM_UP:

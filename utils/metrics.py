@@ -28,11 +28,6 @@ def too_small(shape: Sequence[int], smallest: int) -> str:
             if min(height, width) < smallest else "")
 
 
-def values_for(protocol: str, image: np.ndarray) -> tuple[np.ndarray, int]:
-    """What a protocol compares of an image [H,W,3] in [0, 1] and its data range: floats, 1, or 8 bit, 255."""
-    return (image.clip(0, 1), 1) if protocol == "promptir" else (to_uint8(image), 255)
-
-
 def psnr(image: np.ndarray, clean: np.ndarray, data_range: int) -> float:
     """PSNR in dB against the ground truth, [H,W,3] each; inf where they are equal."""
     if np.array_equal(image, clean):
@@ -90,8 +85,9 @@ class Metrics:
 
     def of_image(self, protocol: str, image: np.ndarray, clean: np.ndarray) -> dict[str, float]:
         """The metrics of one image against the ground truth, both [H,W,3] floats in [0, 1] (clipped here)."""
-        (image, data_range), (clean, _) = values_for(protocol, image), values_for(protocol, clean)
-        return {name: metric(image, clean, data_range) for name, metric in self.metrics.items()}
+        floats = protocol == "promptir"                         # the others compare 8 bit
+        image, clean = (pixels.clip(0, 1) if floats else to_uint8(pixels) for pixels in (image, clean))
+        return {name: metric(image, clean, 1 if floats else 255) for name, metric in self.metrics.items()}
 
 
 def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:

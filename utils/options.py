@@ -278,11 +278,11 @@ def read_file(path: str, above: tuple[str, ...] = ()) -> dict:
         return merged(read_file(beside, above), content)
 
 
-def merged(base: dict, changes: dict) -> dict:
+def merged(base: Any, changes: Any) -> Any:
     """Nested mappings of options, the changes over the base."""
-    both = {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
-            else value for key, value in changes.items()}
-    return {**base, **both}
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    return {**base, **{key: merged(base.get(key), value) for key, value in changes.items()}}
 
 
 class TextLoader(yaml.BaseLoader):

@@ -23,7 +23,6 @@ from utils.files import append_row, append_text, cut_table, remove_partial, writ
 from utils.options import TrainOptions, dump
 from utils.sides import Side
 
-CHECKPOINTS = ("last.pth", "previous.pth")
 TERMS = ("map_loss", "reconstruction", "dual", "cost", "distance", "contrastive", "orthogonality",
          "potential", "gradient_norm", "transport_gradient_norm", "potential_loss", "congruence_error",
          "potential_gradient_norm")                             # columns of losses.csv
@@ -49,8 +48,8 @@ class Run:
         self.options, self.device, self.folder = options, device, Path(options.output) / options.name
         self.dry, self.writes = dry, distributed.rank() == 0 and not dry
         self.step, self.best, self.checkpoint, self.signals = 0, -math.inf, None, []
-        holds_run = any((self.folder / name).exists() for name in CHECKPOINTS)
-        if holds_run and not dry and not resume:
+        checkpoints = self.folder / "last.pth", self.folder / "previous.pth"
+        if not dry and not resume and any(map(Path.exists, checkpoints)):
             raise InputError(f"{self.folder} holds a run already: continue it with --resume, "
                              "or give this one another name")
         if resume and not self.folder.exists():
@@ -84,7 +83,7 @@ class Run:
             self.checkpoint = None                              # frees its memory
         if self.writes:
             write_text(self.folder / "options.yml", dump(self.options))
-        self.begin_table("validation.csv", VALIDATION)
+            cut_table(self.folder / "validation.csv", VALIDATION, self.step)
         return 0 if self.dry else self.step
 
     def _load(self, path: Path, content: dict) -> None:
@@ -120,16 +119,6 @@ class Run:
         for line in [*lines, f"network {of_net:,} parameters, potentials {of_potentials:,} (training only)"]:
             self.log(line)
 
-    def begin_table(self, name: str, columns: Sequence[str]) -> None:
-        """Begin a CSV file in the folder, or cut an earlier one back to the step at which the run goes on."""
-        if self.writes:
-            cut_table(self.folder / name, columns, self.step)
-
-    def add_row(self, name: str, row: Sequence) -> None:
-        """Add a row to a table that was begun."""
-        if self.writes:
-            append_row(self.folder / name, row)
-
     def add_validation(self, step: int, rows: Sequence[Row], net: nn.Module) -> None:
         """Log and add to validation.csv what a network scored; the best one so far goes to best.pth."""
         average = average_row(rows)
@@ -137,7 +126,8 @@ class Run:
             if row.scores:
                 self.log(f"step {step} {row.set}: {row.scores['psnr']:.2f} dB / {row.scores['ssim']:.4f} "
                          f"({row.images} images; input {row.scores_in['psnr']:.2f} dB)")
-            self.add_row("validation.csv", [step, row.set, row.images, *scores_of(row, ("psnr", "ssim"))])
+            line = [step, row.set, row.images, *scores_of(row, ("psnr", "ssim"))]
+            append_row(self.folder / "validation.csv", line)
         if average and average.scores["psnr"] > self.best:
             self.best = average.scores["psnr"]
             save_checkpoint(self.folder / "best.pth", self.weights(step, net))
@@ -167,7 +157,7 @@ class Run:
 
     def stop_requested(self, step: int) -> bool:
         """Whether a signal came to any process; all say the same."""
-        if not distributed.is_distributed():
+        if not torch.distributed.is_initialized():
             return bool(self.signals)
         agreeing = self.device.type == "cpu" or step % AGREE_EVERY == 0
         came = torch.tensor(float(bool(self.signals)), device=self.device)
@@ -218,10 +208,13 @@ class LossTable:
         # Sums, and of how many finite values.
         self.terms = torch.zeros(2, len(TERMS), dtype=torch.float64, device=run.device)
         self.absent = torch.tensor(math.nan, device=run.device)
-        run.begin_table("losses.csv", ("step", "seconds", "learning_rate", *TERMS, "skipped"))
+        if run.writes:
+            columns = ("step", "seconds", "learning_rate", *TERMS, "skipped")
+            cut_table(run.folder / "losses.csv", columns, run.step)
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """A step's terms, by their names in TERMS."""
+        assert terms.keys() <= {*TERMS}, f"no columns for {terms.keys() - {*TERMS}}"
         values = torch.stack([terms.get(name, self.absent) for name in TERMS])
         finite = values.isfinite()
         self.terms += torch.stack([values.where(finite, 0.0), finite])
@@ -239,8 +232,9 @@ class LossTable:
         if values["skipped"]:
             self.run.log(f"step {step}: {values['skipped']} not applied since the last reading, "
                          "loss or gradient not finite")
-        row = [step, f"{time.monotonic() - self.start:.1f}", f"{learning_rate:.3g}"]
-        self.run.add_row("losses.csv", row + [f"{value:.6g}" for value in values.values()])
+        if self.run.writes:
+            row = [step, f"{time.monotonic() - self.start:.1f}", f"{learning_rate:.3g}"]
+            append_row(self.run.folder / "losses.csv", row + [f"{value:.6g}" for value in values.values()])
         in_a_row = max(int(side.skipped_in_a_row) for side in self.sides)
         if in_a_row >= NOT_APPLIED or in_a_row and self.run.dry:
             good = self.run.folder / "last.pth"

@@ -124,11 +124,10 @@ def as_markdown(lines: Lines) -> str:
 def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], protocol: str,
                   checkpoint: str) -> None:
     """The sets' table with full precision: empty cells where there is no ground truth."""
-    lines = [["set", "images", "expected", *columns(metrics), "protocol", "checkpoint"]]
-    for row in rows:
-        scores = scores_of(row, metrics)
-        lines.append([row.set, row.images, row.expected or "", *scores, protocol, checkpoint])
-    write_csv(path, lines)
+    header = ["set", "images", "expected", *columns(metrics), "protocol", "checkpoint"]
+    lines = [[row.set, row.images, row.expected or "", *scores_of(row, metrics), protocol, checkpoint]
+             for row in rows]
+    write_csv(path, [header, *lines])
 
 
 def columns(metrics: Sequence[str]) -> list[str]:
