@@ -76,6 +76,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
+    """The reconstruction loss, plain or in two bands, and the mean error."""
+    in_bands = any(options.objective.low_weight)
+    return barycenter.reconstruction_loss(restored, batch.clean, batch.low_weight if in_bands else None)
+
+
 def growing_average(averaged: list[Tensor], current: list[Tensor], steps: Tensor, decay: float) -> None:
     """Average of weights whose decay at step t is min(decay, (1 + t) / (10 + t)): it forgets the first."""
     weight = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)          # stays on the device: nothing waits
@@ -101,8 +107,7 @@ def map_step(net: BaryIR, potentials: Potentials, side: Side, batch: Batch,
     f = potentials(b)
     costs = barycenter.transport_cost(z, b, source, objective.cost, objective.gamma)
     dual = barycenter.dual_objective(costs["cost"], f, source, weights)
-    low_weight = batch.low_weight if any(objective.low_weight) else None
-    reconstruction, error = barycenter.reconstruction_loss(restored, batch.clean, low_weight)
+    reconstruction, error = reconstruction_of(restored, batch, options)
     loss = objective.w_rec * reconstruction + dual
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)            # not finite: the optimizer moves nothing
@@ -158,8 +163,7 @@ def restoration_step(net: BaryIR, side: Side, batch: Batch, options: TrainOption
     with autocast(z, options):
         b = net.transport(z)
         restored = net.decode(b, z - b, skips)
-    low_weight = batch.low_weight if any(options.objective.low_weight) else None
-    loss, error = barycenter.reconstruction_loss(restored, batch.clean, low_weight)
+    loss, error = reconstruction_of(restored, batch, options)
     loss.backward()
     norm = side.average_and_clip(loss, options.clip)
     side.optimizer.step()

@@ -315,9 +315,9 @@ class Figures:
     def gain(self, row: str, name: str) -> str:
         """Of a group: PSNR, gain over the input, and its share of the oracle's gain on the same sets."""
         gains = self.above(row, f"{row}: input", name)
-        possible = over_seeds({key: mean(self.oracle[key[1]]) for key in gains})
-        share = "" if np.isnan(possible) else f" {over_seeds(gains) / possible:.0%}"
-        return f"{over_seeds(self.psnr(row, name)):.2f} {over_seeds(gains):+.2f}{share}" if gains else "-"
+        gain, possible = over_seeds(gains), over_seeds({key: mean(self.oracle[key[1]]) for key in gains})
+        share = "" if np.isnan(possible) else f" {gain / possible:.0%}"
+        return f"{over_seeds(self.psnr(row, name)):.2f} {gain:+.2f}{share}" if gains else "-"
 
     def difference(self, row: str, other: str, groups: tuple[str, ...], without: str = "") -> tuple:
         """Mean difference in PSNR over the sets of some groups, and its interval."""
