@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from data import degradations
 from data.drawings import clean_pair
 from data.pairs import Folder, Pair, composed, find_images, match_pairs, places
-from data.transforms import random_crop, random_dihedral, random_shrink
+from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError
 from utils.images import read_image
 from utils.options import Images, Options, TestSet
@@ -249,8 +249,7 @@ class TrainingSet(Dataset):
         number = index % len(images)            # each equally often, wherever the entry's part begins
         clean_input = rng.random() < self.clean_share
         if clean_input:
-            # The more of a photograph a patch shows, the better it tells that there is nothing to repair.
-            clean = random_shrink(images.image(images.pairs[number].clean), patch, rng)
+            clean = images.image(images.pairs[number].clean)
             degraded, clean = clean_pair(random_dihedral(random_crop([clean], patch, rng), rng)[0], rng)
         else:
             degraded, clean = self.degraded_pair(images, number, patch, rng)

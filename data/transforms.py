@@ -1,15 +1,7 @@
-"""Random crop, flips and quarter turns of aligned images, [H,W,C] uint8 (C may be absent); a random size."""
+"""Random crop, flips and quarter turns of aligned images, [H,W,C] uint8 (C may be absent)."""
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
-
-
-def random_shrink(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Of three images [H,W,3] uint8 two are shrunk, the shorter side to `size` pixels or more."""
-    scale = rng.uniform(min(1, size / min(image.shape[:2])), 1) if rng.random() < 2 / 3 else 1
-    shrunk = [max(size, round(side * scale)) for side in image.shape[1::-1]]
-    return np.asarray(Image.fromarray(image).resize(shrunk, Image.Resampling.BICUBIC)) if scale < 1 else image
 
 
 def random_crop(images: list[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:

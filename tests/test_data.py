@@ -17,7 +17,7 @@ from data.datasets import NONE, ImageSet, TrainingSet
 from data.degradations import DEGRADATIONS, Parts, jpeg
 from data.pairs import Folder, match_pairs
 from data.sampler import EpochSampler, probabilities
-from data.transforms import random_crop, random_dihedral, random_shrink, to_batch
+from data.transforms import random_crop, random_dihedral, to_batch
 from utils import options
 from utils.errors import InputError
 from utils.images import read_image, to_tensor
@@ -239,9 +239,6 @@ def test_crops_and_turns_of_a_pair_are_the_same_and_small_images_are_padded(tree
     crop, depth = random_crop([image, image[..., 0]], 16, rng)
     assert crop.shape == (16, 16, 3) and np.array_equal(crop[..., 0], depth) and np.isin(crop, image).all()
     assert len({random_dihedral([np.arange(4).reshape(2, 2, 1)], rng)[0].tobytes() for _ in range(200)}) == 8
-    sizes = [random_shrink(np.zeros((20, 20, 3), np.uint8), 16, rng).shape for _ in range(300)]
-    assert {*sizes} == {(side, side, 3) for side in range(16, 21)} and 90 <= sizes.count((20, 20, 3)) <= 150
-    assert random_shrink(image, 16, rng) is image
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     assert to_batch(images).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(to_batch(images), torch.stack([to_tensor(image.numpy()) for image in images]))
