@@ -45,7 +45,7 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
     for images in sets:
         for index in range(len(images)):
             _, clean = images.read(index)
-            if clean is not None and (problem := too_small(clean.shape, smallest)):
+            if clean is not None and (problem := too_small(clean.shape, smallest, images.options.offset)):
                 raise InputError(f"{images.pairs[index].clean}: {problem}")
 
 
@@ -65,7 +65,7 @@ def wrong_files(sources: Sequence[ImageSet], sets: Sequence[ImageSet], smallest:
                                 f"{trained[clean]}")
             if isinstance(degraded, str) or isinstance(clean, str) or not clean:
                 continue
-            if images in sets and (problem := too_small(clean[0], smallest)):
+            if images in sets and (problem := too_small(clean[0], smallest, images.options.offset)):
                 problems.append(f"{pair.clean}: {problem}")
             if degraded and (problem := unequal(pair, degraded[0], clean[0])):
                 problems.append(problem)

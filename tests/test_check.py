@@ -123,8 +123,9 @@ def test_dry_run_of_test_py(tmp_path, checkpoint):
     good = dry_run(path, "sets=[{name: one, clean: gt, degradation: noise, levels: [25]}]", script="test.py")
     assert good.returncode == 0 and good.stdout.endswith("no problems; a dry run restores nothing\n")
     write_image(tmp_path / "tiny/c.png", 12)
-    (tiny,) = problems(dry_run(path, "sets=[{name: t, clean: tiny, degradation: clean}]", script="test.py"))
-    assert tiny.endswith("tiny/c.png: 12x32 pixels, expected at least 16x16 to measure")
+    (tiny,) = problems(dry_run(path, "sets=[{name: t, clean: tiny, degradation: clean, offset: [17, 0]}]",
+                               script="test.py"))
+    assert tiny.endswith("tiny/c.png: 12x15 pixels, expected at least 16x16 to measure")
     refused = run_script("test.py", "--opt", path, "--dry-run", "--input", "in", "--output", tmp_path / "o")
     assert refused.returncode == 2 and "--dry-run and --protocol are for test sets" in refused.stderr
     nothing = dry_run(path, "sets=[{name: one, degraded: gone, optional: true}]", script="test.py")

@@ -21,9 +21,9 @@ def crop_for(protocol: str, image: np.ndarray) -> np.ndarray:
     return image[top:top + image.shape[0] - over[0], left:left + image.shape[1] - over[1]]
 
 
-def too_small(shape: Sequence[int], smallest: int) -> str:
-    """What is wrong with an image of a shape [H,W,3] that has less than so many pixels a side, if it has."""
-    height, width = shape[:2]
+def too_small(shape: Sequence[int], smallest: int, offset: Sequence[int] = (0, 0)) -> str:
+    """What is wrong with a shape [H,W,3] that, without `offset`, has less than so many pixels a side."""
+    height, width = (side - cut for side, cut in zip(shape, offset, strict=False))
     return (f"{width}x{height} pixels, expected at least {smallest}x{smallest} to measure"
             if min(height, width) < smallest else "")
 
