@@ -15,9 +15,10 @@ LETTERS = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,
 
 
 def colours(size: int, rng: Generator) -> np.ndarray:
-    """One flat colour, or up to 16, blended bilinearly: [size,size,3] uint8."""
-    cells = int(rng.choice([1, 1, 2, 3, 4]))
-    corners = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    """One flat colour, or up to 16, blended bilinearly, half of them grey, half dark: [size,size,3] uint8."""
+    cells, channels = int(rng.choice([1, 1, 2, 3, 4])), int(rng.choice([1, 3]))
+    corners = rng.integers(0, rng.choice([64, 256]), (cells, cells, channels), dtype=np.uint8)
+    corners = corners.repeat(3 // channels, axis=2)
     return np.asarray(Image.fromarray(corners).resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -68,15 +69,16 @@ def black_frame(photo: np.ndarray, rng: Generator) -> Pair:
 def clean_pair(photo: np.ndarray, rng: Generator) -> Pair:
     """What stands for an undegraded photograph [S,S,3] uint8 in training, and what it is to become.
 
-    Half of them the photograph itself, a tenth a black frame with its noise, else something drawn or subdued.
+    A quarter of them black frames with their noise, a fifth flat colours, else something drawn, subdued, or,
+    three in ten, the photograph itself.
     """
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.25:
         return black_frame(photo, rng)
-    if kind < 0.2:
+    if kind < 0.45:
         image = colours(len(photo), rng)
-    elif kind < 0.4:
+    elif kind < 0.6:
         image = drawing(photo if rng.random() < 0.4 else colours(len(photo), rng), rng)
     else:
-        image = subdued(photo, rng) if kind < 0.5 else photo
+        image = subdued(photo, rng) if kind < 0.7 else photo
     return image, image

@@ -158,7 +158,7 @@ def test_clean_inputs_are_photographs_drawings_and_black_frames():
     as_it_is = sum(np.array_equal(pair[0], photo) for pair in pairs)
     frames = [pair for pair in pairs if not np.array_equal(*pair)]
     one_colour = sum(np.ptp(image.reshape(-1, 3), axis=0).max() == 0 for image, _ in pairs)
-    assert 135 <= as_it_is <= 190 and 15 <= len(frames) <= 45 and 5 <= one_colour <= 40
+    assert 65 <= as_it_is <= 115 and 50 <= len(frames) <= 95 and 15 <= one_colour <= 50
     assert len({image.tobytes() for image, _ in pairs}) >= 300 - as_it_is
     for degraded, target in [*frames, *(black_frame(flat(255), rng(seed)) for seed in range(99))]:
         assert target.max() < RECORDED and degraded.mean() < 40
