@@ -4,8 +4,8 @@
     python test.py --opt options/test_real.yml --input PATH --output PATH   a photograph, or a folder of them
 
 Writes results/NAME/SET/ (restored images, PNG), results/NAME/table.csv and table.md (per set: images, metrics
-of the input and of the restored images), images.csv (the same per image), index.html (a page to look at, with
-report/ beside it) and, where the option file names the paper's table, comparison.csv.
+of the input and of the restored images; our row in the paper's table, where the option file names one),
+images.csv (the same per image) and index.html (a page to look at, with report/ beside it).
 """
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -100,13 +100,10 @@ def main() -> None:
     # Write and print the tables: of the sets and, where it is named, the published one with our row.
     write_csv(folder / "images.csv", [["set", "image", *tables.columns(options.metrics)], *lines])
     rows += [average] if (average := average_row(rows)) else []
-    made_by = options.protocol + ", tones kept" * options.keep_tones, options.checkpoint
-    tables.write_set_csv(folder / "table.csv", rows, options.metrics, *made_by)
-    (folder / "comparison.csv").unlink(missing_ok=True)     # of an earlier run
+    protocol = options.protocol + ", tones kept" * options.keep_tones
+    tables.write_set_csv(folder / "table.csv", rows, options.metrics, protocol, options.checkpoint)
     shown = [tables.set_table(rows, options.metrics)]
-    if published:
-        shown.append(tables.comparison_table(rows, published))
-        tables.write_comparison_csv(folder / "comparison.csv", rows, published, *made_by)
+    shown += [tables.comparison_table(rows, published)] if published else []
     notes = tables.remarks(rows, published, options)
     write_text(folder / "table.md", "\n\n".join([*map(tables.as_markdown, shown),
                                                  *map(tables.markdown, notes)]) + "\n")

@@ -54,11 +54,6 @@ def set_table(rows: Sequence[Row], metrics: Sequence[str]) -> Lines:
     return lines
 
 
-def difference(ours: dict[str, float], published: dict[str, float]) -> dict[str, float]:
-    """Ours minus the published PSNR and SSIM, of those that we measured."""
-    return {name: ours[name] - value for name, value in published.items() if name in ours}
-
-
 def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
     """The paper's table with our row: methods down, sets across; ours marked * if images are missing.
 
@@ -74,7 +69,8 @@ def comparison_table(rows: Sequence[Row], published: dict) -> Lines:
         scores = ours[name].scores if name in ours else {}
         mark = "*" if name in ours and ours[name].incomplete else ""
         cells.append(scores_cell(scores, PUBLISHED_DIGITS, mark))
-        differences.append(scores_cell(difference(scores, figures), PUBLISHED_DIGITS, mark, sign="+"))
+        difference = {metric: scores[metric] - value for metric, value in figures.items() if metric in scores}
+        differences.append(scores_cell(difference, PUBLISHED_DIGITS, mark, sign="+"))
     average = ours["average"].scores.get("psnr", math.inf) if "average" in ours else math.inf
     averages = [figures.get("average", {}).get("psnr", 0) for figures in published["rows"].values()]
     lines.insert(1 + sum(psnr < average for psnr in averages), ["ours", *cells])
@@ -133,21 +129,3 @@ def write_set_csv(path: Path, rows: Sequence[Row], metrics: Sequence[str], proto
 def columns(metrics: Sequence[str]) -> list[str]:
     """What `scores_of` gives: the input's metrics, then those of what was restored."""
     return [*(f"{name}_in" for name in metrics), *metrics]
-
-
-def write_comparison_csv(path: Path, rows: Sequence[Row], published: dict, protocol: str,
-                         checkpoint: str) -> None:
-    """One line for each method and set, ours last, with ours minus theirs; empty where we have no figure."""
-    ours = comparable(rows, published)
-    lines = [["method", "set", "images", "expected", "psnr", "ssim", "psnr_difference", "ssim_difference",
-              "protocol", "checkpoint"]]
-    for method, figures in published["rows"].items():
-        for name, scores in figures.items():
-            delta = difference(ours[name].scores, scores) if name in ours else {}
-            deltas = [delta.get(metric, "") for metric in PUBLISHED_DIGITS]
-            pair = [scores.get(metric, "") for metric in PUBLISHED_DIGITS]
-            lines.append([method, name, "", "", *pair, *deltas, "published", ""])
-    for name, row in ours.items():
-        pair = [row.scores.get(metric, "") for metric in PUBLISHED_DIGITS]
-        lines.append(["ours", name, row.images, row.expected or "", *pair, "", "", protocol, checkpoint])
-    write_csv(path, lines)
