@@ -199,8 +199,10 @@ def underwater(clean: np.ndarray, strength: float, rng: Generator, parts: Parts)
 
 
 def smooth_field(shape: tuple[int, int], rng: Generator) -> np.ndarray:
-    """A photograph's random depth [h,w], minimum in [0, 0.5], maximum 1: 4x4 noise and a slope, upsampled;
-    to a power of 1 to 4, as most of a photograph is near."""
+    """A photograph's random depth [h,w], minimum in [0, 0.5], maximum 1, most of it near.
+
+    4x4 noise and a slope, upsampled, to a power from 1 to 4.
+    """
     coarse = rng.standard_normal((4, 4))
     coarse += rng.uniform(0, 3) * np.linspace(1, -1, 4)[:, None]                # mostly farther at the top
     image = Image.fromarray(coarse.astype(np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC)

@@ -214,7 +214,7 @@ def test_clean_inputs_are_of_no_source(tree):
     noisy = {source: [not torch.equal(*pair) for *pair, its_source in samples if its_source == source]
              for source in (0, NONE)}
     assert all(noisy[0]) and 120 <= len(noisy[0]) <= 160 and len(noisy[0]) + len(noisy[NONE]) == 200
-    assert 8 <= sum(noisy[NONE]) <= 28                           # black frames
+    assert 8 <= sum(noisy[NONE]) <= 28                          # black frames
 
 
 def test_a_share_of_the_degraded_samples_gets_a_cameras_noise(tree):

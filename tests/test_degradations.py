@@ -6,7 +6,7 @@ import pytest
 from data import degradations
 from data.datasets import bundled_depth
 from data.degradations import DEGRADATIONS, LIGHT, RAW, RECORDED, Parts, camera_noise, photographed
-from data.drawings import black_frame, clean_pair
+from data.drawings import black_frame, clean_pair, colours
 
 STRENGTHS = {"noise": 25, "camera": 4, "poisson": 30, "rain": 2, "haze": 1, "underwater": 1, "blur": 9,
              "defocus": 2, "gaussian_blur": 2, "lowlight": 3, "jpeg": 20, "jpeg_444": 20, "clean": 0}
@@ -124,6 +124,8 @@ def test_haze_follows_the_scattering_law_with_its_recorded_depth():
     lows = fields.min(axis=(1, 2))
     assert 0 <= lows.min() < 0.1 and 0.4 < lows.max() <= 0.5
     assert fields[:, :20].mean() > fields[:, -20:].mean() + 0.1             # mostly farther at the top
+    shares = (fields - lows[:, None, None]) / (1 - lows[:, None, None])
+    assert np.median(shares) < 0.35 < np.quantile(shares, 0.8)              # most is near
 
 
 def test_blur_averages_linear_light_and_does_not_wrap_around():
@@ -160,5 +162,8 @@ def test_clean_inputs_are_photographs_drawings_and_black_frames():
     one_colour = sum(np.ptp(image.reshape(-1, 3), axis=0).max() == 0 for image, _ in pairs)
     assert 65 <= as_it_is <= 115 and 50 <= len(frames) <= 95 and 15 <= one_colour <= 50
     assert len({image.tobytes() for image, _ in pairs}) >= 300 - as_it_is
+    grounds = np.stack([colours(8, rng(seed)) for seed in range(200)])
+    assert 75 <= sum(np.ptp(grounds, axis=3).max(axis=(1, 2)) == 0) <= 125                  # half are grey
+    assert 95 <= sum(grounds.max(axis=(1, 2, 3)) < 64) <= 135               # half are dark, as others may be
     for degraded, target in [*frames, *(black_frame(flat(255), rng(seed)) for seed in range(99))]:
         assert target.max() < RECORDED and degraded.mean() < 40
