@@ -37,7 +37,7 @@ def check(file: str, sources: Sequence[ImageSet], sets: Sequence[ImageSet], smal
     """
     if problems is not None:
         problems = list(dict.fromkeys([*problems, *wrong_files(sources, sets, smallest)]))      # each once
-        for problem in problems * (distributed.rank() == 0):
+        for problem in problems if distributed.rank() == 0 else ():
             print(printable(f"problem: {problem}"))
         if problems:
             raise InputError(f"{file}: {count(len(problems), 'problem')} with its data")
