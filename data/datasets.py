@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data import degradations
-from data.drawings import clean_pair
+from data.drawings import clean_pair, darker
 from data.pairs import Folder, Pair, composed, find_images, match_pairs, places
 from data.transforms import random_crop, random_dihedral
 from utils.errors import InputError
@@ -25,6 +25,7 @@ from utils.options import Images, Options, TestSet
 BUNDLED = Path(skimage.data.__file__).parent                    # the photographs that scikit-image ships
 NONE = -1                       # source of a clean input, which belongs to none
 LIGHT_NOISE = (0, 4)            # stops of the camera's noise on top of the other degradations
+DARKER = 2.5                    # dark and dim scenes, where tones stay, for each clean input
 
 
 def bundled_depth(name: str) -> np.ndarray | None:
@@ -210,7 +211,8 @@ class TrainingSet(Dataset):
 
     Args:
         entries: the sources' image sets; those of the same name are one source.
-        clean_share: share of the samples whose input is clean, some of them drawn (data.drawings).
+        clean_share: share of the samples whose input is clean, some of them drawn (data.drawings). Where a
+            degradation of clean images leaves the tones alone, DARKER times as many scenes are dark or dim.
         camera_share: share of the others, but those of degradation noise and camera, whose input gets a
             camera's noise (data.degradations.camera_noise): without it, the smoothness of haze and low light
             made of clean images tells them from photographs, and a network restores only those.
@@ -261,7 +263,8 @@ class TrainingSet(Dataset):
         """Degraded and clean patch of an image, the degradation drawn where it is not on disk.
 
         Structure of a photograph's scale, its depth, is drawn for the photograph and cut. A larger window is
-        degraded, of which the patch is a random part: JPEG's grid lies anywhere, no edge is near.
+        degraded, of which the patch is a random part: JPEG's grid lies anywhere, no edge is near. What a
+        camera sees is enlarged by up to 3: at full size, photographs are soft.
         """
         options, kind = images.options, images.options.degradation
         border = degradations.reach(kind, max([0, *options.levels, *options.range]))
@@ -271,8 +274,14 @@ class TrainingSet(Dataset):
         degraded, clean = images.read(number)
         planes = [degraded, clean, images.depth(number, clean.shape[:2], rng)]
         there = [plane is not None for plane in planes]
-        cut = iter(random_dihedral(random_crop([p for p in planes if p is not None], window, rng), rng))
+        part = round(window / max(1, rng.uniform(0, 3))) if kind == "camera" else window
+        cut = iter(random_dihedral(random_crop([p for p in planes if p is not None], part, rng), rng))
         degraded, clean, depth = (next(cut) if is_there else None for is_there in there)
+        if part < window:
+            clean = np.asarray(Image.fromarray(clean).resize((window, window), Image.Resampling.BICUBIC))
+        tones_stay = kind and not images.paired and kind not in degradations.OF_TONES
+        if tones_stay and rng.random() < DARKER * self.clean_share:
+            clean = darker(clean, rng)
         if kind:
             image = degraded if images.paired else clean
             degraded, target = images.degrade(image, images.draw_strength(rng), rng, depth)

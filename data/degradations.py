@@ -289,6 +289,7 @@ DEGRADATIONS: dict[str, Callable[[np.ndarray, float, Generator, Parts], Pair]] =
     "clean": lambda clean, *_: (clean, clean),                  # which has to come back as it is
 }
 OF_DEPTH, OF_GRID = ("haze", "underwater"), ("camera", "jpeg", "jpeg_444")      # what depth, a grid matter to
+OF_TONES = (*OF_DEPTH, "lowlight")                              # what changes an image's tones
 
 
 def reach(name: str, strength: float) -> int:

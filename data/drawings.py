@@ -50,10 +50,15 @@ def drawing(ground: np.ndarray, rng: Generator) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
-def subdued(photo: np.ndarray, rng: Generator) -> np.ndarray:
-    """A photograph [H,W,3] uint8 of a dark scene with its lights, or one of low contrast."""
+def darker(photo: np.ndarray, rng: Generator) -> np.ndarray:
+    """A photograph [H,W,3] uint8 as one of a dark scene with its lights, or of a dim one."""
     if rng.random() < 0.5:                                      # a tone curve: white stays white
         return truncate(255 * LIGHT[photo] ** (rng.uniform(1.3, 3) / GAMMA) + 0.5)
+    return truncate(photo * rng.uniform(0.4, 0.9) + 0.5)        # low light, from 3 stops on, leaves 0.39
+
+
+def flatter(photo: np.ndarray, rng: Generator) -> np.ndarray:
+    """A photograph [H,W,3] uint8 of low contrast."""
     contrast, middle = rng.uniform(0.35, 0.8), rng.uniform(40, 160)
     return truncate(middle + contrast * (photo - middle) + 0.5)
 
@@ -69,8 +74,8 @@ def black_frame(photo: np.ndarray, rng: Generator) -> Pair:
 def clean_pair(photo: np.ndarray, rng: Generator) -> Pair:
     """What stands for an undegraded photograph [S,S,3] uint8 in training, and what it is to become.
 
-    A quarter of them black frames with their noise, a fifth flat colours, else something drawn, subdued, or,
-    three in ten, the photograph itself.
+    A quarter of them black frames with their noise, a fifth flat colours, else something drawn, the
+    photograph, or a darker or a flatter one.
     """
     kind = rng.random()
     if kind < 0.25:
@@ -80,5 +85,5 @@ def clean_pair(photo: np.ndarray, rng: Generator) -> Pair:
     elif kind < 0.6:
         image = drawing(photo if rng.random() < 0.4 else colours(len(photo), rng), rng)
     else:
-        image = subdued(photo, rng) if kind < 0.7 else photo
+        image = darker(photo, rng) if kind < 0.75 else flatter(photo, rng) if kind < 0.8 else photo
     return image, image

@@ -229,6 +229,17 @@ def test_a_share_of_the_degraded_samples_gets_a_cameras_noise(tree):
     assert changed(degradation="noise", levels=[25]) == changed(degradation="camera", levels=[2]) == 0
 
 
+def test_scenes_are_darker_where_tones_stay_and_enlarged_before_a_camera(tree):
+    def clean(kind: str) -> np.ndarray:
+        images = folder_set(tree, clean="clean", degradation=kind, levels=[1])
+        samples = [TrainingSet([images], 0, clean_share=0.08)[(0, n, 32)] for n in range(100)]
+        return np.stack([target for _, target, source in samples if source != NONE]).astype(int)
+
+    noise, haze, camera = map(clean, ("noise", "haze", "camera"))
+    assert 8 <= (noise.mean((1, 2, 3)) < 118).sum() <= 30 and haze.mean((1, 2, 3)).min() > 120
+    assert (np.abs(np.diff(camera, axis=1)).mean((1, 2, 3)) < 0.6 * camera.std((1, 2, 3))).sum() > 15
+
+
 def test_crops_and_turns_of_a_pair_are_the_same_and_small_images_are_padded(tree):
     aligned = TrainingSet([folder_set(tree, degraded="clean", clean="clean")], seed=0)
     patches = [aligned[(0, position, 16)] for position in range(20)]
