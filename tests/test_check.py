@@ -73,10 +73,7 @@ def test_the_public_layout_is_what_option_files_name(public_tree):
 
 
 def test_every_problem_is_listed_at_once(option_file, public_tree):
-    """Folders, a partner, a number, a file, sizes; pairs of one file or of equal pixels in another format.
-
-    A test image may not be a training image, in whatever format; the sources may share theirs.
-    """
+    """Folders, partners, numbers, a file, sizes; equal pixels: of a pair, of a training and a test image."""
     train = public_tree / "Train"
     (public_tree / "test/lowlight/high").rename(public_tree / "test/lowlight/high_images")
     (train / "Derain/gt/norain-2.png").unlink()

@@ -25,9 +25,7 @@ def options(tmp_path: Path, checkpoint: Path, **changes) -> str:
         "sets": [{"name": "pairs", "degraded": "in", "clean": "clean"},
                  {"name": "noise", "clean": "clean", "degradation": "noise", "levels": [25], "limit": 2},
                  {"name": "blind", "degraded": "in"},
-                 {"name": "gone", "degraded": "gone", "clean": "clean", "optional": True}],
-        **changes,
-    })
+                 {"name": "gone", "degraded": "gone", "clean": "clean", "optional": True}]} | changes)
 
 
 def run(*arguments: object) -> str:

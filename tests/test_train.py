@@ -351,10 +351,7 @@ def test_what_ends_a_worker_is_named(public_tree, monkeypatch, killed):
 
 
 def test_two_processes_train_as_one_and_end_together():
-    """As torchrun starts them, on gloo with batch 1 each: samples and losses of one process with batch 2.
-
-    When one dies, the other ends, too; --resume goes on, here in one process.
-    """
+    """On gloo, batch 1 each, as one with batch 2; when one dies, the other ends; one process goes on."""
     opt = option_file(steps=3, save_every=3, optimizer="rmsprop", learning_rate=1e-5, ema=0,
                       schedule="constant")
     run(opt, name="one")
