@@ -279,7 +279,7 @@ class TrainingSet(Dataset):
         degraded, clean, depth = (next(cut) if is_there else None for is_there in there)
         if part < window:
             clean = np.asarray(Image.fromarray(clean).resize((window, window), Image.Resampling.BICUBIC))
-        tones_stay = kind and not images.paired and kind not in degradations.OF_TONES
+        tones_stay = not images.paired and kind not in degradations.OF_TONES
         if tones_stay and rng.random() < DARKER * self.clean_share:
             clean = darker(clean, rng)
         if kind:
