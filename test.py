@@ -8,7 +8,7 @@ of the input and of the restored images; our row in the paper's table, where the
 images.csv (the same per image) and index.html (a page to look at, with report/ beside it).
 """
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,17 +22,14 @@ from utils.evaluation import average_row, precision_on, restore_set, row_of, sco
 from utils.files import write_csv, write_text
 from utils.images import save_image, to_image
 from utils.metrics import Metrics
-from utils.options import TestOptions, load_options
+from utils.options import TestOptions, load_options, option_parser
 from utils.photographs import png_names, restore_input
 from utils.report import Report
 
 
 def parse_arguments() -> Namespace:
-    layout = RawDescriptionHelpFormatter
-    parser = ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser = option_parser(__doc__)
     add = parser.add_argument
-    add("--opt", required=True, metavar="FILE", help="option file")
-    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options, keys dotted")
     add("--dry-run", action="store_true", help="check options and images, restore nothing")
     add("--protocol", choices=("promptir", "baryir", "full"), help="override the option file's protocol")
     add("--input", type=Path, metavar="PATH", help="a photograph or a folder of them, no test sets")

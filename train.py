@@ -23,7 +23,6 @@ Scheme reconstruction has the restoration step alone, of encoder, T and decoder:
 ablation). z and b end in the same layer norm, which is the encoder's.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -48,7 +47,7 @@ from utils.evaluation import VALIDATION, precision_on, validate
 from utils.graphs import Recorded
 from utils.memory import keep_freed_memory
 from utils.metrics import Metrics
-from utils.options import TrainOptions, load_options
+from utils.options import TrainOptions, load_options, option_parser
 from utils.runs import LossTable, Run
 from utils.sides import Side, learning_rate_factor, make_side
 
@@ -63,17 +62,6 @@ class Batch(NamedTuple):
     source: Tensor          # k_i, [B]; -1: a clean input, of no source
     weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]; 0 for clean inputs
     low_weight: Tensor      # of the low band in the reconstruction
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout, allow_abbrev=False)
-    add = parser.add_argument
-    add("--opt", required=True, metavar="FILE", help="option file")
-    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options, keys dotted")
-    add("--resume", action="store_true", help="continue the run from its newest checkpoint that can be read")
-    add("--dry-run", action="store_true", help="print options, data, one step's losses; decode every image")
-    return parser.parse_args(arguments)
 
 
 def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
@@ -217,7 +205,11 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
 
 def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR] = BaryIR) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
-    flags = parse_arguments(arguments)
+    parser = option_parser(__doc__)
+    add = parser.add_argument
+    add("--resume", action="store_true", help="continue the run from its newest checkpoint that can be read")
+    add("--dry-run", action="store_true", help="print options, data, one step's losses; decode every image")
+    flags = parser.parse_args(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
     rank, processes, device = distributed.setup()
     options.precision = precision_on(device, options.precision)

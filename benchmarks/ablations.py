@@ -1,4 +1,11 @@
-"""BaryIR with parts changed, to ask what they are worth. Weights keep their names and shapes."""
+"""BaryIR with parts changed, to ask what they are worth, and the rows of the study (benchmarks/study.py).
+
+Weights keep their names and shapes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,3 +64,40 @@ def freeze(stage: nn.Module) -> None:
         for name, weight in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, weight.detach())
+
+
+class Design(NamedTuple):
+    baselines: tuple[str, ...]                  # rows that others are compared with
+    unseen: tuple[str, ...]                     # groups of sets on which it is judged
+    paired: bool                                # whether rows of a seed have a warm start in common
+
+
+class Row(NamedTuple):
+    design: str
+    file: str
+    seeds: int
+    network: Callable[..., BaryIR] = BaryIR
+
+
+DESIGNS = {"decide": Design(("frozen", "w", "frozen_settled"), ("level", "mixed"), True),
+           "study": Design(("b", "c"), ("type", "mixed"), False)}
+FROZEN, SETTLED = (partial(Bottleneck, transport_map=what) for what in ("frozen", "settled"))
+ROWS = {                                                                # in the order of the tables
+    "w": Row("decide", "w.yml", 8, FROZEN),
+    "transport": Row("decide", "transport.yml", 8, Bottleneck),
+    "frozen": Row("decide", "frozen.yml", 8, FROZEN),
+    "reconstruction": Row("decide", "reconstruction.yml", 8, Bottleneck),
+    "none": Row("decide", "none.yml", 8, partial(Bottleneck, transport_map="none")),
+    "oracle": Row("decide", "oracle.yml", 2, FROZEN),
+    "dropout": Row("decide", "dropout.yml", 2, partial(Bottleneck, dropout=0.5)),
+    "transport_settled": Row("decide", "settled.yml", 4, SETTLED),
+    "frozen_settled": Row("decide", "settled.yml", 4, SETTLED),
+    "b": Row("study", "b_restormer_large.yml", 3),
+    "c": Row("study", "c_no_transport.yml", 3),
+    "e": Row("study", "e_separate.yml", 3),
+    "k": Row("study", "k_faster_potentials.yml", 3),
+    "d": Row("study", "d_paper.yml", 1),
+    "g": Row("study", "g_barycenter_alone.yml", 1, partial(OneLatent, kept="barycenter")),
+}
+BEGUN_WITH = dict.fromkeys(("transport", "frozen", "reconstruction", "none", "dropout"), "w")      # arms
+BEGUN_WITH |= {"transport_settled": "transport", "frozen_settled": "frozen"}

@@ -69,8 +69,7 @@ def kept_bytes(recompute: bool) -> int:
     return sum(kept.values()) if outputs else 0
 
 
-def print_networks() -> None:
-    """Parameters and operations of a forward pass."""
+def main() -> None:
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["sizes"]
     cells = [["network", "million parameters", f"GFLOP at {SIZES[1]}, textbook form",
               *(f"ours at {size}" for size in SIZES)]]
@@ -80,10 +79,6 @@ def print_networks() -> None:
                       f"{gflop(net_of, SIZES[1], textbook=True):.1f}{flop}",
                       *(f"{gflop(net_of, size):.1f}" for size in SIZES)])
     print(as_text(cells))
-
-
-def print_trainings() -> None:
-    """Operations and memory of a training step for each patch of 128x128, operations of whole trainings."""
     of_step = 3 * gflop(BaryIR, 128) + gflop(BaryIR, 128, to_b=True)    # backward: twice the forward
     whole, recomputed = (kept_bytes(recompute) / 1e9 for recompute in (False, True))
     print(f"BaryIR, training step, for each patch of 128x128: {of_step:.1f} GFLOP, {whole:.2f} GB for the "
@@ -92,9 +87,8 @@ def print_trainings() -> None:
         epochs = load_options(TrainOptions, str(LITE.with_name(file))).epochs
         flop = samples * epochs * of_step * 1e9
         print(f"{file}: {epochs:g} epochs of {samples:,} patches: {flop:.2g} FLOP")
+    print(f"torch {torch.__version__}, {date.today()}")
 
 
 if __name__ == "__main__":
-    print_networks()
-    print_trainings()
-    print(f"torch {torch.__version__}, {date.today()}")
+    main()

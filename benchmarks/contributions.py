@@ -11,7 +11,6 @@ set, and writes it as CSV (--out) and, of the first images of each set, a strip 
     input | r = 0 (R2) | b = 0 (R1) | both (R3) | R3 - R1 | R3 - R2
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from utils.evaluation import precision_on, restore_set
 from utils.files import write_csv
 from utils.images import save_image, to_image
 from utils.metrics import Metrics, means
-from utils.options import TestOptions, load_options
+from utils.options import TestOptions, load_options, option_parser
 from utils.tables import as_text
 
 SIDES = {"r = 0": "barycenter", "b = 0": "residual", "both": "both"}    # what the decoder gets
@@ -42,9 +41,7 @@ def strip(degraded: np.ndarray, restored: dict[str, np.ndarray]) -> Image.Image:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
+    parser = option_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/contributions.csv"))
     flags = parser.parse_args()
     options = load_options(TestOptions, flags.opt, flags.set)
@@ -66,14 +63,13 @@ def main() -> None:
                 psnr = {side: result.scores["psnr"] for side, result in by_side.items()}
                 scores.append({"input": first.scores_in["psnr"], **psnr})
             if index < STRIPS:
-                restored = {side: result.restored for side, result in by_side.items()}
                 path = folder / images.name / images.name_of(index).with_suffix(".png").name
-                save_image(strip(first.degraded, restored), path)
-        rows.append([images.name, len(images), *(means(scores).values() or [""] * (1 + len(SIDES)))])
-    write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])
-    cells = [[name, str(count), *(f"{value:.2f}" if value != "" else "-" for value in values)]
-             for name, count, *values in rows]
-    print(as_text([["PSNR in dB", "images", "input", *SIDES], *cells]))
+                save_image(strip(first.degraded, {side: one.restored for side, one in by_side.items()}), path)
+        psnr = [f"{value:.4f}" for value in means(scores).values()] or ["-"] * (1 + len(SIDES))
+        rows.append([images.name, str(len(images)), *psnr])
+    table = [["PSNR in dB", "images", "input", *SIDES], *rows]
+    write_csv(flags.out, table)
+    print(as_text(table))
     print(f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
           f"precision {precision}, {date.today()}; {flags.out}; strips in {folder}")
 

@@ -43,6 +43,7 @@ def fill_reference(net: BaryIR) -> None:
         parameter.copy_(torch.from_numpy(v.astype(np.float32)).reshape(parameter.shape))
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="official_forward.npz or baselines_forward.npz")
@@ -55,8 +56,7 @@ def main() -> None:
             continue
         net = BaryIR(**network).eval()
         fill_reference(net)
-        with torch.no_grad():
-            outputs = dict(zip(names.split(), net(degraded), strict=False))     # of a backbone the image
+        outputs = dict(zip(names.split(), net(degraded), strict=False))         # of a backbone the image
         print(f"{sum(p.numel() for p in net.parameters()):,} parameters")
         for name, ours in outputs.items():
             theirs = golden[name]

@@ -80,8 +80,8 @@ def main() -> None:
     lines = [["standard deviation in dB of seeds, images, both",
               "3 seeds", "3 seeds, paired", "8 seeds", "8 seeds, paired"]]
     for deviations in ((0.3, 0.1, 0.3), (0.1, 0.3, 0.3), (0.05, 0.3, 0.3), (0.1, 0.5, 1.0)):
-        shares = (coverage(seeds, paired, deviations) for seeds in (3, 8) for paired in (False, True))
-        lines.append([", ".join(map(str, deviations)), *(f"{100 * share:.1f} %" for share in shares)])
+        lines.append([", ".join(map(str, deviations)), *(f"{coverage(seeds, paired, deviations):.1%}"
+                                                         for seeds in (3, 8) for paired in (False, True))])
     print(as_text(lines))
 
 

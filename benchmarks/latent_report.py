@@ -24,8 +24,8 @@ components of the patches' mean latents, lines between those of one scene.
 """
 
 import itertools
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -45,7 +45,7 @@ from utils.checkpoint import load_network
 from utils.errors import InputError, one_line_errors
 from utils.files import write_csv
 from utils.images import to_tensor
-from utils.options import TestOptions, load_options
+from utils.options import TestOptions, load_options, option_parser
 from utils.tables import as_text
 
 SPACES = {"z": "z", "b": "b", "r": "r", "clean": "z of clean"}
@@ -150,10 +150,10 @@ def measure(net: BaryIR, sets: list[ImageSet], count: int, size: int) -> tuple[l
 
 def plot(path: Path, features: dict[str, Tensor], names: list[str]) -> str:
     """Draw the patches' mean latents [K*P,C] of each space, a colour a source, a line a scene; says so."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        return "no picture: it needs matplotlib"
+    if not find_spec("matplotlib"):
+        return "no picture, expected after: pip install matplotlib"
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(1, len(features), figsize=(13.6, 3.6), layout="constrained")
     for axis, (space, of_space) in zip(axes, features.items(), strict=True):
         centred = of_space - of_space.mean(0)
@@ -169,9 +169,7 @@ def plot(path: Path, features: dict[str, Tensor], names: list[str]) -> str:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--opt", required=True, metavar="FILE", help="option file of test.py")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="options")
+    parser = option_parser(__doc__)
     parser.add_argument("--patches", type=int, default=90, help="of each source")
     parser.add_argument("--size", type=int, default=128, help="sides of the square patches in pixels")
     parser.add_argument("--out", type=Path, default=Path("results/latent_report.csv"))

@@ -53,7 +53,7 @@ PASSES = 3
 PAIRS, WORKERS = 480, 2                                         # of the loading
 
 
-def forward(side: str, size: int, flags: Namespace) -> Callable[[], object]:
+def forward(side: str, what: str, size: int, flags: Namespace) -> Callable[[], object]:
     net = BaryIR().eval().to(flags.device)
     image = torch.rand(1, 3, size, size, device=flags.device)
     if side == "plain":
@@ -87,7 +87,7 @@ def training(side: str, what: str, size: int, flags: Namespace) -> Callable[[], 
     return partial(Recorded(step) if recorded else step, batch)
 
 
-def loading(side: str, size: int, flags: Namespace) -> Callable[[], object]:
+def loading(side: str, what: str, size: int, flags: Namespace) -> Callable[[], object]:
     """PAIRS training samples in batches of 4 by train.py's loader."""
     options = load_options(TrainOptions, flags.opt, flags.set)
     sources = open_sets(options.sources, options, "sources")
@@ -106,12 +106,8 @@ def measure(side: str, what: str, size: int, flags: Namespace) -> tuple[float, f
     if on_cuda:
         torch.cuda.set_device(torch.device(flags.device).index or 0)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if what == "loading":
-        run = loading(side, size, flags)
-    elif what in ("forward", "inference"):
-        run = forward(side, size, flags)
-    else:
-        run = training(side, what, size, flags)
+    make = {"forward": forward, "inference": forward, "loading": loading}.get(what, training)
+    run = make(side, what, size, flags)
     run()
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import study
-from benchmarks.ablations import Bottleneck
+from benchmarks import study, study_tables
+from benchmarks.ablations import DESIGNS, ROWS, Bottleneck
 from benchmarks.intervals import coverage, effects, interval
 from conftest import REPOSITORY, write_image, write_yaml
 from models.baryir import BaryIR
@@ -29,14 +29,14 @@ CHANGED = {"w": {"steps"}, "frozen": set(), "reconstruction": set(), "none": set
 
 
 def test_rows_differ_in_one_thing_alone():
-    assert study.ROWS.keys() == CHANGED.keys()
-    for row, (design, file, *_) in study.ROWS.items():
+    assert ROWS.keys() == CHANGED.keys()
+    for row, (design, file, *_) in ROWS.items():
         options, base = (dataclasses.asdict(load_options(TrainOptions, str(OPTIONS / design / name)))
                          for name in (file, "base.yml"))
         assert {key for key in options if options[key] != base[key]} == CHANGED[row] | {"name"}
 
 
-@pytest.mark.parametrize("design", study.DESIGNS)
+@pytest.mark.parametrize("design", DESIGNS)
 def test_tests_and_matched_scenes_are_of_trained_sources(design):
     options = load_options(TrainOptions, str(OPTIONS / design / "base.yml"))
     (held_out,) = {tuple(source.holdout_layers) for source in options.sources if source.layers}
@@ -129,7 +129,7 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
     for name, options in (rows | tests).items():
         write_yaml(tmp_path / f"options/{name}.yml", options)
     monkeypatch.setattr(study, "OPTIONS", tmp_path / "options")
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study_tables, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "LEFT_OUT", ("noise",))
     monkeypatch.chdir(REPOSITORY)
     return tmp_path
@@ -137,7 +137,7 @@ def small_study(tmp_path: Path, monkeypatch) -> Path:
 
 def test_runs_and_tables(small_study, capsys):
     with pytest.raises(InputError, match="no runs.csv yet"):
-        study.tables()
+        study_tables.tables()
     where = ["--root", str(small_study / "data"), "--output", str(small_study / "runs")]
     for arguments in ("--rows b e --seeds 1", "--rows b --seeds 1 --last",
                       "--rows w transport frozen transport_settled --seeds 2", "--tables"):
@@ -148,17 +148,17 @@ def test_runs_and_tables(small_study, capsys):
                   "retrieval", "frozen: r of another source"):
         assert words in text
     assert not [line for line in text.splitlines() if "transport less" in line and "(one seed)" in line]
-    runs = study.read(small_study / "results/runs.csv")
+    runs = study_tables.read(small_study / "results/runs.csv")
     assert [line["weights"] for line in runs if line["row"] == "b"] == ["averaged", "last"]
     hashes = {(line["row"], line["seed"]): line["samples_hash"] for line in runs}
     assert hashes["b", "0"] == hashes["e", "0"]                 # same samples for all rows
     assert hashes["w", "0"] != hashes["transport", "0"] == hashes["frozen", "0"] != hashes["frozen", "1"]
-    tables = (study.read(small_study / f"results/{name}.csv") for name in ("images", "sets"))
+    tables = (study_tables.read(small_study / f"results/{name}.csv") for name in ("images", "sets"))
     of_e, (of_set,) = ([float(line["psnr"]) for line in lines
                         if (line["row"], line["set"]) == ("e", "seen_rain")] for lines in tables)
     assert len(of_e) == 3 and of_set == pytest.approx(np.mean(of_e), abs=1e-3)
-    study.collect(small_study / "nowhere")                      # what is there stays
-    assert study.read(small_study / "results/runs.csv") == runs
+    study_tables.collect(small_study / "nowhere")                      # what is there stays
+    assert study_tables.read(small_study / "results/runs.csv") == runs
     nets = {row: torch.load(small_study / f"runs/{row}_0/last.pth")["net"]
             for row in ("w", "frozen", "transport", "transport_settled")}
     of_map = {row: net["transport_map.0.norm1.weight"] for row, net in nets.items()}

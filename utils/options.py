@@ -13,6 +13,7 @@ import re
 import reprlib
 import types
 import typing
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -242,6 +243,16 @@ class TestOptions(Options):
 
 
 # Reading.
+
+
+def option_parser(text: str) -> ArgumentParser:
+    """A parser of --opt FILE and --set KEY=VALUE ..., for load_options; text: what --help says."""
+    layout = RawDescriptionHelpFormatter
+    parser = ArgumentParser(description=text, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("--opt", required=True, metavar="FILE", help="option file")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+                        help="options, keys dotted")
+    return parser
 
 
 def load_options(kind: type[T], path: str, overrides: list[str] = ()) -> T:
