@@ -45,7 +45,7 @@ class Blocks(nn.Sequential):
     """A chain of transformer blocks, each of which adds to its input.
 
     The sums are float32, under autocast, too: rounded to bfloat16, they turn the gradients of the finest
-    norms aside (benchmarks/RESULTS.md, "bfloat16 against float32").
+    norms aside (benchmarks/RESULTS.md, "Speed").
     """
 
     recompute = False       # in training, keep of each block its input alone: the backward pass runs it again
