@@ -25,6 +25,7 @@ ablation). z and b end in the same layer norm, which is the encoder's.
 
 import dataclasses
 import functools
+from argparse import Namespace
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,6 +63,14 @@ class Batch(NamedTuple):
     source: Tensor          # k_i, [B]; -1: a clean input, of no source
     weights: Tensor         # lambda_{k_i} / (B p_{k_i}), [B]; 0 for clean inputs
     low_weight: Tensor      # of the low band in the reconstruction
+
+
+def parse_arguments(arguments: list[str] | None) -> Namespace:
+    parser = option_parser(__doc__)
+    add = parser.add_argument
+    add("--resume", action="store_true", help="continue the run from its newest checkpoint that can be read")
+    add("--dry-run", action="store_true", help="print options, data, one step's losses; decode every image")
+    return parser.parse_args(arguments)
 
 
 def reconstruction_of(restored: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
@@ -205,11 +214,7 @@ def make_sides(net: BaryIR, potentials: Potentials, options: TrainOptions,
 
 def main(arguments: list[str] | None = None, make_network: Callable[..., BaryIR] = BaryIR) -> None:
     # Setup options, processes, the run: its folder, and the checkpoint from which it goes on, if any.
-    parser = option_parser(__doc__)
-    add = parser.add_argument
-    add("--resume", action="store_true", help="continue the run from its newest checkpoint that can be read")
-    add("--dry-run", action="store_true", help="print options, data, one step's losses; decode every image")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(arguments)
     options = load_options(TrainOptions, flags.opt, flags.set)
     rank, processes, device = distributed.setup()
     options.precision = precision_on(device, options.precision)

@@ -65,11 +65,11 @@ def main() -> None:
             if index < STRIPS:
                 path = folder / images.name / images.name_of(index).with_suffix(".png").name
                 save_image(strip(first.degraded, {side: one.restored for side, one in by_side.items()}), path)
-        psnr = [f"{value:.4f}" for value in means(scores).values()] or ["-"] * (1 + len(SIDES))
-        rows.append([images.name, str(len(images)), *psnr])
-    table = [["PSNR in dB", "images", "input", *SIDES], *rows]
-    write_csv(flags.out, table)
-    print(as_text(table))
+        rows.append([images.name, len(images), *(means(scores).values() or [""] * (1 + len(SIDES)))])
+    write_csv(flags.out, [["set", "images", "input", *SIDES], *rows])
+    cells = [[name, str(count), *(f"{value:.2f}" if value != "" else "-" for value in values)]
+             for name, count, *values in rows]
+    print(as_text([["PSNR in dB", "images", "input", *SIDES], *cells]))
     print(f"protocol {options.protocol}, checkpoint {options.checkpoint}, option file {options.file}, "
           f"precision {precision}, {date.today()}; {flags.out}; strips in {folder}")
 

@@ -82,7 +82,6 @@ class Figures:
             for table in ("sets", "images", "latents"))
         labels, groups = ({line[column] for line in self.images} for column in ("row", "group"))
         self.rows = sorted(labels, key=lambda row: ([*ROWS].index(row.partition(",")[0]), row))
-        self.split = [row for row in self.rows if row in {line["row"] for line in self.latents}]
         self.groups = [name for name in GROUPS if name in groups]
         self.oracle = defaultdict(list)                         # gains by set
         for (_, of_set), gain in self.above("oracle", "oracle: input", *GROUPS).items():
@@ -162,6 +161,7 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
     sets = sorted({of_set for psnr in trained.values() for _, of_set in psnr},
                   key=lambda name: (GROUPS.index(group(name, "")), name))
     given = dict.fromkeys(line["row"] for line in figures.sets if ": " in line["row"])
+    split = filter({line["row"] for line in figures.latents}.__contains__, rows)       # those with z, b, r
     every = [
         grid("PSNR in dB, gain over the input, share of the oracle's gain", rows, groups, figures.gain),
         grid("difference in dB, 95 % interval", pairs, parts,
@@ -171,7 +171,7 @@ def tables_of(figures: Figures) -> list[list[list[str]]]:
         grid("change in dB by what the decoder is given",
              [name for name in given if not name.endswith(": input")], groups, lambda row, name:
              f"{over_seeds(figures.above(row, row.partition(':')[0], name)):+.2f}".replace("+nan", "-")),
-        grid("matched scenes: z / b / r", figures.split, QUANTITIES, lambda row, quantity:
+        grid("matched scenes: z / b / r", split, QUANTITIES, lambda row, quantity:
              " / ".join(f"{value:.3f}" for value in figures.latent(row, quantity))),
     ]
     return [table for table in every if len(table) > 1]

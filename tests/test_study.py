@@ -157,7 +157,7 @@ def test_runs_and_tables(small_study, capsys):
     of_e, (of_set,) = ([float(line["psnr"]) for line in lines
                         if (line["row"], line["set"]) == ("e", "seen_rain")] for lines in tables)
     assert len(of_e) == 3 and of_set == pytest.approx(np.mean(of_e), abs=1e-3)
-    study_tables.collect(small_study / "nowhere")                      # what is there stays
+    study_tables.collect(small_study / "nowhere")               # what is there stays
     assert study_tables.read(small_study / "results/runs.csv") == runs
     nets = {row: torch.load(small_study / f"runs/{row}_0/last.pth")["net"]
             for row in ("w", "frozen", "transport", "transport_settled")}
