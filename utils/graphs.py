@@ -14,7 +14,7 @@ class Recorded:
     """step(batch) for named tuples of tensors on a GPU; each set of shapes is recorded once.
 
     The step must not wait for the GPU nor decide by its values. What it returns is overwritten by the next
-    call. A small network's step spends most of its time on launches (benchmarks/RESULTS.md, "On a GPU").
+    call. A small network's step spends most of its time on launches (benchmarks/RESULTS.md, "Speed").
     """
 
     def __init__(self, step: Callable[..., dict[str, Tensor]]) -> None:
