@@ -53,7 +53,7 @@ def drawing(ground: np.ndarray, rng: Generator) -> np.ndarray:
 def darker(photo: np.ndarray, rng: Generator) -> np.ndarray:
     """A photograph [H,W,3] uint8 as one of a dark scene with its lights, or of a dim one."""
     if rng.random() < 0.5:                                      # a tone curve: white stays white
-        return truncate(255 * LIGHT[photo] ** (rng.uniform(1.3, 3) / GAMMA) + 0.5)
+        return truncate(255 * LIGHT[photo] ** (rng.uniform(1.3, 2.2) / GAMMA) + 0.5)
     return truncate(photo * rng.uniform(0.4, 0.9) + 0.5)        # low light, from 3 stops on, leaves 0.39
 
 
