@@ -8,7 +8,7 @@ plans: a fixed point (ot.lp.free_support_barycenter). Needs POT and matplotlib (
 
     learned     100 W_2^2(T_k#P_k, Q) / Var Q, exact, of the samples x
     identity    that of T_k(x) = x
-    sampling    100 W_2^2(Q, Q') / Var Q, Q' computed from other samples: what no method goes below
+    sampling    100 W_2^2(Q, Q') / Var Q, Q' computed from other samples: by so much two exact ones differ
 """
 
 import time
