@@ -15,6 +15,6 @@ if __name__ == "__main__":
         parser.add_argument("sources", nargs="+", metavar="IN.pth")
         parser.add_argument("target", type=Path, metavar="OUT.pth")
         flags = parser.parse_args()
-        given = [read_checkpoint(source) for source in flags.sources]
-        net = {name: (sum(one["net"][name].float() for one in given) / len(given)).half() for name in given[0]["net"]}
-        save_checkpoint(flags.target, {"net": net, "network": given[-1]["network"], "step": given[-1]["step"]})
+        runs = [read_checkpoint(source) for source in flags.sources]
+        net = {k: (sum(run["net"][k].float() for run in runs) / len(runs)).half() for k in runs[0]["net"]}
+        save_checkpoint(flags.target, {"net": net, "network": runs[-1]["network"], "step": runs[-1]["step"]})
